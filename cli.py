@@ -1,0 +1,91 @@
+"""What the three scripts share: flags, devices, and how a mistake of the user ends."""
+
+import argparse
+import os
+import signal
+import sys
+
+from errors import UserError
+
+
+def parser(description):
+    """Argument parser whose help shows the defaults."""
+    return argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+
+
+def add_shared_flags(flags):
+    """The flags that mean the same in every script."""
+    flags.add_argument("-g", "--gpu", default="0", help="GPU ids, such as 0 or 0,1; -1 for the CPU")
+    flags.add_argument(
+        "--fast_reconstruction",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="warp by compiled kernels that save memory; otherwise by the plain formulation",
+    )
+    flags.add_argument("--net_args", default=None, help='network options, "key=value, key=value"')
+
+
+def run(main, arguments=None):
+    """Run a script's `main` and give its exit status: a mistake of the user is one line and status 1."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    try:
+        return main(arguments) or 0
+    except UserError as error:
+        return _fail(error)
+    except KeyboardInterrupt:
+        return _fail("stopped", status=130)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        return _fail(f"{error.filename}: {error.strerror}")
+
+
+def positive(name, value):
+    """Value of a flag that must be a whole number from 1.
+
+    Raises:
+        UserError: it is less.
+    """
+    if value < 1:
+        raise UserError(f"--{name} is {value}; it must be a whole number from 1")
+    return value
+
+
+def devices(gpu, batch):
+    """`tf.distribute` strategy for the value of -g.
+
+    Args:
+        gpu: "-1" (CPU), or GPU ids such as "0,1".
+        batch: pairs in a (global) batch.
+
+    Raises:
+        UserError: a GPU is not there, or the batch does not divide evenly over the devices.
+    """
+    ids = gpu.split(",")
+    if not all(part.strip().lstrip("-").isdigit() for part in ids):
+        raise UserError(f"-g {gpu!r} is not a list of GPU ids; write -g 0, -g 0,1 or -g -1 for the CPU")
+    if batch % len(ids):
+        nearest = [n for n in (batch // len(ids) * len(ids), (batch // len(ids) + 1) * len(ids)) if n]
+        hint = " or ".join(str(n) for n in nearest)
+        raise UserError(f"--batch {batch} does not divide by {len(ids)} GPUs; use --batch {hint}")
+    import tensorflow as tf
+
+    if gpu.strip() == "-1":
+        tf.config.set_visible_devices([], "GPU")
+        return tf.distribute.get_strategy()
+    found = tf.config.list_physical_devices("GPU")
+    for part in ids:
+        if not 0 <= int(part) < len(found):
+            there = f"GPUs 0..{len(found) - 1}" if found else "no GPU that TensorFlow can use"
+            raise UserError(f"-g {gpu}: GPU {part} is not there, this machine has {there}; use -g -1 for the CPU")
+    chosen = [found[int(part)] for part in ids]
+    tf.config.set_visible_devices(chosen, "GPU")
+    for device in chosen:
+        tf.config.experimental.set_memory_growth(device, True)
+    return tf.distribute.get_strategy() if len(ids) == 1 else tf.distribute.MirroredStrategy()
+
+
+def _fail(message, status=1):
+    print(f"error: {message}", file=sys.stderr)
+    return status

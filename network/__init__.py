@@ -1,0 +1,28 @@
+"""Recursive cascaded networks (Zhao, Dong, Chang, Xu, ICCV 2019) on TensorFlow 2 / Keras 3.
+
+>>> from network import load_model
+>>> model = load_model("weights/VTN-10-liver")      # published or own
+>>> out = model((fixed, moving))                    # [B, X, Y, Z, 1] in 0..1
+>>> out.flow, out.warped                            # composed flow [B, X, Y, Z, 3], warped moving image
+
+The names below are imported on first use, so that reading a configuration does not start TensorFlow.
+"""
+
+import importlib
+import os
+
+os.environ["KERAS_BACKEND"] = "tensorflow"
+
+_HOMES = {
+    "CascadeConfig": "network.config",
+    "CascadeOutput": "network.recursive_cascaded_networks",
+    "RecursiveCascadedNetwork": "network.recursive_cascaded_networks",
+    "load_model": "network.checkpoints",
+}
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name):
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'network' has no attribute {name!r}; it offers {', '.join(__all__)}")

@@ -1,0 +1,83 @@
+"""The affine cascade: a network that gives a 3x3 matrix and a shift, and the flow that they stand for."""
+
+import typing
+
+import keras
+import tensorflow as tf
+
+from .blocks import Encoder, convolution
+from .kernels import compiled
+from .spatial_transformer import identity_grid
+
+
+class Affine(typing.NamedTuple):
+    """Affine map x -> (matrix + I) x + shift, with x in voxels from the volume's centre.
+
+    Attributes:
+        matrix: float32 [B, 3, 3], the linear part less the identity.
+        shift: float32 [B, 3], in voxels.
+    """
+
+    matrix: tf.Tensor
+    shift: tf.Tensor
+
+
+def affine_flow(affine, size):
+    """Flow of an affine map on a grid of `size` (X, Y, Z): flow_i = sum_j W_ij x_j + b_i, [B, X, Y, Z, 3].
+
+    x is counted from the centre of the volume, (size - 1) / 2.
+    """
+    centred = identity_grid(size) - (tf.cast(tf.stack(size), tf.float32) - 1.0) / 2.0
+    return tf.einsum("bij,xyzj->bxyzi", affine.matrix, centred) + affine.shift[:, None, None, None]
+
+
+def compose_affine(affine, first, second):
+    """Composition of the affine flow `first` of `affine` with `second`, exact also outside the volume.
+
+    (W + I) second(p) + first(p); float32 [B, X, Y, Z, 3]. An interpolated composition would clamp at the edge.
+    """
+    return _compose_affine(affine.matrix, first, second)
+
+
+@compiled
+def _compose_affine(matrix, first, second):
+    rows = (matrix + tf.eye(3))[:, None, None, None]
+    return first + tf.reduce_sum(rows * second[..., None, :], axis=-1)
+
+
+@keras.saving.register_keras_serializable("registration")
+class AffineNetwork(keras.layers.Layer):
+    """Encoder and two bias-free convolutions over the whole remaining grid: [fixed, moving] -> `Affine`.
+
+    Its last kernels have the size of that grid, which ties its weights to ceil(image_size / 64).
+    """
+
+    def __init__(self, leaky_slope=0.1, **kwargs):
+        super().__init__(**kwargs)
+        self.leaky_slope = leaky_slope
+        self.encoder = Encoder(leaky_slope=leaky_slope, name="encoder")
+
+    def build(self, input_shape):
+        images = (*input_shape[0][:-1], 2)
+        self.encoder.build(images)
+        for layer in self.encoder.convolutions:
+            images = layer.compute_output_shape(images)
+        whole = {"kernel_size": images[1:4], "padding": "valid", "use_bias": False}
+        self.matrix_head = convolution(9, "conv7_W", **whole)
+        self.shift_head = convolution(3, "conv7_b", **whole)
+        self.matrix_head.build(images)
+        self.shift_head.build(images)
+
+    @property
+    def convolutions(self):
+        """Every layer that has weights, in order."""
+        return [*self.encoder.convolutions, self.matrix_head, self.shift_head]
+
+    def call(self, inputs):
+        fixed, moving = inputs
+        features = self.encoder(tf.concat([fixed, moving], axis=-1))["conv6_1"]
+        matrix = tf.reshape(self.matrix_head(features), [-1, 3, 3])
+        return Affine(matrix, tf.reshape(self.shift_head(features), [-1, 3]))
+
+    def get_config(self):
+        return {**super().get_config(), "leaky_slope": self.leaky_slope}

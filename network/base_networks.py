@@ -1,0 +1,118 @@
+"""Base networks of the deformable cascades: layers [fixed, moving] -> flow, both images [B, X, Y, Z, 1] in 0..1.
+
+The flow is [B, X, Y, Z, 3] in voxels (conventions: `spatial_transformer.py`).
+"""
+
+import itertools
+
+import keras
+import tensorflow as tf
+
+from .blocks import Encoder, UpConvolution, convolution, leaky_relu
+
+
+class BaseNetwork(keras.layers.Layer):
+    """What base networks share: their options, and `convolutions`, every layer with weights in order."""
+
+    def __init__(self, channels=16, flow_multiplier=1.0, leaky_slope=0.1, **kwargs):
+        super().__init__(**kwargs)
+        self.channels, self.flow_multiplier, self.leaky_slope = channels, flow_multiplier, leaky_slope
+
+    def compute_output_shape(self, input_shape):
+        return (*input_shape[0][:-1], 3)
+
+    def get_config(self):
+        options = {"channels": self.channels, "flow_multiplier": self.flow_multiplier, "leaky_slope": self.leaky_slope}
+        return {**super().get_config(), **options}
+
+
+@keras.saving.register_keras_serializable("registration")
+class VTN(BaseNetwork):
+    """Volume Tweening Network (Zhao et al., JBHI 2019): flow predictions from coarse to fine.
+
+    At each of five levels a 3-channel prediction is upsampled and joined, with the upsampled features, to the
+    encoder's features of the next finer level; the last transposed convolution gives the flow.
+    """
+
+    # Level k of the decoder meets this layer of the encoder.
+    SKIPS = {5: "conv5_1", 4: "conv4_1", 3: "conv3_1", 2: "conv2", 1: "conv1"}
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.encoder = Encoder(self.channels, self.leaky_slope, name="encoder")
+        self.predictions = {k + 1: convolution(3, f"pred{k + 1}") for k in self.SKIPS}
+        self.flow_ups = {k: UpConvolution(3, name=f"upsamp{k + 1}to{k}") for k in self.SKIPS}
+        self.feature_ups = {
+            k: UpConvolution(Encoder.LAYERS[skip][0] * self.channels, name=f"deconv{k}")
+            for k, skip in self.SKIPS.items()
+        }
+        self.head = UpConvolution(3, name="upsamp1to0")
+
+    @property
+    def convolutions(self):
+        """Every layer that has weights, in order."""
+        levels = ((self.predictions[k + 1], self.flow_ups[k], self.feature_ups[k]) for k in self.SKIPS)
+        return [*self.encoder.convolutions, *itertools.chain(*levels), self.head]
+
+    def call(self, inputs):
+        images = tf.concat(inputs, axis=-1)
+        encoded = self.encoder(images)
+        net = encoded["conv6_1"]
+        for k, name in self.SKIPS.items():
+            skip = encoded[name]
+            prediction = self.flow_ups[k]([self.predictions[k + 1](net), skip])
+            features = leaky_relu(self.feature_ups[k]([net, skip]), self.leaky_slope)
+            net = tf.concat([skip, features, prediction], axis=-1)
+        return self.head([net, images]) * (20.0 * self.flow_multiplier)
+
+
+@keras.saving.register_keras_serializable("registration")
+class VoxelMorph(BaseNetwork):
+    """VoxelMorph (Balakrishnan et al., CVPR 2018), its larger variant: an encoder-decoder with skips to the images."""
+
+    # name -> (channels over those of the first layer, stride)
+    ENCODER = {"conv1": (1, 2), "conv2": (2, 2), "conv3": (2, 2), "conv4": (2, 2)}
+    # name -> (channels over those of the first layer, layer whose features join before it)
+    DECODER = {
+        "decode4": (2, None),
+        "decode3": (2, "conv3"),
+        "decode2": (2, "conv2"),
+        "decode1": (2, "conv1"),
+        "decode1_1": (2, None),
+        "decode0": (1, "images"),
+        "decode0_1": (1, None),
+    }
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.encoders = [convolution(k * self.channels, name, stride) for name, (k, stride) in self.ENCODER.items()]
+        self.decoders = [convolution(k * self.channels, name) for name, (k, _) in self.DECODER.items()]
+        self.head = convolution(3, "flow", kernel_initializer=keras.initializers.RandomNormal(stddev=1e-5))
+
+    @property
+    def convolutions(self):
+        """Every layer that has weights, in order."""
+        return [*self.encoders, *self.decoders, self.head]
+
+    def call(self, inputs):
+        net = tf.concat(inputs, axis=-1)
+        features = {"images": net}
+        for layer in self.encoders:
+            net = features[layer.name] = leaky_relu(layer(net), self.leaky_slope)
+        for layer in self.decoders:
+            skip = self.DECODER[layer.name][1]
+            if skip is not None:
+                net = tf.concat([double_to(net, features[skip]), features[skip]], axis=-1)
+            net = leaky_relu(layer(net), self.leaky_slope)
+        return self.head(net) * self.flow_multiplier
+
+
+def double_to(features, skip):
+    """Nearest-neighbour upsampling by two, cut to the grid of `skip` where that is odd: [B, X, Y, Z, C]."""
+    for axis in (1, 2, 3):
+        features = tf.repeat(features, 2, axis=axis)
+    size = tf.shape(skip)
+    return features[:, : size[1], : size[2], : size[3]]
+
+
+BASE_NETWORKS = {"VTN": VTN, "VoxelMorph": VoxelMorph}

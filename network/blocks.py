@@ -1,0 +1,93 @@
+"""Convolutions as the original builds them, and the encoder that the affine cascade and VTN share.
+
+Layer names are those of the published checkpoints (`conv3_1`, `upsamp6to5`, ...): `checkpoints.py` relies on it.
+"""
+
+import keras
+import tensorflow as tf
+
+KERNEL_INITIALIZER = "lecun_uniform"
+"""Uniform in +-sqrt(3 / prod(kernel shape but its last axis)), for transposed convolutions too: Keras counts the
+next-to-last axis of a kernel as its inputs, as the original does."""
+
+
+def convolution(filters, name, stride=1, kernel_size=3, **options):
+    """3-D convolution, 'same' padding, linear, with a bias unless `options` say otherwise."""
+    options = {"padding": "same", "kernel_initializer": KERNEL_INITIALIZER, **options}
+    return keras.layers.Conv3D(filters, kernel_size, strides=stride, name=name, **options)
+
+
+@keras.saving.register_keras_serializable("registration")
+class UpConvolution(keras.layers.Layer):
+    """Transposed convolution, 4^3 kernel, stride 2, without bias: doubles a grid to the given size.
+
+    The kernel is (4, 4, 4, out, in). `call` takes [features, skip] and gives the skip's grid, so that levels of odd
+    size are met exactly.
+    """
+
+    def __init__(self, filters, **kwargs):
+        super().__init__(**kwargs)
+        self.filters = filters
+
+    def build(self, input_shape):
+        shape = (4, 4, 4, self.filters, input_shape[0][-1])
+        self.kernel = self.add_weight(shape=shape, initializer=KERNEL_INITIALIZER, name="kernel")
+
+    def call(self, inputs):
+        features, skip = inputs
+        shape = tf.concat([tf.shape(skip)[:4], [self.filters]], axis=0)
+        out = tf.nn.conv3d_transpose(features, self.kernel, shape, strides=2, padding="SAME")
+        out.set_shape((*skip.shape[:4], self.filters))
+        return out
+
+    def compute_output_shape(self, input_shape):
+        return (*input_shape[1][:4], self.filters)
+
+    def get_config(self):
+        return {**super().get_config(), "filters": self.filters}
+
+
+@keras.saving.register_keras_serializable("registration")
+class Encoder(keras.layers.Layer):
+    """Ten leaky 3^3 convolutions, six of them with stride 2, from [B, X, Y, Z, 2] down to [B, ~X/64, ..., 32 c].
+
+    Returns a dict: layer name -> features.
+    """
+
+    # name -> (channels over those of the first layer, stride)
+    LAYERS = {
+        "conv1": (1, 2),
+        "conv2": (2, 2),
+        "conv3": (4, 2),
+        "conv3_1": (4, 1),
+        "conv4": (8, 2),
+        "conv4_1": (8, 1),
+        "conv5": (16, 2),
+        "conv5_1": (16, 1),
+        "conv6": (32, 2),
+        "conv6_1": (32, 1),
+    }
+
+    def __init__(self, channels=16, leaky_slope=0.1, **kwargs):
+        super().__init__(**kwargs)
+        self.channels, self.leaky_slope = channels, leaky_slope
+        self.convolutions = [convolution(k * channels, name, stride) for name, (k, stride) in self.LAYERS.items()]
+
+    def build(self, input_shape):
+        for layer in self.convolutions:
+            layer.build(input_shape)
+            input_shape = layer.compute_output_shape(input_shape)
+
+    def call(self, images):
+        features, net = {}, images
+        for layer in self.convolutions:
+            net = features[layer.name] = leaky_relu(layer(net), self.leaky_slope)
+        return features
+
+    def get_config(self):
+        return {**super().get_config(), "channels": self.channels, "leaky_slope": self.leaky_slope}
+
+
+def leaky_relu(x, slope):
+    """max(x, slope * x)."""
+    return keras.activations.leaky_relu(x, negative_slope=slope)

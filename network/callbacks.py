@@ -1,0 +1,219 @@
+"""What happens around the steps of a training run: Keras callbacks, all counting the run's own steps (from 1).
+
+A run may start at any step, so none of them relies on Keras's batch or epoch numbers.
+"""
+
+import csv
+import math
+import pathlib
+import sys
+import time
+
+import keras
+import numpy as np
+import tensorflow as tf
+import tqdm
+
+from errors import UserError
+
+from . import checkpoints
+from .evaluation import evaluate
+from .training import GRADIENT, learning_rate
+
+EVERY_STEP_UNTIL = 500
+LOG_EVERY = 10
+PICTURES_EVERY = 1000
+SAVE_EVERY_SECONDS = 3600
+
+
+def is_logged(step):
+    """Whether a step gets a row: every step up to 500, then every tenth."""
+    return step <= EVERY_STEP_UNTIL or step % LOG_EVERY == 0
+
+
+class LearningRate(keras.callbacks.Callback):
+    """Sets the rate of each step by its epoch of `steps_per_epoch` steps (see `learning_rate`)."""
+
+    def __init__(self, initial, steps_per_epoch):
+        super().__init__()
+        self.initial, self.steps_per_epoch = initial, steps_per_epoch
+
+    def on_train_batch_begin(self, batch, logs=None):
+        rate = learning_rate(self.model.step, self.steps_per_epoch, self.initial)
+        self.model.optimizer.learning_rate = rate
+
+
+class StopAtNonFinite(keras.callbacks.Callback):
+    """Stops the run by a UserError when the loss or its gradient is not finite; nothing is saved after it.
+
+    Args:
+        pair_ids: function of a step (from 0) giving its pairs' (fixed id, moving id).
+    """
+
+    def __init__(self, pair_ids):
+        super().__init__()
+        self.pair_ids = pair_ids
+
+    def on_train_batch_end(self, batch, logs=None):
+        if math.isfinite(logs["loss"]) and math.isfinite(logs[GRADIENT]):
+            return
+        step = self.model.step
+        terms = ", ".join(f"{name} {value:.6g}" for name, value in logs.items() if name != GRADIENT)
+        pairs = "; ".join(f"{fixed} <- {moving}" for fixed, moving in self.pair_ids(step - 1))
+        what = "the gradient of the loss" if math.isfinite(logs["loss"]) else "the loss"
+        raise UserError(
+            f"step {step}: {what} is not finite ({terms}) on the pairs (fixed <- moving) {pairs}; "
+            "the last checkpoint is kept: look at these scans, or continue from it with a lower --lr"
+        )
+
+
+class Log(keras.callbacks.Callback):
+    """Writes the logged steps to `log.csv` (step, loss, lr and the loss terms) and as TensorBoard scalars."""
+
+    def __init__(self, folder, writer):
+        super().__init__()
+        self.path, self.writer, self.file = pathlib.Path(folder) / "log.csv", writer, None
+
+    def on_train_batch_end(self, batch, logs=None):
+        step = self.model.step
+        if not is_logged(step):
+            return
+        terms = {name: value for name, value in logs.items() if name != GRADIENT}
+        row = {"step": step, "loss": terms.pop("loss"), "lr": float(self.model.optimizer.learning_rate), **terms}
+        if self.file is None:
+            self.file = self.path.open("w", newline="")
+            self.rows = csv.DictWriter(self.file, list(row))
+            self.rows.writeheader()
+        self.rows.writerow(row)
+        self.file.flush()
+        with self.writer.as_default(step):
+            for name, value in row.items():
+                if name != "step":
+                    tf.summary.scalar(name, value)
+
+    def on_train_end(self, logs=None):
+        if self.file is not None:
+            self.file.close()
+
+
+class Pictures(keras.callbacks.Callback):
+    """Every 1000 steps, mid-slice pictures of one fixed pair for TensorBoard.
+
+    Args:
+        writer: TensorBoard writer.
+        batch: a Batch whose first pair is shown.
+        draw: function (fixed, moving, warped [X, Y, Z], flow [X, Y, Z, 3]) -> dict name -> image [H, W, 1 or 3] uint8.
+    """
+
+    def __init__(self, writer, batch, draw):
+        super().__init__()
+        self.writer, self.draw = writer, draw
+        self.pair = batch["fixed"][:1], batch["moving"][:1]
+
+    def on_train_batch_end(self, batch, logs=None):
+        step = self.model.step
+        if step % PICTURES_EVERY:
+            return
+        fixed, moving = self.pair
+        output = tf.function(self.model.network)((fixed, moving))
+        images = [volume.numpy()[0, ..., 0] for volume in (fixed, moving, output.warped)]
+        with self.writer.as_default(step):
+            for name, picture in self.draw(*images, output.flow.numpy()[0]).items():
+                tf.summary.image(name, picture[None])
+
+
+class Validate(keras.callbacks.Callback):
+    """Every `steps` steps, evaluates a fixed sample of pairs: TensorBoard `val_*`, a line, and `validation.csv`.
+
+    Values that were not measured (no segmentation, no landmarks) are left out of the means; a mean of nothing is
+    empty. An error in validation stops the run: it is a mistake in the data that would otherwise stay unseen.
+
+    Args:
+        steps: steps between validations.
+        batches: function without arguments giving the Batches of the sample.
+        labels: label values, or None for a mask.
+        folder, writer: the run folder and TensorBoard writer, or None to write nothing.
+    """
+
+    NAMES = {"dice": "dice_score", "jaccard": "jacc_score", "landmark_distance": "landmark_dist"}
+
+    def __init__(self, steps, batches, labels, folder=None, writer=None):
+        super().__init__()
+        self.steps, self.batches, self.labels = steps, batches, labels
+        self.path = None if folder is None else pathlib.Path(folder) / "validation.csv"
+        self.writer = writer
+
+    def on_train_batch_end(self, batch, logs=None):
+        step = self.model.step
+        if step % self.steps:
+            return
+        chosen = ("overlap", "landmarks")
+        results = list(
+            evaluate(self.model.network, self.batches(), self.labels, chosen, self.model.distribute_strategy)
+        )
+        means = {}
+        for name, title in self.NAMES.items():
+            measured = np.concatenate([r.values[name] for r in results])
+            measured = measured[~np.isnan(measured)]
+            means[title] = float(measured.mean()) if measured.size else None
+        self.report(step, len(results), means)
+
+    def report(self, step, pairs, means):
+        """Write one validation's means."""
+        text = ", ".join(f"{name} {'not measured' if v is None else format(v, '.4f')}" for name, v in means.items())
+        tqdm.tqdm.write(f"step {step}: validation of {pairs} pairs: {text}")
+        if self.writer is not None:
+            with self.writer.as_default(step):
+                for name, value in means.items():
+                    if value is not None:
+                        tf.summary.scalar(f"val_{name}", value)
+        if self.path is not None:
+            new = not self.path.exists()
+            with self.path.open("a", newline="") as file:
+                rows = csv.writer(file)
+                if new:
+                    rows.writerow(["step", "pairs", *means])
+                rows.writerow([step, pairs, *("" if v is None else v for v in means.values())])
+
+
+class SaveCheckpoints(keras.callbacks.Callback):
+    """Saves the run at each epoch's end, at least hourly, and at its very end."""
+
+    def __init__(self, folder, steps_per_epoch, last_step):
+        super().__init__()
+        self.folder, self.steps_per_epoch, self.last_step = folder, steps_per_epoch, last_step
+        self.saved_at, self.saved_step = time.monotonic(), None
+
+    def on_train_batch_end(self, batch, logs=None):
+        step = self.model.step
+        hourly = time.monotonic() - self.saved_at > SAVE_EVERY_SECONDS
+        if hourly or step % self.steps_per_epoch == 0 or step == self.last_step:
+            self.save()
+
+    def save(self):
+        """Save now, unless this step is saved already."""
+        if self.saved_step == self.model.step:
+            return
+        checkpoints.save(self.folder, self.model.network, self.model.optimizer, self.model.step)
+        self.saved_at, self.saved_step = time.monotonic(), self.model.step
+
+
+class Progress(keras.callbacks.Callback):
+    """Progress bar with steps/s, loss, rate, and the share of time spent waiting for data."""
+
+    def __init__(self, name, total):
+        super().__init__()
+        self.name, self.total = name, total
+
+    def on_train_begin(self, logs=None):
+        self.bar = tqdm.tqdm(total=self.total, initial=self.model.step, desc=self.name, unit="step", file=sys.stderr)
+        self.started = time.perf_counter()
+
+    def on_train_batch_end(self, batch, logs=None):
+        waiting = self.model.seconds_waiting / (time.perf_counter() - self.started)
+        rate = float(self.model.optimizer.learning_rate)
+        self.bar.set_postfix_str(f"loss {logs['loss']:.4f}, lr {rate:.2e}, data {waiting:.1%}", refresh=False)
+        self.bar.update()
+
+    def on_train_end(self, logs=None):
+        self.bar.close()

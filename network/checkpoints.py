@@ -1,0 +1,285 @@
+"""Run folders: find, load and save checkpoints, published and own.
+
+A run is a folder with `model-<step>.index` and `model-<step>.data-*` in TensorFlow's format, and `config.json`
+(`CascadeConfig`) or, in a published folder, the original's `args.json`. Both kinds use the original's variable names
+(`RecursiveCascadedNetwork.named_weights`) with the Adam slots `<name>/Adam` and `<name>/Adam_1`, so that one reader
+serves both, and the original can read ours.
+"""
+
+import json
+import math
+import os
+import pathlib
+import re
+import shutil
+import tempfile
+
+import numpy as np
+import tensorflow as tf
+
+from errors import UserError
+
+from .config import CascadeConfig
+from .recursive_cascaded_networks import build_network
+
+CONFIG_FILE = "config.json"
+ARGS_FILE = "args.json"
+_INDEX = re.compile(r"model-(\d+)\.index$")
+_SLOTS = {"momentum": "Adam", "velocity": "Adam_1"}
+_BETAS = {"beta1_power": 0.9, "beta2_power": 0.999}
+# Adam's count when a published file no longer tells it: its bias corrections have long become 1.
+_MANY_STEPS = 1_000_000
+_KEEP_NEWEST = 5
+_KEEP_EVERY_SECONDS = 5 * 3600
+
+
+def find_run(text, root="weights"):
+    """Folder and step that a `-c` argument means: 'FOLDER', 'FOLDER:STEP', or the name of a run in `root`.
+
+    Returns:
+        (pathlib.Path, step or None).
+
+    Raises:
+        UserError: there is no such folder, or STEP is not a number.
+    """
+    name, colon, step = str(text).rpartition(":")
+    if not colon or pathlib.Path(text).is_dir():
+        name, step = str(text), None
+    if step is not None and not step.isdigit():
+        raise UserError(f"checkpoint {text!r}: {step!r} is not a step; write FOLDER or FOLDER:STEP")
+    for folder in (pathlib.Path(name), pathlib.Path(root) / name):
+        if folder.is_dir():
+            return folder, None if step is None else int(step)
+    known = sorted(p.name for p in pathlib.Path(root).glob("*") if p.is_dir())
+    hint = f"; runs there: {', '.join(known)}" if known else ""
+    raise UserError(f"checkpoint folder {name!r} does not exist, nor does {root}/{name}{hint}")
+
+
+def list_steps(folder):
+    """Steps of the checkpoints in a run folder, ascending."""
+    return sorted(int(m.group(1)) for m in map(_INDEX.match, os.listdir(folder)) if m)
+
+
+def find_step(folder, step=None):
+    """The newest step in a run folder, or the one nearest to `step` (the earlier of two equally near).
+
+    Raises:
+        UserError: the folder holds no checkpoint.
+    """
+    steps = list_steps(folder)
+    if not steps:
+        raise UserError(f"{folder} holds no checkpoint (no file model-<step>.index); unzip or train a model there")
+    return steps[-1] if step is None else min(steps, key=lambda s: abs(s - step))
+
+
+def load_args(folder):
+    """The `args.json` of a run as a dict, {} where there is none.
+
+    Raises:
+        UserError: the file is not JSON.
+    """
+    return _read_json(pathlib.Path(folder) / ARGS_FILE) or {}
+
+
+def load_config(folder):
+    """`CascadeConfig` of a run folder: its config.json, or a published run's args.json (then at 128^3).
+
+    Raises:
+        UserError: neither file is there, or one is not valid.
+    """
+    folder = pathlib.Path(folder)
+    values = _read_json(folder / CONFIG_FILE)
+    if values is not None:
+        return CascadeConfig.from_dict(values, folder / CONFIG_FILE)
+    args = _read_json(folder / ARGS_FILE)
+    if args is None:
+        raise UserError(f"{folder} has neither {CONFIG_FILE} nor {ARGS_FILE}, so its architecture is unknown")
+    missing = [key for key in ("base_network", "n_cascades") if key not in args]
+    if missing:
+        raise UserError(f"{folder / ARGS_FILE} lacks {missing[0]!r}, so the architecture is unknown")
+    config = CascadeConfig(args["base_network"], args["n_cascades"])
+    return config.with_net_args(args.get("net_args", ""))
+
+
+def load_model(path, rep=1, image_size=None, net_args="", fast_reconstruction=True):
+    """A trained network from a run folder.
+
+    Args:
+        path: 'FOLDER', 'FOLDER:STEP' or the name of a run in weights/; published or own.
+        rep: how often each deformable cascade is applied in a row.
+        image_size: (X, Y, Z) to work at; None is the size that the run was trained at.
+        net_args: options that override the run's, as on the command line.
+        fast_reconstruction: whether warps run as compiled kernels.
+
+    Returns:
+        `RecursiveCascadedNetwork` with its weights; `.config` tells what it is.
+
+    Raises:
+        UserError: no such run or checkpoint, or weights that do not fit the architecture or size.
+    """
+    folder, step = find_run(path)
+    config = load_config(folder).with_net_args(net_args).replace(rep=rep, fast_reconstruction=fast_reconstruction)
+    if image_size is not None:
+        config = config.replace(image_size=image_size)
+    prefix = checkpoint_prefix(folder, find_step(folder, step))
+    network = build_network(config)
+    restore(network, prefix)
+    return network
+
+
+def checkpoint_prefix(folder, step):
+    """Path of a checkpoint without its endings: FOLDER/model-<step>."""
+    return pathlib.Path(folder) / f"model-{step}"
+
+
+def restore(network, prefix, optimizer=None):
+    """Fill the network's weights, and the optimizer's state if one is given, from a checkpoint.
+
+    Strict: every weight must be there in its shape, and every variable in the file must be a weight or known
+    bookkeeping. One variable is read at a time.
+
+    Raises:
+        UserError: the file is damaged, or does not fit the network.
+    """
+    reader, shapes = _open(prefix)
+    weights = network.named_weights()
+    _check_fit(prefix, network.config, {name: tuple(w.shape) for name, w in weights.items()}, shapes)
+    for name, weight in weights.items():
+        weight.assign(_read(reader, name, prefix))
+    if optimizer is not None and "beta1_power" in shapes:
+        for slot, variables in _slot_variables(network, optimizer).items():
+            for name, variable in variables.items():
+                variable.assign(_read(reader, f"{name}/{slot}", prefix))
+        optimizer.iterations.assign(_adam_steps(float(_read(reader, "beta2_power", prefix))))
+
+
+def save(folder, network, optimizer, step):
+    """Write a checkpoint of weights and Adam's state: FOLDER/model-<step>.
+
+    The files appear under their names only when they are complete, the index last, so that a kill at any moment
+    leaves the older checkpoints and no broken one. Of those written before, the newest five stay, and one every five
+    hours.
+    """
+    folder = pathlib.Path(folder)
+    tensors = {name: weight.value for name, weight in network.named_weights().items()}
+    for slot, variables in _slot_variables(network, optimizer).items():
+        tensors.update({f"{name}/{slot}": variable.value for name, variable in variables.items()})
+    done = int(optimizer.iterations)
+    tensors.update({name: tf.constant(beta ** (done + 1), tf.float32) for name, beta in _BETAS.items()})
+    tensors["is_training"] = tf.constant(False)
+    prefix = checkpoint_prefix(folder, step)
+    with tempfile.TemporaryDirectory(prefix=".partial-", dir=folder) as partial:
+        written = pathlib.Path(partial) / prefix.name
+        names = sorted(tensors)
+        tf.raw_ops.SaveV2(
+            prefix=str(written),
+            tensor_names=names,
+            shape_and_slices=[""] * len(names),
+            tensors=[tensors[name] for name in names],
+        )
+        for file in sorted(pathlib.Path(partial).iterdir()):  # .data-... before .index
+            os.replace(file, folder / file.name)
+    _prune(folder)
+
+
+def clear_partial(folder):
+    """Remove what a killed `save` left behind."""
+    for leftover in pathlib.Path(folder).glob(".partial-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _prune(folder):
+    kept_at = -math.inf
+    for step in list_steps(folder)[:-_KEEP_NEWEST]:
+        prefix = checkpoint_prefix(folder, step)
+        written_at = pathlib.Path(f"{prefix}.index").stat().st_mtime
+        if written_at - kept_at >= _KEEP_EVERY_SECONDS:
+            kept_at = written_at
+            continue
+        for file in sorted(folder.glob(f"{prefix.name}.*"), reverse=True):  # the index first
+            file.unlink()
+
+
+def _slot_variables(network, optimizer):
+    """Adam's variables by published name: {'Adam': {name: momentum}, 'Adam_1': {name: velocity}}."""
+    by_path = {variable.path.rsplit("/", 1)[-1]: variable for variable in optimizer.variables}
+    names = network.named_weights()
+    return {
+        slot: {name: by_path[f"{weight.path.replace('/', '_')}_{kind}"] for name, weight in names.items()}
+        for kind, slot in _SLOTS.items()
+    }
+
+
+def _adam_steps(beta2_power):
+    """Adam's step count from the power of beta2 that a checkpoint keeps, beta2^(steps + 1)."""
+    if beta2_power <= 1e-30:
+        return _MANY_STEPS
+    return max(round(math.log(beta2_power) / math.log(_BETAS["beta2_power"])) - 1, 0)
+
+
+def _read_json(path):
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON ({error}); restore the file from its source") from error
+
+
+def _open(prefix):
+    try:
+        reader = tf.train.load_checkpoint(str(prefix))
+        return reader, reader.get_variable_to_shape_map()
+    except (tf.errors.OpError, ValueError) as error:
+        raise UserError(_damaged(prefix, error)) from error
+
+
+def _read(reader, name, prefix):
+    try:
+        return reader.get_tensor(name)
+    except (tf.errors.OpError, ValueError) as error:
+        raise UserError(_damaged(prefix, error)) from error
+
+
+def _damaged(prefix, error):
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return f"checkpoint {prefix} cannot be read ({reason}); copy or download it again, or name another with FOLDER:STEP"
+
+
+def _check_fit(prefix, config, wanted, found):
+    """Raise a UserError unless the file's variables are just the wanted weights and known bookkeeping."""
+    what = f"{config.base_network} with {config.n_cascades} cascades and {config.channels} channels"
+    heads = [name for name in wanted if "/conv7_" in name]
+    for name in sorted(wanted, key=lambda n: n in heads):  # a wrong size is told apart from a wrong architecture
+        if name not in found:
+            raise UserError(f"checkpoint {prefix} is not one of {what}: it lacks the variable {name}; check -b and -n")
+        if tuple(found[name]) != wanted[name]:
+            if name in heads:
+                raise UserError(_other_size(prefix, config, found[name]))
+            raise UserError(
+                f"checkpoint {prefix} is not one of {what}: {name} has shape {tuple(found[name])}, "
+                f"not {wanted[name]}; check -b, -n and channels in --net_args"
+            )
+    slots = {f"{name}/{slot}" for name in wanted for slot in _SLOTS.values()}
+    unused = sorted(set(found) - set(wanted) - slots - set(_BETAS) - {"is_training"})
+    if unused:
+        raise UserError(
+            f"checkpoint {prefix} is not one of {what}: its variable {unused[0]} has no place there "
+            f"({len(unused)} such in all); check -b and -n"
+        )
+
+
+def _other_size(prefix, config, shape):
+    size = " x ".join(str(n) for n in config.image_size)
+    grid = " x ".join(str(n) for n in shape[:3])
+    limits = " x ".join(f"{64 * (n - 1) + 1}..{64 * n}" for n in shape[:3])
+    return (
+        f"checkpoint {prefix} was trained at another image size than {size}: the last kernels of its affine cascade "
+        f"cover {grid} voxels, which are sizes of {limits}; resample the data to the size it was trained at, or train "
+        "a model at this one"
+    )
+
+
+def parameter_count(network):
+    """Number of trainable values of a network."""
+    return int(sum(np.prod(weight.shape) for weight in network.named_weights().values()))

@@ -1,0 +1,168 @@
+"""What a model is: one frozen dataclass, checked when built, saved beside the weights.
+
+Imports no TensorFlow, so that a mistake in an option is reported at once.
+"""
+
+import ast
+import dataclasses
+import math
+
+from errors import UserError
+
+BASE_NETWORK_NAMES = ("VTN", "VoxelMorph")
+AUGMENTATIONS = (None, "identity")
+
+# The options that --net_args may set, as users of the original know them.
+NET_ARGS = (
+    "det_factor",
+    "ortho_factor",
+    "reg_factor",
+    "warp_gradient",
+    "warp_padding",
+    "channels",
+    "leaky_slope",
+    "augmentation",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class CascadeConfig:
+    """Architecture and training options of a recursive cascaded network.
+
+    Attributes:
+        base_network: 'VTN' or 'VoxelMorph', the network of every deformable cascade.
+        n_cascades: number of deformable cascades; 0 is the affine cascade alone.
+        rep: how often each deformable cascade is applied in a row with the same weights.
+        image_size: (X, Y, Z) in voxels.
+        det_factor, ortho_factor: weights of the affine cascade's two regularisation terms.
+        reg_factor: weight of the smoothness term of every deformable cascade.
+        warp_gradient: whether a cascade's gradient flows back through the image it was given.
+        warp_padding: whether warping sees one voxel of zeros around the image instead of a repeated edge.
+        channels: channels of the base network's first convolution (the affine cascade always has 16).
+        leaky_slope: slope of the leaky ReLU below zero.
+        augmentation: None (random deformation of the moving image in training) or 'identity' (none).
+        fast_reconstruction: whether warps run as compiled kernels that recompute in the backward pass.
+
+    Raises:
+        UserError: an option has a value outside its range.
+    """
+
+    base_network: str = "VTN"
+    n_cascades: int = 1
+    rep: int = 1
+    image_size: tuple = (128, 128, 128)
+    det_factor: float = 0.1
+    ortho_factor: float = 0.1
+    reg_factor: float = 1.0
+    warp_gradient: bool = True
+    warp_padding: bool = False
+    channels: int = 16
+    leaky_slope: float = 0.1
+    augmentation: str | None = None
+    fast_reconstruction: bool = True
+
+    def __post_init__(self):
+        object.__setattr__(self, "image_size", tuple(self.image_size))
+        _check(self.base_network in BASE_NETWORK_NAMES, "base_network", self.base_network, BASE_NETWORK_NAMES)
+        _check(_is_int(self.n_cascades, 0), "n_cascades", self.n_cascades, "a whole number from 0")
+        _check(_is_int(self.rep, 1), "rep", self.rep, "a whole number from 1")
+        size_ok = len(self.image_size) == 3 and all(_is_int(n, 2) for n in self.image_size)
+        _check(size_ok, "image_size", self.image_size, "three whole numbers from 2")
+        for name in ("det_factor", "ortho_factor", "reg_factor", "leaky_slope"):
+            value = getattr(self, name)
+            _check(_is_number(value) and value >= 0, name, value, "a number from 0")
+        for name in ("warp_gradient", "warp_padding", "fast_reconstruction"):
+            _check(isinstance(getattr(self, name), bool), name, getattr(self, name), (True, False))
+        _check(_is_int(self.channels, 1), "channels", self.channels, "a whole number from 1")
+        _check(self.augmentation in AUGMENTATIONS, "augmentation", self.augmentation, AUGMENTATIONS)
+
+    @property
+    def flow_multiplier(self):
+        """Factor on every deformable cascade's flow: 1 / n_cascades, whatever `rep` is."""
+        return 1.0 / max(self.n_cascades, 1)
+
+    @property
+    def stage_cascades(self):
+        """Index of the deformable cascade that makes stage 1, 2, ...; stage 0 is the affine cascade."""
+        return [i for i in range(self.n_cascades) for _ in range(self.rep)]
+
+    @property
+    def similarity_stages(self):
+        """Stages whose warped image enters the loss: every repeat of the last cascade."""
+        last = len(self.stage_cascades)
+        return [0] if self.n_cascades == 0 else list(range(last - self.rep + 1, last + 1))
+
+    @property
+    def affine_grid(self):
+        """Grid left after the affine encoder's six strided convolutions; the size of its last kernels."""
+        return tuple(math.ceil(n / 64) for n in self.image_size)
+
+    def replace(self, **changes):
+        """Copy with some options changed; checks again."""
+        return dataclasses.replace(self, **changes)
+
+    def with_net_args(self, text):
+        """Copy with the options of a `--net_args` string.
+
+        Raises:
+            UserError: malformed text, an unknown key or a value outside its range.
+        """
+        return self.replace(**parse_assignments(text, NET_ARGS, "--net_args"))
+
+    def to_dict(self):
+        """All options, fit for JSON."""
+        return {**dataclasses.asdict(self), "image_size": list(self.image_size)}
+
+    @classmethod
+    def from_dict(cls, values, source):
+        """Config from a mapping read out of the file `source`.
+
+        Raises:
+            UserError: an unknown key, or a value outside its range.
+        """
+        known = [field.name for field in dataclasses.fields(cls)]
+        unknown = sorted(set(values) - set(known))
+        if unknown:
+            raise UserError(f"{source}: unknown option {unknown[0]!r}; known are {', '.join(known)}")
+        return cls(**values)
+
+
+def parse_assignments(text, allowed, flag):
+    """Values of a string such as "reg_factor=0.5, augmentation='identity'", as a dict.
+
+    Args:
+        text: comma-separated `key=value`, values Python literals; None and '' give {}.
+        allowed: the keys that may occur.
+        flag: name of the command-line flag, for messages.
+
+    Raises:
+        UserError: the text is malformed, or a key is not among `allowed`.
+    """
+    try:
+        call = ast.parse(f"dict({text or ''})", mode="eval").body
+        if call.args:
+            raise ValueError("a value without a key")
+        values = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
+    except (SyntaxError, ValueError, AttributeError) as error:
+        raise UserError(
+            f'{flag} {text!r} cannot be read ({error}); write "key=value, key=value" with numbers, True, False, '
+            "None or quoted words as values"
+        ) from error
+    unknown = sorted(key or "**" for key in values if key not in allowed)
+    if unknown:
+        raise UserError(f"{flag}: unknown key {unknown[0]!r}; allowed are {', '.join(allowed)}")
+    return values
+
+
+def _is_int(value, minimum):
+    return isinstance(value, int) and not isinstance(value, bool) and value >= minimum
+
+
+def _is_number(value):
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _check(condition, name, value, allowed):
+    if not condition:
+        allowed = allowed if isinstance(allowed, str) else "one of " + ", ".join(str(a) for a in allowed)
+        raise UserError(f"{name} is {value!r}; it must be {allowed}")
