@@ -1,7 +1,6 @@
 """What the three scripts share: flags, devices, and how a mistake of the user ends."""
 
 import argparse
-import os
 import signal
 import sys
 
@@ -27,8 +26,7 @@ def add_shared_flags(flags):
 
 def run(main, arguments=None):
     """Run a script's `main` and give its exit status: a mistake of the user is one line and status 1."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         return main(arguments) or 0
     except UserError as error:
@@ -84,6 +82,11 @@ def devices(gpu, batch):
     for device in chosen:
         tf.config.experimental.set_memory_growth(device, True)
     return tf.distribute.get_strategy() if len(ids) == 1 else tf.distribute.MirroredStrategy()
+
+
+def _interrupt(*_):
+    """A cluster's SIGTERM ends a run like Ctrl-C: what is done is saved."""
+    raise KeyboardInterrupt
 
 
 def _fail(message, status=1):

@@ -1,6 +1,7 @@
 """Train a recursive cascaded network: python train.py -b VTN -n 10 -d datasets/liver.json -g 0,1"""
 
 import datetime
+import itertools
 import json
 import math
 import pathlib
@@ -94,8 +95,6 @@ def main(arguments=None):
     if run is not None:
         import tensorflow as tf
 
-        from data_util.figures import training_pictures
-
         writer = tf.summary.create_file_writer(str(LOGS / args.logs / name))
         shown = next(iter((validation or scheme).evaluation(1, [0])))
         saver = callbacks.SaveCheckpoints(run, args.round, total)
@@ -151,33 +150,50 @@ def scheme_names(finetune, data):
     return train, validation
 
 
+def training_pictures(fixed, moving, warped, flow):
+    """Axial mid-slices of volumes 0..1 and the warped grid, as TensorBoard shows them: name -> uint8 [H, W, 1]."""
+    from data_util.figures import mid_slices, warped_grid_image
+
+    volumes = {"fixed": fixed, "moving": moving, "warped": warped}
+    pictures = {name: (mid_slices(volume)[0] * 255).astype("uint8") for name, volume in volumes.items()}
+    pictures["warped_grid"] = warped_grid_image(flow)
+    return {name: picture[..., None] for name, picture in pictures.items()}
+
+
 def make_run(args, config):
-    """Make the run's folder, with args.json and config.json: weights/<month><day>-<time>[_n][_NAME]."""
-    WEIGHTS.mkdir(exist_ok=True)
+    """Make the run's folder in weights/ with args.json and config.json: <month><day>-<time>[_NAME] or <run>_ftNAME.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
     if args.finetune:
         from network.checkpoints import find_run
 
-        source = find_run(args.checkpoint, WEIGHTS)[0].name
-        suffix = f"_ft{args.finetune}"
-        run = WEIGHTS / (source if source.endswith(suffix) else source + suffix)
-        run.mkdir(exist_ok=True)
+        stem = find_run(args.checkpoint, WEIGHTS)[0].resolve().name.removesuffix(f"_ft{args.finetune}")
+        stem += f"_ft{args.finetune}"
     else:
-        run = new_folder(datetime.datetime.now().strftime("%b%d-%H%M"), f"_{args.name}" if args.name else "")
-    (run / "args.json").write_text(json.dumps(vars(args), indent=2))
-    (run / "config.json").write_text(json.dumps(config.to_dict(), indent=2))
+        stem = datetime.datetime.now().strftime("%b%d-%H%M")
+    try:
+        run = new_folder(stem, f"_{args.name}" if args.name else "")
+        (run / "args.json").write_text(json.dumps(vars(args), indent=2))
+        (run / "config.json").write_text(json.dumps(config.to_dict(), indent=2))
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {error.filename} ({error.strerror}); make the folder writable, or run where it is"
+        ) from error
     return run
 
 
 def new_folder(stem, suffix):
     """A folder in weights/ that was not there: the stem and suffix, with _1, _2, ... between where taken."""
-    for attempt in range(1000):
+    WEIGHTS.mkdir(exist_ok=True)
+    for attempt in itertools.count():
         run = WEIGHTS / (stem + (f"_{attempt}" if attempt else "") + suffix)
         try:
             run.mkdir()
             return run
         except FileExistsError:
             continue
-    raise UserError(f"1000 runs named {stem}{suffix} exist in {WEIGHTS}; give another --name")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,9 @@ import importlib
 import os
 
 os.environ["KERAS_BACKEND"] = "tensorflow"
+# TensorFlow leaves oneDNN off on processors without AVX-512; there too it makes a training step several times faster.
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 _HOMES = {
     "CascadeConfig": "network.config",

@@ -40,7 +40,8 @@ class LearningRate(keras.callbacks.Callback):
 
     def on_train_batch_begin(self, batch, logs=None):
         rate = learning_rate(self.model.step, self.steps_per_epoch, self.initial)
-        self.model.optimizer.learning_rate = rate
+        if rate != self.model.rate:
+            self.model.rate = self.model.optimizer.learning_rate = rate
 
 
 class StopAtNonFinite(keras.callbacks.Callback):
@@ -79,7 +80,7 @@ class Log(keras.callbacks.Callback):
         if not is_logged(step):
             return
         terms = {name: value for name, value in logs.items() if name != GRADIENT}
-        row = {"step": step, "loss": terms.pop("loss"), "lr": float(self.model.optimizer.learning_rate), **terms}
+        row = {"step": step, "loss": terms.pop("loss"), "lr": self.model.rate, **terms}
         if self.file is None:
             self.file = self.path.open("w", newline="")
             self.rows = csv.DictWriter(self.file, list(row))
@@ -211,8 +212,8 @@ class Progress(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         waiting = self.model.seconds_waiting / (time.perf_counter() - self.started)
-        rate = float(self.model.optimizer.learning_rate)
-        self.bar.set_postfix_str(f"loss {logs['loss']:.4f}, lr {rate:.2e}, data {waiting:.1%}", refresh=False)
+        state = f"loss {logs['loss']:.4f}, lr {self.model.rate:.2e}, data {waiting:.1%}"
+        self.bar.set_postfix_str(state, refresh=False)
         self.bar.update()
 
     def on_train_end(self, logs=None):

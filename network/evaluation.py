@@ -1,15 +1,16 @@
 """Evaluation: the network applied to batches of pairs, one `PairResult` for each valid pair."""
 
+import concurrent.futures
 import dataclasses
+import functools
 import time
 
 import numpy as np
 import tensorflow as tf
 
 from . import metrics
+from .losses import correlation
 from .recursive_cascaded_networks import Stage
-
-DEFAULT_METRICS = ("overlap", "landmarks", "jacobian", "flow_error")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,93 +20,220 @@ class PairResult:
     Attributes:
         index: place of the pair in its scheme.
         fixed_id, moving_id: the scans, as reports name them.
-        values: name -> NumPy value: a scalar, or an array with a value a label or landmark. NaN is 'not measured'.
-            By the metrics chosen: `dice`, `jaccard` [K]; `landmark_distance` [L] in voxels; `jacobian_std`;
-            `flow_error` in voxels, where the flow is known.
-        seconds: time the pair took, its share of the batch's.
+        stages: what was measured after each cascade: a tuple of dicts, name -> NumPy value: a scalar, or an array with
+            a value a label or landmark. NaN is 'not measured'. Every name is defined in docs/metrics.md. The last
+            one is the result; the first one, if every cascade was measured, is the pair before registration.
+        seconds: time that registering and measuring took, the pair's share of its batch.
+        images: name -> array of the pair, as asked for: `flow` [X, Y, Z, 3] in voxels, `jacobian` (its determinant),
+            `fixed`, `moving`, `warped` (0..1) and label maps `fixed_seg`, `moving_seg`, `warped_seg` [X, Y, Z].
+        fixed_spacing, moving_spacing: float32 [3], mm a voxel, NaN where unknown.
     """
 
     index: int
     fixed_id: str
     moving_id: str
-    values: dict
+    stages: tuple
     seconds: float
+    images: dict
+    fixed_spacing: np.ndarray
+    moving_spacing: np.ndarray
 
-
-def evaluate(network, batches, labels=None, chosen=DEFAULT_METRICS, strategy=None):
-    """Apply the network to every batch and measure the chosen metrics.
-
-    Args:
-        network: `RecursiveCascadedNetwork`.
-        batches: iterable of Batches with segmentations, landmarks, `valid`, `ids` and `index`.
-        labels: the label values to measure, or None for 0/255 masks.
-        chosen: names out of `METRICS`.
-        strategy: `tf.distribute.Strategy` that the network was built under; its replicas share each batch.
-
-    Yields:
-        `PairResult` for each valid pair, in order.
-    """
-    strategy = strategy or tf.distribute.get_strategy()
-
-    def measure(batch):
-        output = network((batch["fixed"], batch["moving"]))
-        return measure_stage(batch, output.stages[-1], labels, chosen, network.config.warp_padding)
-
-    run = tf.function(lambda batch: strategy.run(measure, args=(batch,)))
-    for batch in batches:
-        started = time.perf_counter()
-        host = {name: batch[name].numpy() for name in ("valid", "ids", "index")}
-        tensors = {name: value for name, value in batch.items() if name not in host}
-        values = _gather(run(_split(tensors, strategy)), strategy)
-        seconds = (time.perf_counter() - started) / max(host["valid"].sum(), 1)
-        for i in np.flatnonzero(host["valid"]):
-            fixed_id, moving_id = (text.decode() for text in host["ids"][i])
-            pair = {name: value[i] for name, value in values.items()}
-            yield PairResult(int(host["index"][i]), fixed_id, moving_id, pair, seconds)
-
-
-def measure_stage(batch, stage, labels, chosen, padding=False):
-    """The chosen metrics of one stage of the network: dict name -> tensor [B] or [B, K]."""
-    fixed = metrics.label_map(batch["fixed_seg"], labels)
-    warped = metrics.carry_labels(batch["moving_seg"], stage.composed_flow, labels, padding)
-    scene = Scene(batch, stage, fixed, warped, labels)
-    return {name: value for metric in chosen for name, value in METRICS[metric](scene).items()}
+    @property
+    def values(self):
+        """The result's values."""
+        return self.stages[-1]
 
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """What a metric looks at: a batch, a stage of the network on it, and the label maps of both sides."""
+    """What a metric looks at: a batch and a stage of the network on it. The rest is computed when first used."""
 
     batch: dict
     stage: Stage
-    fixed_labels: tf.Tensor
-    warped_labels: tf.Tensor
     labels: tuple | None
+    padding: bool
+
+    @functools.cached_property
+    def fixed_seg(self):
+        """Label map of the fixed scans."""
+        return metrics.label_map(self.batch["fixed_seg"], self.labels)
+
+    @functools.cached_property
+    def moving_seg(self):
+        """Label map of the moving scans."""
+        return metrics.label_map(self.batch["moving_seg"], self.labels)
+
+    @functools.cached_property
+    def warped_seg(self):
+        """Label map of the moving scans, warped by the stage."""
+        return metrics.carry_labels(self.batch["moving_seg"], self.stage.composed_flow, self.labels, self.padding)
+
+    @functools.cached_property
+    def determinant(self):
+        """Determinant of the Jacobian of the stage's transformation."""
+        return metrics.jacobian_determinant(self.stage.composed_flow)
 
 
 def _overlap(scene):
-    dice, jaccard = metrics.overlap(scene.fixed_labels, scene.warped_labels, scene.labels)
+    dice, jaccard = metrics.overlap(scene.fixed_seg, scene.warped_seg, scene.labels)
     return {"dice": dice, "jaccard": jaccard}
 
 
 def _landmarks(scene):
-    points = scene.batch["fixed_points"], scene.batch["moving_points"]
-    return {"landmark_distance": metrics.landmark_distances(*points, scene.stage.composed_flow)}
+    seen = scene.batch["fixed_points"], scene.batch["moving_points"], scene.stage.composed_flow
+    in_mm = metrics.landmark_distances(*seen, scene.batch["moving_spacing"])
+    return {"landmark_distance": metrics.landmark_distances(*seen), "landmark_distance_mm": in_mm}
 
 
 def _jacobian(scene):
     return {"jacobian_std": metrics.jacobian_std(scene.stage.composed_flow)}
 
 
+def _folding(scene):
+    return {"folding": metrics.folding(scene.determinant)}
+
+
+def _sdlogj(scene):
+    return {"sdlogj": metrics.sd_log_jacobian(scene.determinant)}
+
+
+def _similarity(scene):
+    fixed, moving, warped = scene.batch["fixed"], scene.batch["moving"], scene.stage.warped
+    return {"similarity_before": _correlation(fixed, moving), "similarity": _correlation(fixed, warped)}
+
+
+def _correlation(fixed, other):
+    varied = [tf.reduce_max(image, [1, 2, 3, 4]) > tf.reduce_min(image, [1, 2, 3, 4]) for image in (fixed, other)]
+    return tf.where(varied[0] & varied[1], correlation(fixed, other), float("nan"))
+
+
 def _flow_error(scene):
     if "true_flow" not in scene.batch:
         return {}
-    true_flow, foreground = scene.batch["true_flow"], scene.fixed_labels > 0
+    true_flow, foreground = scene.batch["true_flow"], scene.fixed_seg > 0
     return {"flow_error": metrics.flow_error(scene.stage.composed_flow, true_flow, foreground)}
 
 
-# name -> function of a Scene giving the named values.
-METRICS = {"overlap": _overlap, "landmarks": _landmarks, "jacobian": _jacobian, "flow_error": _flow_error}
+# Measured where the network runs: name -> function of a Scene giving the named values.
+_IN_GRAPH = {
+    "overlap": _overlap,
+    "landmarks": _landmarks,
+    "jacobian": _jacobian,
+    "folding": _folding,
+    "sdlogj": _sdlogj,
+    "similarity": _similarity,
+    "flow_error": _flow_error,
+}
+# `surface` is measured afterwards on the CPU, and much the slowest.
+METRICS = (*_IN_GRAPH, "surface")
+DEFAULT_METRICS = tuple(_IN_GRAPH)
+
+# name -> function of a Scene giving the named images.
+IMAGES = {
+    "flow": lambda scene: {"flow": scene.stage.composed_flow},
+    "warped": lambda scene: {"warped": scene.stage.warped[..., 0]},
+    "seg": lambda scene: {
+        name: getattr(scene, name)[..., 0] for name in ("fixed_seg", "moving_seg", "warped_seg")
+    },
+    "moving": lambda scene: {"moving": scene.batch["moving"][..., 0]},
+    "fixed": lambda scene: {"fixed": scene.batch["fixed"][..., 0]},
+    "jacobian": lambda scene: {"jacobian": scene.determinant},
+}
+
+
+def evaluate(
+    network,
+    batches,
+    labels=None,
+    chosen=DEFAULT_METRICS,
+    strategy=None,
+    per_cascade=False,
+    images=(),
+    images_of=None,
+):
+    """Apply the network to every batch and measure the chosen metrics.
+
+    Args:
+        network: `RecursiveCascadedNetwork`.
+        batches: iterable of Batches with segmentations, landmarks, spacings, `valid`, `ids` and `index`.
+        labels: the label values to measure, or None for 0/255 masks.
+        chosen: names out of `METRICS`.
+        strategy: `tf.distribute.Strategy` that the network was built under; its replicas share each batch.
+        per_cascade: measure before registration and after every stage of the network, not only after the last.
+        images: names out of `IMAGES`: what to hand over with each result.
+        images_of: indices of the pairs whose images are wanted; None is all.
+
+    Yields:
+        `PairResult` for each valid pair, in order.
+    """
+    strategy = strategy or tf.distribute.get_strategy()
+    labels = None if labels is None else tuple(labels)
+    run = _measuring(network, labels, tuple(chosen), strategy, per_cascade, tuple(images))
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        for batch in batches:
+            started = time.perf_counter()
+            host = {name: batch[name].numpy() for name in ("valid", "ids", "index", "fixed_spacing", "moving_spacing")}
+            tensors = {name: value for name, value in batch.items() if name not in ("valid", "ids", "index")}
+            stages, maps, pictures = run(_split(tensors, strategy))
+            pairs = np.flatnonzero(host["valid"])
+            stages = [{name: _gather(value, strategy) for name, value in stage.items()} for stage in stages]
+            if maps:
+                maps = tf.nest.map_structure(lambda value: _gather(value, strategy), maps)
+                for stage, warped in zip(stages, maps[1], strict=True):
+                    stage.update(_surfaces(pool, maps[0], warped, labels, host["fixed_spacing"], pairs))
+            seconds = (time.perf_counter() - started) / max(len(pairs), 1)
+            for i in pairs:
+                wanted = images_of is None or host["index"][i] in images_of
+                yield PairResult(
+                    int(host["index"][i]),
+                    *(text.decode() for text in host["ids"][i]),
+                    tuple({name: value[i] for name, value in stage.items()} for stage in stages),
+                    seconds,
+                    {name: _pair(value, i, strategy) for name, value in pictures.items()} if wanted else {},
+                    host["fixed_spacing"][i],
+                    host["moving_spacing"][i],
+                )
+
+
+# Training evaluates the same network again and again: its graph is made once.
+@functools.lru_cache(maxsize=1)
+def _measuring(network, labels, chosen, strategy, per_cascade, images):
+    """Graph that measures a (distributed) batch: values of each stage, label maps for the surfaces, images."""
+
+    def measure(batch):
+        stages = network((batch["fixed"], batch["moving"])).stages
+        if per_cascade:
+            none = tf.zeros_like(stages[0].flow)
+            stages = (Stage(none, none, batch["moving"]), *stages)
+        else:
+            stages = stages[-1:]
+        scenes = [Scene(batch, stage, labels, network.config.warp_padding) for stage in stages]
+        values = [_merged(_IN_GRAPH, [name for name in chosen if name in _IN_GRAPH], scene) for scene in scenes]
+        maps = (scenes[-1].fixed_seg, [scene.warped_seg for scene in scenes]) if "surface" in chosen else ()
+        return values, maps, _merged(IMAGES, images, scenes[-1])
+
+    return tf.function(lambda batch: strategy.run(measure, args=(batch,)))
+
+
+def _merged(functions, names, scene):
+    return {key: value for name in names for key, value in functions[name](scene).items()}
+
+
+def _surfaces(pool, fixed, warped, labels, spacing, pairs):
+    """Values of the metric `surface` for a batch: name -> [B, K], from label maps [B, X, Y, Z, 1]."""
+    labels = (1,) if labels is None else labels
+    names = ("hd95", "surface_distance", "hd95_mm", "surface_distance_mm")
+    table = {name: np.full((len(fixed), len(labels)), np.nan, np.float32) for name in names}
+
+    def measure(i):
+        sides = fixed[i, ..., 0], warped[i, ..., 0]
+        table["hd95"][i], table["surface_distance"][i] = metrics.surface_distances(*sides, labels)
+        if not np.isnan(spacing[i]).any():
+            in_mm = metrics.surface_distances(*sides, labels, spacing[i])
+            table["hd95_mm"][i], table["surface_distance_mm"][i] = in_mm
+
+    list(pool.map(measure, pairs))
+    return table
 
 
 def _split(tensors, strategy):
@@ -118,9 +246,13 @@ def _split(tensors, strategy):
     return strategy.experimental_distribute_values_from_function(share)
 
 
-def _gather(values, strategy):
-    """The replicas' values as NumPy arrays over the whole batch."""
-    return {
-        name: np.concatenate([part.numpy() for part in strategy.experimental_local_results(value)])
-        for name, value in values.items()
-    }
+def _gather(value, strategy):
+    """The replicas' parts of a value as one NumPy array over the whole batch."""
+    return np.concatenate([part.numpy() for part in strategy.experimental_local_results(value)])
+
+
+def _pair(value, i, strategy):
+    """Pair i's part of a value, as a NumPy array."""
+    parts = strategy.experimental_local_results(value)
+    size = parts[0].shape[0]
+    return parts[i // size][i % size].numpy()

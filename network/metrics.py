@@ -1,9 +1,17 @@
-"""Metrics of a registration: pure functions, one value (or one a label or landmark) a pair. NaN is 'not measured'."""
+"""Metrics of a registration: pure functions, one value (or one a label or landmark) a pair. NaN is 'not measured'.
 
+Formulas, units and empty cases of every value are in docs/metrics.md.
+"""
+
+import numpy as np
+import scipy.spatial
 import tensorflow as tf
 
 from .kernels import compiled
 from .spatial_transformer import FOREGROUND, sample_at_points, warp, warp_labels
+
+# What the logarithm of the determinant sees of a fold.
+LEAST_DETERMINANT = 1e-9
 
 
 def label_map(segmentation, labels=None):
@@ -77,15 +85,37 @@ def _label_counts(fixed, warped, labels):
     return histogram(fixed), histogram(warped), histogram(tf.where(fixed == warped, fixed, 0))
 
 
-def landmark_distances(fixed_points, moving_points, flow):
-    """Distance in voxels between each carried fixed landmark and its moving counterpart: float32 [B, L].
+def landmark_distances(fixed_points, moving_points, flow, spacing=None):
+    """Distance between each carried fixed landmark and its moving counterpart: float32 [B, L].
 
     A fixed landmark p is carried to p + flow(p). NaN marks a landmark that either scan lacks.
+
+    Args:
+        fixed_points, moving_points: float32 [B, L, 3], in voxels of their own scan, NaN where missing.
+        flow: float32 [B, X, Y, Z, 3], in voxels.
+        spacing: float32 [B, 3], mm a voxel of the moving scan, for distances in mm; None for distances in voxels.
     """
     missing = tf.reduce_any(tf.math.is_nan(fixed_points), axis=-1, keepdims=True)
     points = tf.where(missing, 0.0, fixed_points)
-    carried = fixed_points + sample_at_points(flow, points)
-    return tf.norm(carried - moving_points, axis=-1)
+    apart = fixed_points + sample_at_points(flow, points) - moving_points
+    return tf.norm(apart if spacing is None else apart * spacing[:, None], axis=-1)
+
+
+def _determinant(a, b, c):
+    """det(I + J) [...] from the differences of a flow along x, y and z, each [..., 3]."""
+    ax, ay, az = 1.0 + a[..., 0], a[..., 1], a[..., 2]
+    bx, by, bz = b[..., 0], 1.0 + b[..., 1], b[..., 2]
+    cx, cy, cz = c[..., 0], c[..., 1], 1.0 + c[..., 2]
+    return ax * (by * cz - bz * cy) - ay * (bx * cz - bz * cx) + az * (bx * cy - by * cx)
+
+
+def _mean(volume):
+    """Mean over a volume [B, X, Y, Z]: [B, 1, 1, 1]. In two steps, as XLA sums a whole volume slowly and less exactly."""
+    return tf.reduce_mean(tf.reduce_mean(volume, [1, 2], keepdims=True), 3, keepdims=True)
+
+
+def _deviation(volume):
+    return tf.sqrt(_mean(tf.square(volume - _mean(volume))))[:, 0, 0, 0]
 
 
 @compiled
@@ -95,15 +125,45 @@ def jacobian_std(flow):
     The determinant is taken where all three differences exist: (X - 1)(Y - 1)(Z - 1) voxels.
     """
     here = flow[:, :-1, :-1, :-1]
-    a = flow[:, 1:, :-1, :-1] - here
-    b = flow[:, :-1, 1:, :-1] - here
-    c = flow[:, :-1, :-1, 1:] - here
-    ax, ay, az = 1.0 + a[..., 0], a[..., 1], a[..., 2]
-    bx, by, bz = b[..., 0], 1.0 + b[..., 1], b[..., 2]
-    cx, cy, cz = c[..., 0], c[..., 1], 1.0 + c[..., 2]
-    determinant = ax * (by * cz - bz * cy) - ay * (bx * cz - bz * cx) + az * (bx * cy - by * cx)
-    mean = tf.reduce_mean(tf.reduce_mean(determinant, [1, 2], keepdims=True), 3, keepdims=True)
-    return tf.sqrt(tf.reduce_mean(tf.reduce_mean(tf.square(determinant - mean), [1, 2]), 1))
+    x, y, z = flow[:, 1:, :-1, :-1], flow[:, :-1, 1:, :-1], flow[:, :-1, :-1, 1:]
+    return _deviation(_determinant(x - here, y - here, z - here))
+
+
+@compiled
+def jacobian_determinant(flow):
+    """Determinant of the Jacobian of p + flow(p), by central differences: float32 [B, X, Y, Z].
+
+    On the outermost voxels the difference across the edge is one-sided.
+    """
+    return _determinant(*(_central_difference(flow, axis) for axis in (1, 2, 3)))
+
+
+def _central_difference(flow, axis):
+    def along(*ends):
+        return flow[(slice(None),) * axis + (slice(*ends),)]
+
+    first, last = along(1, 2) - along(0, 1), along(-1, None) - along(-2, -1)
+    return tf.concat([first, (along(2, None) - along(0, -2)) / 2.0, last], axis)
+
+
+@compiled
+def folding(determinant):
+    """Share of interior voxels where a determinant [B, X, Y, Z] is not positive, 0..1: float32 [B].
+
+    NaN where the determinant is not a number somewhere, or where no voxel is interior.
+    """
+    inner = determinant[:, 1:-1, 1:-1, 1:-1]
+    folded = tf.where(inner > 0.0, 0.0, tf.where(inner <= 0.0, 1.0, float("nan")))
+    return _mean(folded)[:, 0, 0, 0]
+
+
+@compiled
+def sd_log_jacobian(determinant):
+    """Standard deviation of the logarithm of a determinant [B, X, Y, Z], clipped below at 1e-9: float32 [B].
+
+    Over interior voxels; NaN as in `folding`.
+    """
+    return _deviation(tf.math.log(tf.maximum(determinant[:, 1:-1, 1:-1, 1:-1], LEAST_DETERMINANT)))
 
 
 def flow_error(flow, true_flow, mask=None):
@@ -116,3 +176,46 @@ def flow_error(flow, true_flow, mask=None):
         return tf.reduce_mean(error, [1, 2, 3, 4])
     total = tf.reduce_sum(tf.where(mask, error, 0.0), [1, 2, 3, 4])
     return total / tf.reduce_sum(tf.cast(mask, tf.float32), [1, 2, 3, 4])
+
+
+def surface_distances(fixed, warped, labels, spacing=(1.0, 1.0, 1.0)):
+    """How far the surfaces of each label lie apart in two label maps of one pair, in NumPy and SciPy.
+
+    A label's surface is its voxels with one of the six neighbours outside of it, or outside of the volume. Each surface
+    voxel has a distance to the nearest one, centre to centre, of the same label in the other map.
+
+    Args:
+        fixed, warped: integer arrays [X, Y, Z].
+        labels: the K label values.
+        spacing: size of a voxel along x, y, z; the distances are in its unit.
+
+    Returns:
+        hd95, mean: float32 [K]; the 95th percentile of the distances, the larger one of the two directions, and the mean
+        over the surface voxels of both maps. NaN where a label is missing from either map.
+    """
+    sides = [_surface(label_map) for label_map in (fixed, warped)]
+    hd95, mean = np.full((2, len(labels)), np.nan, np.float32)
+    for k, label in enumerate(labels):
+        surfaces = [places[values == label] * np.asarray(spacing, np.float64) for places, values in sides]
+        if all(len(surface) for surface in surfaces):
+            there, back = _nearest(*surfaces), _nearest(*surfaces[::-1])
+            hd95[k] = max(np.percentile(there, 95), np.percentile(back, 95))
+            mean[k] = np.concatenate([there, back]).mean()
+    return hd95, mean
+
+
+def _surface(label_map):
+    """Places [N, 3] and label values [N] of the voxels that differ from a neighbour or lie at the volume's edge."""
+    outer = np.zeros(label_map.shape, bool)
+    for axis in range(3):
+        along, edge = np.moveaxis(label_map, axis, 0), np.moveaxis(outer, axis, 0)
+        changes = along[1:] != along[:-1]
+        edge[1:] |= changes
+        edge[:-1] |= changes
+        edge[[0, -1]] = True
+    return np.argwhere(outer), label_map[outer]
+
+
+def _nearest(points, others):
+    """Distance from each of `points` [N, 3] to the nearest of `others` [M, 3]: [N]."""
+    return scipy.spatial.KDTree(others).query(points)[0]

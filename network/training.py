@@ -33,6 +33,7 @@ class Trainer(keras.Model):
 
     Attributes:
         step: number of steps done.
+        rate: learning rate in force, as a callback set it.
         seconds_waiting: time spent so far waiting for the next batch.
     """
 
@@ -40,6 +41,7 @@ class Trainer(keras.Model):
         super().__init__(**kwargs)
         self.network = network
         self.step = step
+        self.rate = None
         self.seconds_waiting = 0.0
         self.built = True
 

@@ -1,0 +1,164 @@
+"""Dataset configs: a JSON file names the HDF5 files, the subsets of scans and the schemes that mix them.
+
+`datasets/README.md` shows how one is written.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from errors import UserError
+
+KEYS = (
+    "files",
+    "image_size",
+    "image_type",
+    "subsets",
+    "schemes",
+    "atlas",
+    "segmentation_class_value",
+    "task",
+)
+_KIND = {dict: "an object {...}", list: "a list [...]", str: "a string", int: "a whole number", float: "a number"}
+
+
+@dataclass(frozen=True)
+class DatasetConfig:
+    """A checked config.
+
+    path:       the config file.
+    files:      file key -> HDF5 file. It need not exist: only files that are read are opened.
+    image_size: voxels of every scan along x, y, z.
+    image_type: "liver", "brain" or whatever the author wrote; for information.
+    subsets:    name -> scan ids "file/key" or globs ("lits/*"), as written.
+    schemes:    name -> {subset: fraction}; the fractions of a scheme are positive and add up to 1.
+    atlas:      id of the scan that is the fixed image of every pair, or None.
+    labels:     name -> value in the segmentations (JSON key `segmentation_class_value`), or None.
+    task:       the tasks the config is meant for; "registration" is one of them.
+    """
+
+    path: Path
+    files: dict[str, Path]
+    image_size: tuple[int, int, int]
+    image_type: str | None
+    subsets: dict[str, tuple[str, ...]]
+    schemes: dict[str, dict[str, float]]
+    atlas: str | None
+    labels: dict[str, int] | None
+    task: tuple[str, ...]
+
+
+def load_config(path):
+    """Read and check the config at `path`: str or Path -> DatasetConfig.
+
+    A relative HDF5 path is looked for from the working directory, then from the config's folder, then from that
+    folder's parent. Raises UserError for anything wrong, with the file, the key, the value and what is allowed.
+    """
+    path = Path(path)
+    raw = _expect(_read_json(path), dict, path, "the config")
+    _known(raw, KEYS, path, "the config")
+    for key in ("files", "subsets", "schemes"):
+        if key not in raw:
+            raise UserError(f"{path}: key '{key}' is missing; a config needs files, subsets and schemes")
+    subsets = {
+        name: tuple(_expect(entry, str, path, f"an entry of subsets.{name}") for entry in entries)
+        for name, entries in _table(raw, "subsets", list, path).items()
+    }
+    return DatasetConfig(
+        path=path,
+        files={key: _file(key, entry, path) for key, entry in _table(raw, "files", dict, path).items()},
+        image_size=_image_size(raw.get("image_size", [128, 128, 128]), path),
+        image_type=_optional(raw, "image_type", path),
+        subsets=subsets,
+        schemes={
+            name: _scheme(name, parts, subsets, path) for name, parts in _table(raw, "schemes", dict, path).items()
+        },
+        atlas=_optional(raw, "atlas", path),
+        labels=_table(raw, "segmentation_class_value", int, path) if "segmentation_class_value" in raw else None,
+        task=_task(raw.get("task", "registration"), path),
+    )
+
+
+def _read_json(path):
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such dataset config; give the path of a .json file with -d") from None
+    except OSError as error:
+        raise UserError(f"{path}: the dataset config cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: the dataset config is not UTF-8 text ({error.reason})") from error
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}, line {error.lineno}, column {error.colno}: not valid JSON ({error.msg})") from error
+
+
+def _expect(value, kind, path, what):
+    """`value` where it is of `kind` (a float may be written as an int; true and false are no numbers)."""
+    allowed = (int, float) if kind is float else kind
+    if not isinstance(value, allowed) or isinstance(value, bool):
+        raise UserError(f"{path}: {what} must be {_KIND[kind]}, not {json.dumps(value)}")
+    return value
+
+
+def _known(value, allowed, path, what):
+    unknown = [key for key in value if key not in allowed]
+    if unknown:
+        raise UserError(f"{path}: unknown key '{unknown[0]}' in {what}; allowed are {', '.join(allowed)}")
+
+
+def _table(raw, key, kind, path):
+    """The object raw[key], which has at least one entry and only values of `kind`."""
+    table = _expect(raw[key], dict, path, f"'{key}'")
+    if not table:
+        raise UserError(f"{path}: '{key}' is empty; it needs at least one entry")
+    return {name: _expect(value, kind, path, f"{key}.{name}") for name, value in table.items()}
+
+
+def _optional(raw, key, path):
+    return None if raw.get(key) is None else _expect(raw[key], str, path, f"'{key}'")
+
+
+def _file(key, entry, path):
+    what = f"files.{key}"
+    if key == "" or ("/" in key and key != "/"):
+        raise UserError(f"{path}: file key '{key}' cannot be part of a scan id; use a name without '/', or '/' alone")
+    _known(entry, ("type", "path"), path, what)
+    if entry.get("type", "HDF5") != "HDF5":
+        raise UserError(f'{path}: {what}.type is {json.dumps(entry["type"])}; only "HDF5" is supported')
+    if "path" not in entry:
+        raise UserError(f"{path}: {what} has no 'path'; give the path of its HDF5 file")
+    relative = Path(_expect(entry["path"], str, path, f"{what}.path"))
+    folder = path.resolve().parent
+    candidates = [base / relative for base in (Path.cwd(), folder, folder.parent)]
+    return next((c for c in candidates if c.is_file()), candidates[0])
+
+
+def _image_size(size, path):
+    if (
+        not isinstance(size, list)
+        or len(size) != 3
+        or any(not isinstance(s, int) or isinstance(s, bool) or s < 1 for s in size)
+    ):
+        raise UserError(f"{path}: 'image_size' must be three positive whole numbers, not {json.dumps(size)}")
+    return tuple(size)
+
+
+def _scheme(name, parts, subsets, path):
+    if not parts:
+        raise UserError(f"{path}: scheme '{name}' is empty; give it at least one subset with a fraction")
+    for subset, fraction in parts.items():
+        if subset not in subsets:
+            raise UserError(f"{path}: scheme '{name}' names unknown subset '{subset}'; known are {', '.join(subsets)}")
+        if not _expect(fraction, float, path, f"schemes.{name}.{subset}") > 0:
+            raise UserError(f"{path}: schemes.{name}.{subset} is {fraction}; a fraction must be positive")
+    total = sum(parts.values())
+    if not abs(total - 1) <= 1e-6:
+        raise UserError(f"{path}: the fractions of scheme '{name}' add up to {total:g}; they must add up to 1")
+    return {subset: float(fraction) for subset, fraction in parts.items()}
+
+
+def _task(task, path):
+    tasks = task if isinstance(task, list) else [task]
+    if "registration" not in tasks:
+        raise UserError(f"{path}: 'task' is {json.dumps(task)}; only \"registration\", or a list with it, is supported")
+    return tuple(_expect(t, str, path, "an entry of 'task'") for t in tasks)

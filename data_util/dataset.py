@@ -1,0 +1,261 @@
+"""A scheme of a config as `tf.data` datasets of batches.
+
+A Batch is a dict of tensors; B pairs of volumes X,Y,Z with at most L landmarks:
+
+    fixed, moving                   float32 [B,X,Y,Z,1]  0..1
+    seed                            int32   [B,2]        training only: differs for every draw of a run
+    fixed_seg, moving_seg           int32   [B,X,Y,Z,1]  labels; -1 everywhere where a scan has no segmentation
+    fixed_points, moving_points     float32 [B,L,3]      voxel coordinates in their own scan, NaN where missing
+    fixed_spacing, moving_spacing   float32 [B,3]        mm, NaN where unknown
+    true_flow                       float32 [B,X,Y,Z,3]  only if a scan was made by a known flow; NaN for other pairs
+    valid                           bool    [B]          False where the last batch is filled up
+    ids                             string  [B,2]        (fixed, moving) as reports name scans
+    index                           int64   [B]          number of the pair in the scheme, -1 where not valid
+"""
+
+import itertools
+import re
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import tensorflow as tf
+
+from data_util.hdf5 import ScanStore, report_id
+from data_util.pairs import AllPairs, TrainingOrder, adjacent_pairs, atlas_pairs, permute
+from errors import UserError
+
+_READERS = 4  # threads that decode pairs
+_BATCHES_AHEAD = 2
+
+
+@contextmanager
+def user_errors():
+    """Wrap a loop over a dataset (or a `fit`) in this: a UserError of a reader thread is raised as that UserError.
+
+    TensorFlow hands an exception of a reader on as an error of its own that has only its text.
+    """
+    try:
+        yield
+    except tf.errors.OpError as error:
+        found = re.search(r"\bUserError: (.+)", error.message)
+        if found is None:
+            raise
+        raise UserError(found[1]) from error
+
+
+@dataclass(frozen=True)
+class Subset:
+    """A subset as one scheme uses it.
+
+    name, fraction: as in the config.
+    ids:            ids of its scans, in order.
+    scans:          what `pairs` counts in: the ids, and the atlas last where it is not one of them.
+    pairs:          sequence of (fixed index, moving index).
+    """
+
+    name: str
+    fraction: float
+    ids: tuple[str, ...]
+    scans: tuple[str, ...]
+    pairs: Sequence[tuple[int, int]]
+
+    def pair(self, k):
+        """Pair number k as (fixed id, moving id)."""
+        fixed, moving = self.pairs[k]
+        return self.scans[fixed], self.scans[moving]
+
+
+def open_scheme(config, scheme, paired=False, store=None):
+    """Open scheme `scheme` (its name) of a DatasetConfig; every scan it uses is looked at, but not read.
+
+    Pairs are all ordered pairs of a subset's scans; with `paired`, scans 0 and 1, 2 and 3, .. both ways round; where
+    the config has an atlas, the atlas as the fixed image of every other scan. `store` lets several schemes share a
+    ScanStore. Raises UserError for an unknown scheme, a subset without pairs or, with `paired`, with an odd number of
+    scans, a missing or damaged file or scan, and a volume that is not of the config's image size.
+    """
+    if scheme not in config.schemes:
+        raise UserError(f"{config.path}: no scheme '{scheme}'; known are {', '.join(config.schemes)}")
+    if paired and config.atlas is not None:
+        raise UserError(f"{config.path}: paired does not go with an atlas ('{config.atlas}'); leave one of them out")
+    store = ScanStore(config.files) if store is None else store
+    subsets = []
+    for name, fraction in config.schemes[scheme].items():
+        ids = scans = tuple(store.expand(config.subsets[name]))
+        if config.atlas is not None:
+            scans = tuple(dict.fromkeys((*ids, *store.expand([config.atlas]))))
+            pairs = atlas_pairs(len(scans), scans.index(config.atlas))
+        elif paired:
+            try:
+                pairs = adjacent_pairs(len(ids))
+            except UserError as error:
+                raise UserError(f"{config.path}: subset '{name}': {error}") from error
+        else:
+            pairs = AllPairs(len(ids))
+        if len(pairs) == 0:
+            raise UserError(
+                f"{config.path}: subset '{name}' of scheme '{scheme}' has no pair ({len(ids)} scans); add scans to it"
+            )
+        subsets.append(Subset(name, fraction, ids, scans, pairs))
+    for scan_id in dict.fromkeys(s for subset in subsets for s in subset.scans):
+        shape = store.describe(scan_id).shape
+        if shape != config.image_size:
+            path, key = store.locate(scan_id)
+            raise UserError(
+                f"{path}, scan '{key}': volume is {_size(shape)}, but image_size in {config.path} is "
+                f"{_size(config.image_size)}; resample the scan or change image_size"
+            )
+    return Scheme(config, tuple(subsets), store)
+
+
+class Scheme(Sequence):
+    """The pairs of a scheme, subset after subset: `len(scheme)`, `scheme[k] -> (fixed id, moving id)`; see open_scheme.
+
+    image_size: (X, Y, Z).
+    labels:     name -> value in the segmentations, or None.
+    subsets:    tuple of Subset.
+    has_flow:   whether some pair is a scan and the scan it was made from by a known flow.
+    """
+
+    def __init__(self, config, subsets, store):
+        self.image_size = config.image_size
+        self.labels = config.labels
+        self.subsets = subsets
+        self._store = store
+        self._starts = (0, *itertools.accumulate(len(s.pairs) for s in subsets))
+        self._about = {scan: store.describe(scan) for subset in subsets for scan in subset.scans}
+        self.has_flow = any(
+            not {self._about[scan].flow_source for scan in subset.scans}.isdisjoint(subset.scans) for subset in subsets
+        )
+
+    def __len__(self):
+        return self._starts[-1]
+
+    def __getitem__(self, k):
+        k = range(len(self))[k]
+        which = next(i for i, end in enumerate(self._starts[1:]) if k < end)
+        return self.subsets[which].pair(k - self._starts[which])
+
+    def sample(self, n, seed):
+        """At most `n` different pair numbers, sorted; the same for the same seed, and all where there are no more."""
+        return sorted(permute(k, len(self), seed) for k in range(min(n, len(self))))
+
+    def training_pair_ids(self, batch, seed, step):
+        """The pairs of training step `step` (from 0): list of `batch` (fixed id, moving id)."""
+        order = self._order(seed)
+        return [self._drawn(order, n) for n in range(step * batch, (step + 1) * batch)]
+
+    def training(self, batch, seed, start_step, stop_step):
+        """Batches of training steps start_step .. stop_step - 1, counted from 0: keys fixed, moving and seed.
+
+        A step's batch depends on `batch`, `seed` (int) and the step alone, so a run that goes on at a later step sees
+        what it would have seen. Pairs are decoded by several threads and batched ahead of their use.
+        """
+        order = self._order(seed)
+        volume = tf.TensorSpec((*self.image_size, 1), tf.float32)
+        spec = {"fixed": volume, "moving": volume, "seed": tf.TensorSpec((2,), tf.int32)}
+
+        def read(n):
+            fixed, moving = (self._store.read(scan_id, segmentation=False) for scan_id in self._drawn(order, n))
+            return {
+                "fixed": _unit_range(fixed.volume),
+                "moving": _unit_range(moving.volume),
+                "seed": np.array([seed % 2**31, n % 2**31], np.int32),
+            }
+
+        return _batches(read, spec, range(start_step * batch, stop_step * batch), batch)
+
+    def evaluation(self, batch, indices=None):
+        """Full Batches of the pairs `indices` (default: all) in that order; the last one is filled up to `batch`.
+
+        Raises UserError where the two scans of a pair have landmarks, but not equally many.
+        """
+        indices = range(len(self)) if indices is None else [range(len(self))[k] for k in indices]
+        self._check_landmarks(indices)
+        landmarks = max(about.landmarks for about in self._about.values())
+        spec = self._evaluation_spec(landmarks)
+
+        def read(n):
+            k = indices[n] if n < len(indices) else -1
+            sample = {name: np.full(s.shape, _EMPTY[s.dtype], s.dtype.as_numpy_dtype) for name, s in spec.items()}
+            if k < 0:
+                return sample | {"fixed": np.zeros_like(sample["fixed"]), "moving": np.zeros_like(sample["moving"])}
+            fixed_id, moving_id = self[k]
+            true_flow = self._about[fixed_id].flow_source == moving_id
+            fixed = self._store.read(fixed_id, flow=true_flow)
+            for side, scan in (("fixed", fixed), ("moving", self._store.read(moving_id))):
+                sample[side] = _unit_range(scan.volume)
+                if scan.segmentation is not None:
+                    sample[f"{side}_seg"] = scan.segmentation[..., None]
+                if scan.points is not None:
+                    sample[f"{side}_points"][: len(scan.points)] = scan.points
+                if scan.spacing is not None:
+                    sample[f"{side}_spacing"] = scan.spacing.astype(np.float32)
+            if true_flow:
+                sample["true_flow"] = fixed.flow
+            ids = np.array([report_id(fixed_id), report_id(moving_id)], object)
+            return sample | {"valid": np.array(True), "ids": ids, "index": np.array(k, np.int64)}
+
+        n_batches = -(-len(indices) // batch)
+        return _batches(read, spec, range(n_batches * batch), batch)
+
+    def _order(self, seed):
+        return TrainingOrder([len(s.pairs) for s in self.subsets], [s.fraction for s in self.subsets], seed)
+
+    def _drawn(self, order, n):
+        which, k = order[n]
+        return self.subsets[which].pair(k)
+
+    def _check_landmarks(self, indices):
+        if len({about.landmarks for about in self._about.values()} - {0}) <= 1:
+            return
+        for fixed, moving in map(self.__getitem__, indices):
+            counts = self._about[fixed].landmarks, self._about[moving].landmarks
+            if all(counts) and counts[0] != counts[1]:
+                raise UserError(
+                    f"scans '{fixed}' and '{moving}' make a pair but have {counts[0]} and {counts[1]} landmarks; "
+                    "store the same landmarks in both, missing ones as NaN"
+                )
+
+    def _evaluation_spec(self, landmarks):
+        of_pair = {
+            "valid": tf.TensorSpec((), tf.bool),
+            "ids": tf.TensorSpec((2,), tf.string),
+            "index": tf.TensorSpec((), tf.int64),
+        }
+        for side in ("fixed", "moving"):
+            of_pair |= {
+                side: tf.TensorSpec((*self.image_size, 1), tf.float32),
+                f"{side}_seg": tf.TensorSpec((*self.image_size, 1), tf.int32),
+                f"{side}_points": tf.TensorSpec((landmarks, 3), tf.float32),
+                f"{side}_spacing": tf.TensorSpec((3,), tf.float32),
+            }
+        if self.has_flow:
+            of_pair["true_flow"] = tf.TensorSpec((*self.image_size, 3), tf.float32)
+        return of_pair
+
+
+# What stands for "not there", by kind of array.
+_EMPTY = {tf.float32: np.nan, tf.int32: -1, tf.int64: -1, tf.bool: False, tf.string: ""}
+
+
+def _unit_range(volume):
+    """A volume 0..255 [X,Y,Z] as the network sees it: float32 0..1 [X,Y,Z,1]."""
+    return np.divide(volume, np.float32(255), dtype=np.float32)[..., None]
+
+
+def _batches(read, spec, numbers, batch):
+    """Batches of read(n) for n in `numbers`, a range that `batch` divides; `spec`: name -> TensorSpec of one sample."""
+
+    def load(n):
+        arrays = tf.numpy_function(lambda n: [read(int(n))[k] for k in spec], [n], [s.dtype for s in spec.values()])
+        return {k: tf.ensure_shape(a, s.shape) for (k, s), a in zip(spec.items(), arrays, strict=True)}
+
+    samples = tf.data.Dataset.range(numbers.start, numbers.stop)
+    samples = samples.map(load, num_parallel_calls=_READERS, deterministic=True)
+    return samples.batch(batch, drop_remainder=True).prefetch(_BATCHES_AHEAD)
+
+
+def _size(shape):
+    return "x".join(map(str, shape))

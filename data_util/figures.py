@@ -1,0 +1,232 @@
+"""Pictures of a registration: slices with outlines, the flow as colour, the deformed grid, loss curves.
+
+Volumes are [x, y, z], 0..255, in LPS (x to the patient's left, y to the back, z to the head); flows are [x, y, z, 3] in
+voxels: warped(p) = moving(p + flow(p)). Slices are shown as radiologists look at them: the patient's right on the left
+of an axial and a coronal picture, the front on top of an axial and on the left of a sagittal one, the head on top of
+the other two. A picture is an array [row, column], row 0 on top.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from errors import UserError
+
+FIXED_COLOUR, MOVING_COLOUR, GRID_COLOUR = "#30d158", "#ff453a", "#ffd60a"
+COLUMN_INCHES = 2.3
+MOST_DIFFERENCE = 128  # grey values; beyond it the difference's colour is saturated
+ROW_HEIGHTS = (0.22, 1.5)  # the least and the most, in picture widths; what is longer is drawn narrower
+
+
+@dataclass(frozen=True)
+class Plane:
+    """A way to slice a volume: across axis `normal`, axis `across` to the right, axis `along` down or, if so, up."""
+
+    name: str
+    normal: int
+    across: int
+    along: int
+    upwards: bool
+
+    def cut(self, volume, index):
+        """Return the picture [row, column (, channel)] at an index along the normal."""
+        picture = np.take(volume, index, axis=self.normal).swapaxes(0, 1)
+        return picture[::-1] if self.upwards else picture
+
+
+PLANES = (Plane("axial", 2, 0, 1, False), Plane("coronal", 1, 0, 2, True), Plane("sagittal", 0, 1, 2, True))
+
+
+def mid_slices(volume, centre=None):
+    """Return the axial, coronal and sagittal picture through the middle, or through `centre` (three indices)."""
+    centre = [n // 2 for n in volume.shape[:3]] if centre is None else centre
+    return [plane.cut(volume, centre[plane.normal]) for plane in PLANES]
+
+
+def flow_colours(flow, limit=None):
+    """Return a flow's colours, uint8 [..., 3]: red, green, blue for its parts along x, y, z.
+
+    A part of -limit voxels gives 0, none 128, +limit 255, and more is clipped; so no displacement is mid grey. Without
+    a `limit`, it is the largest part of any displacement.
+    """
+    limit = float(np.abs(flow).max()) if limit is None else limit
+    return np.floor(128 + 127.999 * np.clip(flow / (limit or 1), -1, 1)).astype(np.uint8)
+
+
+def warped_grid_image(flow, step=8, plane=PLANES[0]):
+    """Return what the warp makes of grid lines painted on the moving image: a picture, uint8, white on black.
+
+    The lines are `step` voxels apart and about two voxels wide; the picture lies in the plane through the middle of
+    the flow [X, Y, Z, 3], on the fixed grid like the warped image.
+    """
+    middle = flow.shape[plane.normal] // 2
+    distances = []
+    for place in _places(flow, plane, middle):
+        offset = np.mod(place - step / 2, step)
+        distances.append(np.minimum(offset, step - offset))
+    return (255 * np.clip(1.5 - np.minimum(*distances), 0, 1)).astype(np.uint8)
+
+
+def _places(flow, plane, index):
+    """Return two pictures: where each voxel of a plane reads the moving image, along the plane's two axes in voxels."""
+    places = np.moveaxis(np.indices(flow.shape[:3]), 0, -1) + flow
+    picture = plane.cut(places, index)
+    return picture[..., plane.across], picture[..., plane.along]
+
+
+def pair_figure(
+    path, fixed, moving, warped, flow, fixed_seg=None, moving_seg=None, warped_seg=None, spacing=(1, 1, 1), title=None
+):
+    """Draw a registered pair to an image file: rows are the three planes, columns the images and what lies between.
+
+    fixed, moving, warped  [X, Y, Z], 0..255; `warped` is the moving image as warped by `flow`.
+    flow                   [X, Y, Z, 3] in voxels.
+    fixed_seg, ...         label masks [X, Y, Z], non-zero inside; outlined, the fixed one green, the others red.
+    spacing                mm a voxel, for the right proportions.
+
+    The planes go through the centre of the fixed label where there is one, else through the middle. The grid is that
+    of the moving image as the warp moves it, drawn over the warped image. Raises UserError where it cannot be written.
+    """
+    before, after = np.subtract(fixed, moving, dtype=np.float32), np.subtract(fixed, warped, dtype=np.float32)
+    limit = float(np.abs(flow).max())
+    lengths = np.multiply(fixed.shape, spacing)
+    steps = [max(2, round(lengths.max() / 16 / mm)) for mm in spacing]
+    heads = (
+        "fixed",
+        "moving",
+        "warped",
+        f"fixed - moving\n(mean size {np.abs(before).mean():.1f})",
+        f"fixed - warped\n(mean size {np.abs(after).mean():.1f})",
+        "flow",
+        f"warped grid\n(every {' x '.join(map(str, steps))} voxels)",
+    )
+    heights = [np.clip(lengths[plane.along] / lengths[plane.across], *ROW_HEIGHTS) for plane in PLANES]
+    inches = (COLUMN_INCHES * len(heads), COLUMN_INCHES * sum(heights) + 1.6)
+    figure = Figure(figsize=inches, layout="constrained")
+    *rows, keys = figure.subplots(4, len(heads), height_ratios=[*heights, 0.16])
+    for axis, head in zip(rows[0], heads, strict=True):
+        axis.set_title(head, fontsize=10)
+
+    for row, plane, index in zip(rows, PLANES, _centre(fixed, fixed_seg), strict=True):
+        view = _View(plane, index, spacing)
+        for axis, volume in zip(row[:3], (fixed, moving, warped), strict=True):
+            view.show(axis, volume, cmap="gray", vmin=0, vmax=255)
+        view.outline(row[0], fixed_seg, FIXED_COLOUR)
+        view.outline(row[1], moving_seg, MOVING_COLOUR)
+        view.outline(row[2], fixed_seg, FIXED_COLOUR, width=2)
+        view.outline(row[2], warped_seg, MOVING_COLOUR, width=0.8)
+        for axis, volume in zip(row[3:5], (before, after), strict=True):
+            difference = view.show(axis, volume, cmap="RdBu_r", vmin=-MOST_DIFFERENCE, vmax=MOST_DIFFERENCE)
+        view.show(row[5], flow_colours(flow, limit))
+        view.show(row[6], warped, cmap="gray", vmin=0, vmax=255)
+        for place, axis in zip(_places(flow, plane, index), (plane.across, plane.along), strict=True):
+            lines = np.arange(steps[axis] / 2, place.max(), steps[axis])
+            row[6].contour(place, levels=lines, colors=[GRID_COLOUR], linewidths=0.7)
+        label = f"{plane.name}\n{'xyz'[plane.normal]} = {index}"
+        row[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)
+
+    for axis in keys:
+        axis.set_axis_off()
+    if fixed_seg is not None:
+        keys[0].text(0, 0.5, "outline: fixed", color=FIXED_COLOUR, va="center", weight="bold")
+        keys[1].text(0, 0.5, "outline: moving, warped", color=MOVING_COLOUR, va="center", weight="bold")
+    bar = figure.colorbar(
+        difference, cax=keys[3], orientation="horizontal", ticks=[-MOST_DIFFERENCE, 0, MOST_DIFFERENCE]
+    )
+    keys[3].set_axis_on()
+    bar.set_label("grey values", fontsize=8)
+    bar.ax.tick_params(labelsize=8)
+    _flow_key(keys[5], limit)
+    if title:
+        figure.suptitle(title)
+    _save(figure, path)
+
+
+def _centre(fixed, fixed_seg):
+    """Return the index of each of PLANES along its normal."""
+    if fixed_seg is None or not np.any(fixed_seg):
+        centre = [n // 2 for n in fixed.shape]
+    else:
+        centre = [round(float(np.mean(indices))) for indices in np.nonzero(fixed_seg)]
+    return [centre[plane.normal] for plane in PLANES]
+
+
+@dataclass(frozen=True)
+class _View:
+    """One row of a figure: what is drawn on an axis is cut along the plane at the index, in right proportions."""
+
+    plane: Plane
+    index: int
+    spacing: tuple
+
+    def show(self, axis, volume, **options):
+        aspect = self.spacing[self.plane.along] / self.spacing[self.plane.across]
+        axis.set(xticks=[], yticks=[])
+        return axis.imshow(self.plane.cut(volume, self.index), aspect=aspect, interpolation="nearest", **options)
+
+    def outline(self, axis, labels, colour, width=1):
+        if labels is not None and np.any(picture := self.plane.cut(labels, self.index)):
+            axis.contour(picture != 0, levels=[0.5], colors=[colour], linewidths=width)
+
+
+def _flow_key(axis, limit):
+    """Draw the flow's colours from -limit to limit voxels, a strip for each of x, y, z."""
+    along = np.zeros((3, 101, 3))
+    for k in range(3):
+        along[k, :, k] = np.linspace(-limit, limit, 101)
+    axis.set_axis_on()
+    axis.imshow(flow_colours(along, limit), aspect="auto", extent=(-limit or -1, limit or 1, 2.5, -0.5))
+    axis.set_yticks(range(3), "xyz", fontsize=7)
+    axis.set_xlabel("voxels", fontsize=8)
+    axis.tick_params(axis="x", labelsize=8)
+
+
+def curves_figure(path, table):
+    """Draw a training's curves to an image file.
+
+    table  column name -> values, one a row of the log; NaN where a row has none. It has `step` and `loss`; other
+           columns whose name ends in `loss` are drawn with it, on a logarithmic scale unless one has a value below
+           zero, and columns with `dice` in their name in a second panel from 0 to 1. The rest is left out.
+
+    Raises UserError where `step` or `loss` is missing or the file cannot be written.
+    """
+    for name in ("step", "loss"):
+        if name not in table:
+            raise UserError(
+                f"a log with columns {', '.join(table)} has no column '{name}'; it is needed to draw curves"
+            )
+    losses = [name for name in table if name.endswith("loss")]
+    scores = [name for name in table if "dice" in name.lower()]
+    panels = [names for names in (losses, scores) if names]
+    figure = Figure(figsize=(6.5 * len(panels), 4.2), layout="constrained")
+    step = np.asarray(table["step"], dtype=float)
+    for axis, names in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        for name in names:
+            values = np.asarray(table[name], dtype=float)
+            there = np.isfinite(values)
+            axis.plot(
+                step[there],
+                values[there],
+                label=name,
+                linewidth=2 if name == "loss" else 1,
+                marker="." if there.sum() < 40 else None,
+            )
+        axis.set_xlabel("step")
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1), ncols=1 + len(names) // 16)
+        axis.set_title("loss and its terms" if names is losses else "validation Dice")
+        if names is scores:
+            axis.set_ylim(0, 1)
+        elif not any(np.less(table[name], 0).any() for name in names):
+            axis.set_yscale("log")
+    _save(figure, path)
+
+
+def _save(figure, path):
+    FigureCanvasAgg(figure)
+    try:
+        figure.savefig(path, dpi=110)
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot write the figure {path}: {error}; check its folder and ending (.png, .pdf)") from error

@@ -1,0 +1,100 @@
+"""Which scans make pairs, and in which order training draws them: index logic alone.
+
+Pairs are sequences: `len(pairs)` and `pairs[k] -> (fixed index, moving index)`, indices into a list of scans.
+"""
+
+import hashlib
+from dataclasses import dataclass
+
+from errors import UserError
+
+_FEISTEL_ROUNDS = 6
+
+
+@dataclass(frozen=True)
+class AllPairs:
+    """All ordered pairs of `n` scans, (0,1), (0,2) .. (0,n-1), (1,0), (1,2) ..; computed, never listed."""
+
+    n: int
+
+    def __len__(self):
+        return self.n * max(self.n - 1, 0)
+
+    def __getitem__(self, k):
+        fixed, moving = divmod(range(len(self))[k], self.n - 1)
+        return fixed, moving + (moving >= fixed)
+
+
+def adjacent_pairs(n):
+    """Scans 0 and 1, 2 and 3, .. both ways round: ((0,1), (1,0), (2,3), (3,2), ..). An odd `n` is a UserError."""
+    if n % 2:
+        raise UserError(f"paired needs an even number of scans, two for each pair; there are {n}")
+    return tuple((k, k ^ 1) for k in range(n))
+
+
+def atlas_pairs(n, atlas):
+    """Scan number `atlas` of `n` as the fixed image of every other: ((atlas,0), (atlas,1), ..)."""
+    return tuple((atlas, k) for k in range(n) if k != atlas)
+
+
+def permute(k, n, seed):
+    """Element `k` of a pseudo-random permutation of range(n) that `seed` (int or tuple of ints) chooses.
+
+    Needs no memory, and any element is had at once: a Feistel network permutes the smallest 2^(2h) >= n, and what
+    falls outside range(n) is permuted again until it falls inside, which is a permutation of range(n).
+    """
+    if not 0 <= k < n:
+        raise IndexError(f"element {k} of a permutation of {n}")
+    half = max(1, ((n - 1).bit_length() + 1) // 2)
+    while True:
+        left, right = k >> half, k & ((1 << half) - 1)
+        for turn in range(_FEISTEL_ROUNDS):
+            digest = hashlib.blake2b(f"{seed} {turn} {right}".encode(), digest_size=8).digest()
+            left, right = right, left ^ (int.from_bytes(digest, "little") & ((1 << half) - 1))
+        k = left << half | right
+        if k < n:
+            return k
+
+
+class TrainingOrder:
+    """The endless order of training draws: `order[n] -> (subset index, pair index)` for n = 0, 1, 2, ...
+
+    lengths:   number of pairs of each subset.
+    fractions: share of the draws that each subset gets; they add up to 1.
+    seed:      int; the same seed gives the same order, and order[n] does not depend on what was asked before.
+
+    Shares are spread evenly (smooth weighted round robin): every draw adds its fraction to each subset's credit, the
+    highest credit wins and pays 1. Within a subset the draws walk through a fresh permutation each round, so no pair
+    comes again before all have come.
+    """
+
+    def __init__(self, lengths, fractions, seed):
+        self._lengths = tuple(lengths)
+        self._seed = seed
+        self._weights = _whole_weights(fractions)
+        # With whole weights the credits are back at zero after sum(weights) draws: one period tells every draw.
+        self._period = []  # (subset, how many draws it had before in this period)
+        period, credit, drawn = sum(self._weights), [0] * len(self._weights), [0] * len(self._weights)
+        for _ in range(period):
+            credit = [c + w for c, w in zip(credit, self._weights, strict=True)]
+            winner = credit.index(max(credit))
+            self._period.append((winner, drawn[winner]))
+            credit[winner] -= period
+            drawn[winner] += 1
+
+    def __getitem__(self, n):
+        if n < 0:
+            raise IndexError(f"draw {n}: draws are counted from 0")
+        periods, place = divmod(n, len(self._period))
+        subset, before = self._period[place]
+        turn, k = divmod(periods * self._weights[subset] + before, self._lengths[subset])
+        return subset, permute(k, self._lengths[subset], (self._seed, subset, turn))
+
+
+def _whole_weights(fractions):
+    """The smallest whole numbers in the proportion of `fractions`, to 5e-6: (0.75, 0.25) -> (3, 1)."""
+    for total in range(1, 100_001):
+        weights = tuple(round(f * total) for f in fractions)
+        if all(abs(w - f * total) <= 5e-6 * total for w, f in zip(weights, fractions, strict=True)):
+            return weights
+    raise ValueError(f"fractions must be numbers that add up to 1, not {fractions}")

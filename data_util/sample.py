@@ -1,0 +1,219 @@
+"""Two real abdominal CTs with liver masks, as a small data set: fetched with pip, and nothing of them redistributed.
+
+They are reference files of the tests in the source distribution of totalsegmentator (Apache 2.0), fetched once into a
+cache folder and checked by sha256. One CT shows the lower body up to the middle of the liver, the other 4 cm of a
+liver: so the first is cut to the 4 cm at its upper end, where both show the liver at its widest. Both are then
+cropped to the liver's surroundings, resampled and windowed.
+
+    python -m data_util.sample -o datasets/sample --size 128 128 128
+"""
+
+import argparse
+import hashlib
+import os
+import subprocess
+import sys
+import tarfile
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from data_util.images import match_labels, read_image, to_array
+from data_util.phantoms import NewScan, deform, known_pair, placement_flow, smooth_flow, write_scans
+from data_util.preprocessing import crop_to_mask
+from errors import UserError
+
+PACKAGE, VERSION = "totalsegmentator", "2.18.0"
+SHA256 = "5d4223ef93973bc36d710869d11e7742ead2c154c72f7f9edcaaadd5b6c4bd03"
+ARCHIVE = f"{PACKAGE}-{VERSION}.tar.gz"
+REFERENCE_FILES = f"{PACKAGE}-{VERSION}/tests/reference_files/"
+CTS = (  # image, labels
+    ("example_ct.nii.gz", "example_seg_fast_force_split.nii.gz"),
+    ("example_ct_dicom", "example_seg_dicom.nii.gz"),
+)
+LIVER = 5  # the label's value in both label images
+N_TRAIN, N_KNOWN = 6, 2  # deformed training scans and known pairs made of each CT
+WITHOUT_NETWORK = "'python -m data_util.phantoms' makes a data set without a network"
+
+
+def cache_folder():
+    """Return the folder where fetched files are kept: in XDG_CACHE_HOME, or else in ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "recursive-cascaded-networks"
+
+
+def fetch():
+    """Return the path of the source distribution in the cache, fetched with pip where it is not there whole.
+
+    Raises UserError where pip fails (no network, no pip) or the file is not the one pinned.
+    """
+    archive = cache_folder() / ARCHIVE
+    if archive.is_file() and _sha256(archive) == SHA256:
+        return archive
+    try:
+        archive.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=archive.parent) as folder:
+            _download(Path(folder))
+            fetched = Path(folder) / ARCHIVE
+            if not fetched.is_file() or _sha256(fetched) != SHA256:
+                raise UserError(f"pip fetched no {ARCHIVE} with sha256 {SHA256}; {WITHOUT_NETWORK}")
+            os.replace(fetched, archive)
+    except OSError as error:
+        raise UserError(f"cannot write {archive}: {error.strerror}; set XDG_CACHE_HOME to another folder") from error
+    return archive
+
+
+def _download(folder):
+    """Let pip download the source distribution into a folder. The hash is pip's to check too, before it opens it."""
+    requirement = folder / "requirement.txt"
+    requirement.write_text(f"{PACKAGE}=={VERSION} --hash=sha256:{SHA256}\n", encoding="utf-8")
+    options = [
+        "--no-deps",
+        "--no-binary",
+        PACKAGE,
+        "--require-hashes",
+        "--disable-pip-version-check",
+        "--retries=2",
+        "--quiet",
+    ]
+    command = [sys.executable, "-m", "pip", "download", *options, "--dest", folder, "--requirement", requirement]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode:
+        lines = [line for line in result.stderr.splitlines() if line.strip()] or ["no message"]
+        reason = next((line for line in reversed(lines) if line.startswith("ERROR")), lines[-1]).strip()
+        raise UserError(f"pip could not download {PACKAGE} {VERSION} ({reason}): is there a network? {WITHOUT_NETWORK}")
+
+
+def _sha256(path):
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def extract(archive, folder):
+    """Write the two CTs with their labels from the archive into a folder, and nothing else of it.
+
+    Only plain files are taken, each to a name built here. Raises UserError where the archive cannot be read.
+    """
+    wanted = {name for pair in CTS for name in pair}
+    try:
+        with tarfile.open(archive) as tar:
+            for member in tar:
+                parts = member.name.removeprefix(REFERENCE_FILES).split("/")
+                inside = member.name.startswith(REFERENCE_FILES) and parts[0] in wanted and len(parts) <= 2
+                if not (inside and member.isfile()) or ".." in parts:
+                    continue
+                target = Path(folder, *parts)
+                target.parent.mkdir(exist_ok=True)
+                target.write_bytes(tar.extractfile(member).read())
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise UserError(f"{archive} cannot be unpacked ({error}); delete it and try again") from error
+
+
+def read_ct(image_path, labels_path):
+    """Read a CT and its liver mask on the CT's grid: (HU [x, y, z], bool [x, y, z], spacing in mm [3]), in LPS.
+
+    Raises UserError where one cannot be read, or no voxel is liver.
+    """
+    image = read_image(image_path)
+    liver = to_array(match_labels(read_image(labels_path), image)) == LIVER
+    if not liver.any():
+        raise UserError(f"{labels_path}: no voxel has the liver's value {LIVER} where {image_path} lies")
+    return to_array(image), liver, np.array(image.GetSpacing())
+
+
+def common_slab(cts):
+    """Cut each CT along z to the length of liver that all of them show, taken from the liver's upper end downwards.
+
+    List of (HU, mask, spacing) as of `read_ct` -> the same list, cut.
+    """
+    rows = [np.flatnonzero(liver.any(axis=(0, 1))) for _, liver, _ in cts]
+    length = min((z[-1] - z[0] + 1) * spacing[2] for z, (_, _, spacing) in zip(rows, cts, strict=True))
+    cut = []
+    for z, (ct, liver, spacing) in zip(rows, cts, strict=True):
+        top = z[-1] + 1
+        slab = slice(top - max(2, round(length / spacing[2])), top)
+        cut.append((ct[..., slab], liver[..., slab], spacing))
+    return cut
+
+
+def make_scan(ct, liver, spacing, size):
+    """Crop to the liver's surroundings, resample to `size`, window: -> NewScan, its spacing that of its own voxels."""
+    crop = crop_to_mask(ct, liver, size)
+    return NewScan(volume=crop.volume, segmentation=crop.mask, spacing=tuple(float(s) for s in spacing * crop.step))
+
+
+def write_dataset(prefix, size, seed=0, overwrite=False):
+    """Write the sample set, PREFIX.h5 and PREFIX.json, fetching the CTs where needed; return both paths.
+
+    train  each CT deformed N_TRAIN times (scheme "1"), by a smooth flow and a small affine one. Training is
+           unsupervised, and never sees the two CTs undeformed, but it does see this anatomy: the scores on `real`
+           and `known` tell how well the network fits these two people, not how it does on others.
+    real   the two CTs, as they are: one adjacent pair (scheme "2").
+    known  N_KNOWN adjacent pairs (s, d) of each CT, scheme "known": s is the CT deformed in yet another way, d is s
+           deformed by a known smooth flow; the pair fixed d, moving s has its true flow in the file.
+
+    Raises UserError for a size below 16 or a negative seed, and as `fetch`, `extract`, `read_ct` and `write_scans` do.
+    """
+    if len(size) != 3 or min(size) < 16 or seed < 0:
+        raise UserError(f"size {tuple(size)}, seed {seed}: give three sizes of at least 16 voxels and a seed from 0 on")
+    name = Path(prefix).name
+    n_train, n_known = N_TRAIN * len(CTS), N_KNOWN * len(CTS)
+    first_known = n_train + len(CTS)
+
+    def scans():
+        with tempfile.TemporaryDirectory() as folder:
+            extract(fetch(), folder)
+            cts = common_slab([read_ct(Path(folder, image), Path(folder, labels)) for image, labels in CTS])
+        originals = [make_scan(*ct, size) for ct in cts]
+        for k in range(n_train):
+            yield _individual(originals[k % len(CTS)], [seed, k])
+        yield from originals
+        for k in range(n_known):
+            source = first_known + 2 * k
+            scan = _individual(originals[k % len(CTS)], [seed, source])
+            flow = smooth_flow(size, [seed, source + 1], amplitude=0.08 * min(size))
+            yield from known_pair(scan, flow, f"{name}/{source}")
+
+    subsets = {
+        "train": range(n_train),
+        "real": range(n_train, first_known),
+        "known": range(first_known, first_known + 2 * n_known),
+    }
+    schemes = {"1": {"train": 1.0}, "2": {"real": 1.0}, "known": {"known": 1.0}}
+    return write_scans(prefix, scans(), size, "liver", subsets, schemes, overwrite)
+
+
+def _individual(scan, seed):
+    rng = np.random.default_rng(seed)
+    size = scan.volume.shape
+    flow = smooth_flow(size, rng, 0.06 * min(size)) + placement_flow(size, rng, shift=0.03, scale=0.06, degrees=5)
+    return deform(scan, flow)
+
+
+def main(argv=None):
+    """Run the command; return its exit status."""
+    parser = argparse.ArgumentParser(prog="python -m data_util.sample", description="Write a set of two real CTs.")
+    parser.add_argument("-o", "--output", default="datasets/sample", help="prefix of the .h5 and .json (%(default)s)")
+    parser.add_argument(
+        "--size", type=int, nargs=3, default=[128] * 3, metavar=("X", "Y", "Z"), help="voxels (128 128 128)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="another seed, other deformations (%(default)s)")
+    parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
+    args = parser.parse_args(argv)
+    try:
+        data, config = write_dataset(args.output, args.size, args.seed, args.overwrite)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 1
+    train, known = N_TRAIN * len(CTS), N_KNOWN * len(CTS)
+    size = "x".join(str(n) for n in args.size)
+    print(f"{data}: {train} training scans, the pair of real CTs, {known} known pairs, {size} voxels")
+    print(f"{config}: the config, for -d")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,162 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from data_util.config import load_config
+from errors import UserError
+
+
+def minimal(**changes):
+    config = {
+        "files": {"yanx": {"type": "HDF5", "path": "datasets/sliver_val.h5"}},
+        "subsets": {"train": ["yanx/1", "yanx/2"], "val": ["yanx/*"]},
+        "schemes": {"1": {"train": 1.0}, "mixed": {"train": 0.75, "val": 0.25}},
+    }
+    return {k: v for k, v in (config | changes).items() if v is not ...}
+
+
+def write(folder, config):
+    path = folder / "liver.json"
+    path.write_text(config if isinstance(config, str) else json.dumps(config))
+    return path
+
+
+def test_defaults(tmp_path):
+    config = load_config(str(write(tmp_path, minimal())))
+    assert config.path == tmp_path / "liver.json"
+    assert config.image_size == (128, 128, 128)
+    assert (config.image_type, config.atlas, config.labels, config.task) == (None, None, None, ("registration",))
+    assert config.subsets == {"train": ("yanx/1", "yanx/2"), "val": ("yanx/*",)}
+    assert config.schemes == {"1": {"train": 1.0}, "mixed": {"train": 0.75, "val": 0.25}}
+
+
+def test_every_key_of_the_original_configs(tmp_path):
+    config = load_config(
+        write(
+            tmp_path,
+            minimal(
+                files={
+                    "/": {"type": "HDF5", "path": "datasets/msd_dataset.h5"},
+                    "lpba": {"path": "datasets/lpba_val.h5", "type": "HDF5"},
+                },
+                image_size=[96, 80, 112],
+                image_type="brain",
+                atlas="lpba/S01",
+                segmentation_class_value={"21": 21, "putamen": 163},
+                task=["segmentation", "registration"],
+                subsets={"s": ["liver/12", "lpba/S02"]},
+                schemes={"2": {"s": 1}},
+            ),
+        )
+    )
+    assert list(config.files) == ["/", "lpba"]
+    assert config.image_size == (96, 80, 112)
+    assert (config.image_type, config.atlas) == ("brain", "lpba/S01")
+    assert config.labels == {"21": 21, "putamen": 163}
+    assert config.task == ("segmentation", "registration")
+    assert config.schemes == {"2": {"s": 1.0}}
+
+
+def test_hdf5_paths_are_looked_for_in_three_places_in_order(tmp_path, monkeypatch):
+    work, parent = tmp_path / "work", tmp_path / "project"
+    folder = parent / "datasets"
+    for place in (work, folder):
+        place.mkdir(parents=True)
+    monkeypatch.chdir(work)
+    path = write(folder, minimal(files={"a": {"type": "HDF5", "path": "a.h5"}}))
+
+    def found():
+        return load_config(path).files["a"]
+
+    assert found() == work / "a.h5"  # nowhere: the first place
+    for place in (parent, folder, work):
+        (place / "a.h5").touch()
+        assert found() == place / "a.h5"
+    path = write(folder, minimal(files={"a": {"type": "HDF5", "path": str(parent / "a.h5")}}))
+    assert found() == parent / "a.h5"
+
+
+def test_a_config_named_relatively_finds_files_beside_it(tmp_path, monkeypatch):
+    (tmp_path / "datasets").mkdir()
+    (tmp_path / "datasets" / "a.h5").touch()
+    write(tmp_path / "datasets", minimal(files={"a": {"type": "HDF5", "path": "datasets/a.h5"}}))
+    monkeypatch.chdir(tmp_path / "datasets")
+    assert load_config("liver.json").files["a"] == tmp_path / "datasets" / "a.h5"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"subset": {}}, ["unknown key 'subset'", "subsets", "segmentation_class_value", "task"]),
+        ({"files": ...}, ["'files' is missing"]),
+        ({"subsets": ...}, ["'subsets' is missing"]),
+        ({"schemes": ...}, ["'schemes' is missing"]),
+        ({"files": []}, ["'files'", "object", "[]"]),
+        ({"files": {}}, ["'files' is empty"]),
+        ({"files": {"a": "a.h5"}}, ["files.a", "object", "a.h5"]),
+        ({"files": {"a": {"type": "HDF5"}}}, ["files.a", "path"]),
+        ({"files": {"a": {"type": "NIfTI", "path": "a"}}}, ["files.a.type", "NIfTI", "HDF5"]),
+        ({"files": {"a": {"type": "HDF5", "path": 3}}}, ["files.a.path", "string", "3"]),
+        ({"files": {"a": {"type": "HDF5", "path": "a", "mode": "r"}}}, ["unknown key 'mode'", "files.a", "type, path"]),
+        ({"files": {"a/b": {"type": "HDF5", "path": "a"}}}, ["a/b", "'/'"]),
+        ({"image_size": [128, 128]}, ["image_size", "three", "[128, 128]"]),
+        ({"image_size": [128, 128, 0]}, ["image_size", "positive"]),
+        ({"image_size": [128, 128, 64.0]}, ["image_size", "64.0"]),
+        ({"image_size": [128, 128, True]}, ["image_size", "true"]),
+        ({"image_size": 128}, ["image_size", "128"]),
+        ({"image_type": 1}, ["image_type", "string"]),
+        ({"atlas": ["lpba/S01"]}, ["atlas", "string"]),
+        ({"subsets": {"train": "yanx/1", "val": []}}, ["subsets.train", "list", "yanx/1"]),
+        ({"subsets": {"train": [1], "val": []}}, ["subsets.train", "string", "1"]),
+        ({"schemes": {"1": {"test": 1.0}}}, ["scheme '1'", "'test'", "train, val"]),
+        ({"schemes": {"1": {}}}, ["scheme '1'", "empty"]),
+        ({"schemes": {"1": ["train"]}}, ["schemes.1", "object"]),
+        ({"schemes": {"1": {"train": "all"}}}, ["schemes.1.train", "number", "all"]),
+        ({"schemes": {"1": {"train": True}}}, ["schemes.1.train", "number", "true"]),
+        ({"schemes": {"1": {"train": 1.5, "val": -0.5}}}, ["schemes.1.val", "-0.5", "positive"]),
+        ({"schemes": {"1": {"train": float("nan")}}}, ["schemes.1.train", "nan", "positive"]),
+        ({"schemes": {"1": {"train": 0.75, "val": 0.24}}}, ["scheme '1'", "0.99", "1"]),
+        ({"segmentation_class_value": [21]}, ["segmentation_class_value", "object"]),
+        ({"segmentation_class_value": {}}, ["segmentation_class_value", "empty"]),
+        ({"segmentation_class_value": {"21": "21"}}, ["segmentation_class_value.21", "whole number"]),
+        ({"task": "segmentation"}, ["task", "segmentation", "registration"]),
+        ({"task": ["registration", 3]}, ["task", "3"]),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path, changes, words):
+    path = write(tmp_path, minimal(**changes))
+    with pytest.raises(UserError) as error:
+        load_config(path)
+    message = str(error.value)
+    assert "\n" not in message
+    assert all(word in message for word in [str(path), *words]), message
+
+
+def test_fractions_may_miss_one_by_a_rounding(tmp_path):
+    thirds = {"1": {"train": 0.3333333, "val": 0.6666666}}
+    assert load_config(write(tmp_path, minimal(schemes=thirds))).schemes == thirds
+
+
+def test_missing_unreadable_and_invalid_files(tmp_path):
+    with pytest.raises(UserError, match=r"none\.json: no such dataset config"):
+        load_config(tmp_path / "none.json")
+    with pytest.raises(UserError, match="cannot be read"):
+        load_config(tmp_path)
+    with pytest.raises(UserError, match=r"liver\.json, line 3, column 1: not valid JSON"):
+        load_config(write(tmp_path, '{\n"files": {},\n}'))
+    with pytest.raises(UserError, match="the config must be an object"):
+        load_config(write(tmp_path, "[]"))
+    (tmp_path / "liver.json").write_bytes(b'{"files": "\xff"}')
+    with pytest.raises(UserError, match="UTF-8"):
+        load_config(tmp_path / "liver.json")
+
+
+def test_config_needs_neither_tensorflow_nor_h5py():
+    code = (
+        "import sys, data_util.config, data_util.pairs; sys.exit(any(m in sys.modules for m in ('tensorflow', 'h5py')))"
+    )
+    root = Path(__file__).parents[2]
+    assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
