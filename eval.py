@@ -8,6 +8,7 @@ from errors import UserError
 
 EVALUATE = pathlib.Path("evaluate")
 DATA_ARGS = ("paired", "task")
+METRICS_HELP = "overlap, landmarks, jacobian, folding, sdlogj, similarity, flow_error, surface"
 
 
 def build_parser():
@@ -22,7 +23,20 @@ def build_parser():
     add("--paired", action="store_true", help="pairs of neighbouring scans only, both ways round")
     add("--data_args", default=None, help='data options, "key=value": paired, task (those of the run)')
     add("--name", default=None, help="added to the name of the report")
-    add("--resume", action="store_true", help="go on with an evaluation that was stopped")
+    add("--metrics", default=None, help=f"what to measure, comma-separated: {METRICS_HELP} (all but surface)")
+    add("--per_cascade", action="store_true", help="measure before registration and after every cascade, too")
+    add(
+        "--save",
+        default=None,
+        help="images to keep of every pair, comma-separated: flow, warped, seg, moving, fixed, jacobian",
+    )
+    add("--save_format", choices=("nii", "npz"), default="nii", help="files of --save: NIfTI or NumPy")
+    add("--figures", type=int, default=0, help="draw so many pairs, spread evenly over the scheme")
+    add(
+        "--resume",
+        action="store_true",
+        help="go on with an evaluation that was stopped; what is finished is not redone",
+    )
     add("--shard", default="1/1", help="evaluate part i of n, as i/n; join with python -m data_util.report merge")
     cli.add_shared_flags(flags)
     return flags
@@ -33,11 +47,16 @@ def main(arguments=None):
     args = build_parser().parse_args(arguments)
     cli.positive("batch", args.batch)
     shard = parse_shard(args.shard)
+    if args.figures < 0:
+        raise UserError(f"--figures is {args.figures}; it must be a whole number from 0")
 
+    from data_util import results
     from data_util.config import load_config as load_data_config
-    from network import checkpoints
+    from network import checkpoints, evaluation
     from network.config import parse_assignments
 
+    save = parse_names("--save", args.save, results.ITEMS, ())
+    metrics = parse_names("--metrics", args.metrics, evaluation.METRICS, evaluation.DEFAULT_METRICS)
     folder, step = checkpoints.find_run(args.checkpoint)
     step = checkpoints.find_step(folder, step)
     trained = checkpoints.load_args(folder)
@@ -67,6 +86,12 @@ def main(arguments=None):
             "batch": args.batch,
             "network": network.config.to_dict(),
             "labels": scheme.labels,
+            "metrics": metrics,
+            "per_cascade": args.per_cascade,
+            "save": save,
+            "save_format": args.save_format,
+            "figures": args.figures,
+            "versions": versions(),
         }
         evaluate_scheme(network, scheme, settings, shard, args.resume, strategy)
 
@@ -83,50 +108,77 @@ def parse_shard(text):
     return int(i), int(n)
 
 
+def parse_names(flag, text, known, default):
+    """The names of a comma-separated text, each once and in the order of `known`; `default` where there is no text.
+
+    Raises:
+        UserError: a name is not among `known`.
+    """
+    if text is None:
+        return list(default)
+    given = [name.strip() for name in text.split(",")]
+    for name in given:
+        if name not in known:
+            raise UserError(f"{flag}: unknown name {name!r}; known are {', '.join(known)}")
+    return [name for name in known if name in given]
+
+
+def versions():
+    """Versions of what the numbers may depend on."""
+    import platform
+
+    import keras
+    import numpy as np
+    import tensorflow as tf
+
+    found = {module.__name__: module.__version__ for module in (tf, keras, np)}
+    return {"python": platform.python_version(), **found}
+
+
 def evaluate_scheme(network, scheme, settings, shard, resume, strategy):
     """Evaluate one scheme, or one shard of it, and write its report or records into evaluate/."""
     import tqdm
 
+    from data_util import report, results
     from data_util.dataset import user_errors
-    from data_util.report import Records, read_records, write_report
     from network.evaluation import evaluate
 
     batch, (part, parts) = settings["batch"], shard
     target = EVALUATE / settings["report"]
-    records = Records(f"{target}{f'.shard-{part}-of-{parts}' if parts > 1 else ''}.records", settings, resume)
-    # Whole batches, the same whatever the shards and wherever a run was stopped: a pair's numbers may depend, in the
-    # last digit, on the pairs beside it.
-    batches = [range(k, min(k + batch, len(scheme))) for k in range(0, len(scheme), batch)][part - 1 :: parts]
-    indices = [i for group in batches if not records.done.issuperset(group) for i in group]
-    labels = None if scheme.labels is None else tuple(scheme.labels.values())
+    if resume and report.is_finished(target, settings):
+        print(f"Report: {target}.txt was finished before")
+        return
+    records = report.Records(f"{target}{f'.shard-{part}-of-{parts}' if parts > 1 else ''}.records", settings, resume)
+    indices = report.remaining(len(scheme), batch, shard, records.done)
+    figures = min(settings["figures"], len(scheme))
+    drawn = {k * len(scheme) // figures for k in range(figures)}
+    items = [*settings["save"], *(results.FIGURE_ITEMS if drawn else ())]
+    found = evaluate(
+        network,
+        scheme.evaluation(batch, indices),
+        None if scheme.labels is None else tuple(scheme.labels.values()),
+        settings["metrics"],
+        strategy,
+        settings["per_cascade"],
+        images=results.images_of(items),
+        images_of=None if settings["save"] else drawn,
+    )
     with user_errors(), tqdm.tqdm(total=len(indices), desc=settings["report"], unit="pair") as bar:
-        for result in evaluate(network, scheme.evaluation(batch, indices), labels, strategy=strategy):
+        for result in found:
             if result.index not in records.done:
-                records.add(as_record(result))
+                if settings["save"]:
+                    results.save_pair(target, result, settings["save"], settings["save_format"])
+                if result.index in drawn:
+                    results.draw_pair(target, result)
+                records.add(result)  # last: a pair on record has its images
             bar.update()
     records.close()
     if parts > 1:
         print(f"Records: {records.path}; join the {parts} parts with python -m data_util.report merge")
         return
-    write_report(target, *read_records(records.path))
+    report.write_report(target, *report.read_records(records.path))
     records.path.unlink()
     print(f"Report: {target}.txt")
-
-
-def as_record(result):
-    """A `PairResult` as a record of `data_util.report`: NaN becomes None."""
-
-    def plain(value):
-        return [plain(v) for v in value] if value.ndim else None if value != value else float(value)
-
-    values = {name: plain(value) for name, value in result.values.items()}
-    return {
-        "index": result.index,
-        "fixed": result.fixed_id,
-        "moving": result.moving_id,
-        "seconds": round(result.seconds, 4),
-        "stages": [values],
-    }
 
 
 if __name__ == "__main__":

@@ -224,6 +224,27 @@ def curves_figure(path, table):
     _save(figure, path)
 
 
+def cascade_figure(path, table):
+    """Draw what was measured after every cascade to an image file: the mean over pairs, and a band of one deviation.
+
+    table  name of a value -> array [cascade, pair], NaN where not measured; cascade 0 is before registration, 1 affine.
+           Each has a panel, of the pairs for which every cascade was measured; there must be one.
+
+    Raises UserError where the file cannot be written.
+    """
+    figure = Figure(figsize=(5 * len(table), 3.6), layout="constrained")
+    for axis, (name, values) in zip(figure.subplots(1, len(table), squeeze=False)[0], table.items(), strict=True):
+        pairs = values[:, np.isfinite(values).all(axis=0)]
+        mean, deviation, cascades = pairs.mean(axis=1), pairs.std(axis=1), np.arange(len(pairs))
+        axis.fill_between(cascades, mean - deviation, mean + deviation, alpha=0.2, linewidth=0)
+        axis.plot(cascades, mean, marker="o")
+        axis.set_title(f"{name}: mean of {pairs.shape[1]} pairs, band of one standard deviation", fontsize=9)
+        axis.set_xlabel("after cascade")
+        axis.set_xticks(cascades, ["before", "affine", *cascades[2:]])
+        axis.grid(alpha=0.3)
+    _save(figure, path)
+
+
 def _save(figure, path):
     FigureCanvasAgg(figure)
     try:

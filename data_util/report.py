@@ -5,8 +5,9 @@ several jobs can share one scheme. The first line holds the settings; each furth
 
     {"index": 3, "fixed": "yanx_1", "moving": "yanx_4", "seconds": 0.7, "stages": [{"dice": [0.91], ...}]}
 
-`stages` holds the values after every cascade that was measured, the last one being the result. A value is a number, or
-a list with one a label or landmark; null is 'not measured'.
+`stages` holds the values after every cascade (0 is before registration, 1 after the affine cascade), or the result
+alone; the last one is always the result. A value is a number, or a list with one a label or landmark; null is 'not
+measured'. Every name is defined in docs/metrics.md.
 
     python -m data_util.report merge evaluate/RUN-model-STEP.shard-*.records
 
@@ -16,6 +17,7 @@ joins the records of a sharded evaluation into the report that one job would hav
 import csv
 import io
 import json
+import math
 import os
 import pathlib
 import sys
@@ -25,7 +27,7 @@ import numpy as np
 from errors import UserError
 
 # Values with one number a label; the rest are one number a pair, or one a landmark.
-PER_LABEL = ("dice", "jaccard", "hd95", "surface_distance")
+PER_LABEL = ("dice", "jaccard", "hd95", "surface_distance", "hd95_mm", "surface_distance_mm")
 # The lines of the original's report: name there -> value here.
 _TEXT_SUMMARY = {
     "Dice score": "dice",
@@ -41,44 +43,69 @@ class Records:
     Args:
         path: the file; its folder is made.
         settings: dict that says what is evaluated; a run goes on only with the same settings.
-        resume: keep the pairs that are there already; otherwise start anew.
+        resume: go on with the pairs that are there already, if any.
 
     Attributes:
         done: indices of the pairs that the file holds.
 
     Raises:
-        UserError: `resume`, but the file was written with other settings.
+        UserError: the file is there and `resume` is not given, or it was written with other settings.
     """
 
     def __init__(self, path, settings, resume=False):
         self.path = pathlib.Path(path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         kept = []
-        if resume and self.path.exists():
+        if self.path.exists():
             before, kept = read_records(self.path)
-            changed = [key for key in settings if before.get(key) != settings[key]]
-            if changed:
-                key = changed[0]
+            if not resume:
                 raise UserError(
-                    f"{self.path} was written with {key} {before.get(key)!r}, not {settings[key]!r}; "
-                    "give the same flags to go on, or leave out --resume to start anew"
+                    f"{self.path} holds {len(kept)} pairs of an evaluation that was stopped; go on with it by --resume, "
+                    "or delete the file to start anew"
+                )
+            changed = _difference(before, _plain(settings))
+            if changed:
+                raise UserError(
+                    f"{self.path} was written with {_changed(*changed)}; give the same flags to go on, or delete the file "
+                    "to start anew"
                 )
         self.done = {record["index"] for record in kept}
         # A kill may have cut the last line: what is whole is written anew before going on.
-        replacement = self.path.with_name(self.path.name + ".new")
-        lines = [settings, *kept]
-        replacement.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        os.replace(replacement, self.path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        _replace(self.path, "".join(json.dumps(line) + "\n" for line in (settings, *kept)))
         self.file = self.path.open("a")
 
-    def add(self, record):
-        """Append one pair; it is on disk when this returns."""
+    def add(self, result):
+        """Append a pair, given as a `PairResult`; it is on disk when this returns."""
+        record = {
+            "index": result.index,
+            "fixed": result.fixed_id,
+            "moving": result.moving_id,
+            "seconds": round(result.seconds, 4),
+            "stages": [{name: _json_value(value) for name, value in stage.items()} for stage in result.stages],
+        }
         self.file.write(json.dumps(record) + "\n")
         self.file.flush()
+        os.fsync(self.file.fileno())
 
     def close(self):
         """Close the file."""
         self.file.close()
+
+
+def remaining(pairs, batch, shard=(1, 1), done=()):
+    """Indices that a job has still to evaluate, out of `pairs`, in batches of `batch`.
+
+    A batch is always of the same pairs, whatever the shards and wherever a run was stopped, and done again unless all
+    of it is: a pair's numbers may depend, in the last digit, on the pairs beside it.
+
+    Args:
+        pairs, batch: numbers of pairs.
+        shard: (i, n) for part i of n, from 1; the parts take turns by batch.
+        done: set of the indices that are done.
+    """
+    part, parts = shard
+    batches = [range(start, min(start + batch, pairs)) for start in range(0, pairs, batch)]
+    return [index for group in batches[part - 1 :: parts] if not set(group).issubset(done) for index in group]
 
 
 def read_records(path):
@@ -97,24 +124,54 @@ def read_records(path):
         raise UserError(f"{path} is not a file of evaluation records; give the .records files of eval.py") from error
 
 
+def is_finished(path, settings):
+    """Whether the report `path` (without ending) is there, complete, and was made with these settings."""
+    file = pathlib.Path(f"{path}.json")
+    try:
+        return file.exists() and json.loads(file.read_text())["settings"] == _plain(settings)
+    except (ValueError, KeyError, TypeError):  # whatever that file is, it is not this report
+        return False
+
+
 def write_report(path, settings, records):
-    """Write a finished evaluation: `path`.txt, `path`.csv and `path`.json.
+    """Write a finished evaluation, in place of an older report of that name: `path`.txt, `path`.csv and `path`.json.
+
+    Where every cascade was measured, `path`-cascades.csv and a figure `path`-cascades.png too.
 
     Args:
         path: without ending.
-        settings: dict; `labels` (name -> value, or None) names the labels.
+        settings: dict; `labels` (name -> value, or None) names the labels, `pairs` counts the pairs.
         records: the pairs, in any order.
+
+    Raises:
+        UserError: pairs are missing or double.
     """
     records = sorted(records, key=lambda record: record["index"])
-    for ending, text in (
-        (".txt", text_report(records)),
-        (".csv", csv_report(records, settings)),
-        (".json", json_report(records, settings)),
-    ):
-        file = pathlib.Path(f"{path}{ending}")
-        new = file.with_name(file.name + ".new")
-        new.write_text(text)
-        os.replace(new, file)
+    _check_complete(records, settings["pairs"])
+    _replace(f"{path}.txt", text_report(records))
+    _replace(f"{path}.csv", csv_report(records, settings))
+    if settings["per_cascade"]:
+        from data_util.figures import cascade_figure
+
+        _replace(f"{path}-cascades.csv", cascades_csv(records, settings))
+        if curves := _cascade_curves(records):
+            cascade_figure(f"{path}-cascades.png", curves)
+    _replace(f"{path}.json", json_report(records, settings))  # last: where it is, the report is complete
+
+
+def _check_complete(records, pairs):
+    indices = [record["index"] for record in records]
+    if sorted(indices) != list(range(pairs)):
+        missing = sorted(set(range(pairs)) - set(indices))
+        what = f"pair {missing[0]} and {len(missing) - 1} more are missing" if missing else "some pairs are there twice"
+        raise UserError(f"{len(records)} records of {pairs} pairs: {what}; evaluate all, and give every shard once")
+
+
+def _replace(path, text):
+    """Write a file such that at any moment there is the old one or the whole new one."""
+    new = pathlib.Path(f"{path}.new")
+    new.write_text(text)
+    os.replace(new, path)
 
 
 def text_report(records):
@@ -144,35 +201,67 @@ def csv_report(records, settings):
     What was not measured is empty.
     """
     names = _value_names(records)
-    rows = [["index", "fixed", "moving", "label", *names]]
-    for record in records:
-        values = record["stages"][-1]
-        pair = [record["index"], record["fixed"], record["moving"]]
-        rows.append([*pair, "", *(_cell(_mean(_array(values.get(name)))) for name in names)])
-        for k, label in enumerate(settings["labels"] or ()):
-            cells = (_cell(_array(values.get(name))[k]) if name in PER_LABEL else "" for name in names)
-            rows.append([*pair, label, *cells])
-    return _csv_text(rows)
+    rows = [row for record in records for row in _pair_rows(record, -1, names, settings["labels"])]
+    return _csv_text([["index", "fixed", "moving", "label", *names], *rows])
+
+
+def cascades_csv(records, settings):
+    """The rows of `csv_report` for every cascade, with its number in front: 0 is before registration, 1 affine."""
+    names = _value_names(records)
+    rows = [
+        [k, *row]
+        for record in records
+        for k in range(len(record["stages"]))
+        for row in _pair_rows(record, k, names, settings["labels"])
+    ]
+    return _csv_text([["cascade", "index", "fixed", "moving", "label", *names], *rows])
+
+
+def _pair_rows(record, stage, names, labels):
+    values = {name: _array(record["stages"][stage].get(name)) for name in names}
+    pair = [record["index"], record["fixed"], record["moving"]]
+    yield [*pair, "", *(_cell(_mean(values[name])) for name in names)]
+    for k, label in enumerate(labels or ()):
+        yield [*pair, label, *(_cell(values[name][k]) if name in PER_LABEL else "" for name in names)]
 
 
 def json_report(records, settings):
-    """Settings, and for each value the mean, standard deviation and number of pairs measured; per label likewise."""
-    names = _value_names(records)
-    final = [record["stages"][-1] for record in records]
-    summary = {name: _statistics([_mean(_array(values.get(name))) for values in final]) for name in names}
-    summary["seconds"] = _statistics([record["seconds"] for record in records])
-    labels = {
-        label: {
-            name: _statistics([_array(values.get(name))[k] for values in final]) for name in names if name in PER_LABEL
-        }
-        for k, label in enumerate(settings["labels"] or ())
+    """Settings, and for each value the mean, standard deviation and number of pairs measured; per label likewise.
+
+    `cascades`, where every one was measured, holds the same for each.
+    """
+    result = _summary(records, -1, settings["labels"])
+    result["summary"]["seconds"] = _statistics([record["seconds"] for record in records])
+    report = {"settings": settings, "pairs": len(records), **result}
+    if settings["per_cascade"]:
+        stages = range(len(records[0]["stages"]))
+        report["cascades"] = [{"cascade": k, **_summary(records, k, settings["labels"])} for k in stages]
+    return json.dumps(report, indent=2, allow_nan=False) + "\n"
+
+
+def _summary(records, stage, labels):
+    table = {name: [_array(record["stages"][stage].get(name)) for record in records] for name in _value_names(records)}
+    return {
+        "summary": {name: _statistics([_mean(values) for values in rows]) for name, rows in table.items()},
+        "labels": {
+            label: {name: _statistics([row[k] for row in rows]) for name, rows in table.items() if name in PER_LABEL}
+            for k, label in enumerate(labels or ())
+        },
     }
-    report = {"settings": settings, "pairs": len(records), "summary": summary, "labels": labels}
-    return json.dumps(report, indent=2) + "\n"
+
+
+def _cascade_curves(records):
+    """Values to draw against the cascade, as far as measured: name -> float32 [cascade, pair], means over labels."""
+    stages = range(len(records[0]["stages"]))
+    curves = {
+        name: np.array([[_mean(_array(record["stages"][k].get(name))) for record in records] for k in stages])
+        for name in ("dice", "similarity")
+    }
+    return {name: values for name, values in curves.items() if np.isfinite(values).all(axis=0).any()}
 
 
 def merge(paths):
-    """Join the records of shards into one report, beside them; returns its path without ending.
+    """Join the records of shards into one report, beside them; returns its path without ending. The records stay.
 
     Raises:
         UserError: the shards are of different evaluations, or pairs are missing or double.
@@ -180,21 +269,43 @@ def merge(paths):
     shards = [(path, *read_records(path)) for path in paths]
     first_path, first, _ = shards[0]
     for path, settings, _ in shards[1:]:
-        changed = [key for key in first if settings.get(key) != first[key]]
+        changed = _difference(settings, first)
         if changed:
             raise UserError(
-                f"{path} and {first_path} are of different evaluations: {changed[0]} is {settings.get(changed[0])!r} "
-                f"and {first[changed[0]]!r}; merge the shards of one evaluation"
+                f"{path} is of another evaluation than {first_path}, with {_changed(*changed)}; merge the shards of one"
             )
-    records = [record for *_, found in shards for record in found]
-    indices = [record["index"] for record in records]
-    if sorted(indices) != list(range(first["pairs"])):
-        missing = sorted(set(range(first["pairs"])) - set(indices))
-        what = f"pair {missing[0]} and {len(missing) - 1} more are missing" if missing else "some pairs are there twice"
-        raise UserError(f"{len(records)} records of {first['pairs']} pairs: {what}; give every shard once, finished")
     target = pathlib.Path(first_path).parent / first["report"]
-    write_report(target, first, records)
+    write_report(target, first, [record for *_, found in shards for record in found])
     return target
+
+
+def _plain(settings):
+    """Settings as they come back from JSON."""
+    return json.loads(json.dumps(settings))
+
+
+def _difference(old, new, prefix=""):
+    """First entry in which two settings differ: (dotted key, old value, new value), or None."""
+    for key in dict.fromkeys([*old, *new]):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            found = _difference(before, after, f"{prefix}{key}.")
+        else:
+            found = (f"{prefix}{key}", before, after) if before != after else None
+        if found:
+            return found
+    return None
+
+
+def _changed(key, old, new):
+    return f"{key} {old!r}, not {new!r}"
+
+
+def _json_value(value):
+    """A NumPy value of up to one dimension as JSON has it: NaN becomes None."""
+    if value.ndim:
+        return [_json_value(v) for v in value]
+    return float(value) if math.isfinite(value) else None
 
 
 def _array(value):

@@ -31,7 +31,7 @@ def draw_control_points(seeds, size):
         return tf.random.stateless_uniform(shape, seed, -bound, bound, alg="philox")
 
     u = tf.map_fn(draw, seeds, fn_output_signature=tf.TensorSpec(shape, tf.float32))
-    return u**3 * (tf.constant(size, tf.float32) / 4.0)
+    return u * u * u * (tf.constant(size, tf.float32) / 4.0)
 
 
 def spline_flow(control, size):

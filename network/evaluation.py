@@ -24,8 +24,9 @@ class PairResult:
             a value a label or landmark. NaN is 'not measured'. Every name is defined in docs/metrics.md. The last
             one is the result; the first one, if every cascade was measured, is the pair before registration.
         seconds: time that registering and measuring took, the pair's share of its batch.
-        images: name -> array of the pair, as asked for: `flow` [X, Y, Z, 3] in voxels, `jacobian` (its determinant),
-            `fixed`, `moving`, `warped` (0..1) and label maps `fixed_seg`, `moving_seg`, `warped_seg` [X, Y, Z].
+        images: name -> array of the pair, as asked for: `flow` [X, Y, Z, 3] in voxels, and [X, Y, Z] `jacobian` (the
+            determinant), `fixed`, `moving`, `warped` (0..1), and the label maps `fixed_seg`, `moving_seg`,
+            `warped_seg`, of which a missing one is -1 everywhere.
         fixed_spacing, moving_spacing: float32 [3], mm a voxel, NaN where unknown.
     """
 
@@ -128,16 +129,16 @@ _IN_GRAPH = {
 METRICS = (*_IN_GRAPH, "surface")
 DEFAULT_METRICS = tuple(_IN_GRAPH)
 
-# name -> function of a Scene giving the named images.
+# name -> function of a Scene giving that image of every pair.
 IMAGES = {
-    "flow": lambda scene: {"flow": scene.stage.composed_flow},
-    "warped": lambda scene: {"warped": scene.stage.warped[..., 0]},
-    "seg": lambda scene: {
-        name: getattr(scene, name)[..., 0] for name in ("fixed_seg", "moving_seg", "warped_seg")
-    },
-    "moving": lambda scene: {"moving": scene.batch["moving"][..., 0]},
-    "fixed": lambda scene: {"fixed": scene.batch["fixed"][..., 0]},
-    "jacobian": lambda scene: {"jacobian": scene.determinant},
+    "flow": lambda scene: scene.stage.composed_flow,
+    "jacobian": lambda scene: scene.determinant,
+    "fixed": lambda scene: scene.batch["fixed"][..., 0],
+    "moving": lambda scene: scene.batch["moving"][..., 0],
+    "warped": lambda scene: scene.stage.warped[..., 0],
+    "fixed_seg": lambda scene: scene.fixed_seg[..., 0],
+    "moving_seg": lambda scene: scene.moving_seg[..., 0],
+    "warped_seg": lambda scene: scene.warped_seg[..., 0],
 }
 
 
@@ -208,15 +209,16 @@ def _measuring(network, labels, chosen, strategy, per_cascade, images):
         else:
             stages = stages[-1:]
         scenes = [Scene(batch, stage, labels, network.config.warp_padding) for stage in stages]
-        values = [_merged(_IN_GRAPH, [name for name in chosen if name in _IN_GRAPH], scene) for scene in scenes]
+        values = [_measured(scene, chosen) for scene in scenes]
         maps = (scenes[-1].fixed_seg, [scene.warped_seg for scene in scenes]) if "surface" in chosen else ()
-        return values, maps, _merged(IMAGES, images, scenes[-1])
+        return values, maps, {name: IMAGES[name](scenes[-1]) for name in images}
 
     return tf.function(lambda batch: strategy.run(measure, args=(batch,)))
 
 
-def _merged(functions, names, scene):
-    return {key: value for name in names for key, value in functions[name](scene).items()}
+def _measured(scene, chosen):
+    metrics_here = [_IN_GRAPH[name] for name in chosen if name in _IN_GRAPH]
+    return {name: value for metric in metrics_here for name, value in metric(scene).items()}
 
 
 def _surfaces(pool, fixed, warped, labels, spacing, pairs):

@@ -110,7 +110,7 @@ def _determinant(a, b, c):
 
 
 def _mean(volume):
-    """Mean over a volume [B, X, Y, Z]: [B, 1, 1, 1]. In two steps, as XLA sums a whole volume slowly and less exactly."""
+    """Mean of a volume [B, X, Y, Z]: [B, 1, 1, 1]. In two steps: XLA sums a whole volume slowly and less exactly."""
     return tf.reduce_mean(tf.reduce_mean(volume, [1, 2], keepdims=True), 3, keepdims=True)
 
 
@@ -190,8 +190,8 @@ def surface_distances(fixed, warped, labels, spacing=(1.0, 1.0, 1.0)):
         spacing: size of a voxel along x, y, z; the distances are in its unit.
 
     Returns:
-        hd95, mean: float32 [K]; the 95th percentile of the distances, the larger one of the two directions, and the mean
-        over the surface voxels of both maps. NaN where a label is missing from either map.
+        hd95, mean: float32 [K]; the 95th percentile of the distances, the larger one of the two directions, and the
+        mean over the surface voxels of both maps. NaN where a label is missing from either map.
     """
     sides = [_surface(label_map) for label_map in (fixed, warped)]
     hd95, mean = np.full((2, len(labels)), np.nan, np.float32)

@@ -94,10 +94,12 @@ def _locate(coordinates, sizes):
     strides = (sizes[1] * sizes[2], sizes[2], 1)
     offsets, fractions = [], []
     for axis in range(3):
-        clamped = tf.clip_by_value(coordinates[..., axis], 0.0, tf.cast(sizes[axis] - 1, tf.float32))
+        coordinate = coordinates[..., axis]
+        nan = tf.math.is_nan(coordinate)
+        clamped = tf.clip_by_value(coordinate, 0.0, tf.cast(sizes[axis] - 1, tf.float32))
         lower = tf.floor(clamped)
-        fractions.append((clamped - lower)[..., None])
-        lower = tf.cast(tf.where(tf.math.is_nan(lower), 0.0, lower), tf.int32)
+        fractions.append(tf.where(nan, coordinate, clamped - lower)[..., None])
+        lower = tf.cast(tf.where(nan, 0.0, lower), tf.int32)
         upper = tf.minimum(lower + 1, sizes[axis] - 1)
         offsets.append((lower * strides[axis], upper * strides[axis]))
     return offsets, fractions

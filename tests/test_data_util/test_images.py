@@ -81,11 +81,11 @@ def test_orient_brings_any_axes_to_lps_and_keeps_each_voxels_place(direction):
 
 @pytest.mark.parametrize("ending", [".nii.gz", ".nrrd", ".mha"])
 def test_a_written_image_is_read_back(tmp_path, ending):
-    image = orient(image_of(ramp((4, 5, 6)), direction=(-1, 0, 0, 0, -1, 0, 0, 0, 1)))
+    image = image_of(ramp((4, 5, 6)), direction=(-1, 0, 0, 0, -1, 0, 0, 0, 1))
     write_image(image, tmp_path / f"scan{ending}")
     read = read_image(tmp_path / f"scan{ending}")
     np.testing.assert_array_equal(to_array(read), ramp((4, 5, 6))[::-1, ::-1])
-    np.testing.assert_allclose(read.GetOrigin(), image.GetOrigin(), atol=1e-4)
+    np.testing.assert_allclose(read.GetOrigin(), image.TransformIndexToPhysicalPoint((3, 4, 0)), atol=1e-4)
     np.testing.assert_allclose(read.GetSpacing(), (1.5, 2, 3), atol=1e-6)
 
 

@@ -239,10 +239,12 @@ def test_the_seed_decides_the_whole_set(tmp_path):
     first = volumes("a", 1)
     np.testing.assert_array_equal(first, volumes("b", 1))
     assert not (first == volumes("c", 2)).all(axis=(1, 2, 3)).any()
+    with h5py.File(tmp_path / "a.h5") as one, h5py.File(tmp_path / "c.h5") as other:
+        assert not np.array_equal(one["5"]["flow"][...], other["5"]["flow"][...])
 
 
 def test_existing_files_stay_unless_overwriting_is_asked(tmp_path):
-    data, config = write_dataset(tmp_path / "a", (16, 16, 16), 2, 1, 1)
+    data, _ = write_dataset(tmp_path / "a", (16, 16, 16), 2, 1, 1)
     before = data.read_bytes()
     for gone in (None, data):
         if gone:

@@ -20,7 +20,7 @@ PIGS = [f"2017_{k:02}" for k in (2, 3, 4, 7, 8, 10, 11, 12, 13)] + [
 LIVER_KEYS = {
     "msd_dataset.h5": [f"hepaticvessel/{k}" for k in range(1, 444)]
     + [f"pancreas/{k}" for k in range(1, 421)]
-    + [f"liver/{k}" for k in range(132, 202)],
+    + [f"liver/{k}" for k in range(202)],  # 0 to 130 are LiTS, and must not be trained on
     "youyi_liver.h5": [f"{13162744 + 977 * k}_{250 + k}" for k in range(90)]
     + ["00490534_from_12680to_13004", "13472546_180(1)"],
     "sliver_val.h5": [str(k) for k in range(1, 21)],

@@ -41,7 +41,7 @@ def liver_image(size, spacing, box, direction=(1, 0, 0, 0, 1, 0, 0, 0, 1), origi
 def archive(tmp_path_factory):
     """A source distribution as the real one is laid out, with small CTs, and with files that must not come out."""
     folder = tmp_path_factory.mktemp("sdist")
-    # A flipped grid that reaches the liver's middle at its upper end, and 6 slices of 2.5 mm = 15 mm all through a liver.
+    # A flipped grid with liver up to its end along z, and 6 slices of 2.5 mm, 15 mm, all through a liver.
     ct, labels = liver_image((30, 26, 28), (3, 3, 3), ((4, 20), (6, 18), (12, 28)), (-1, 0, 0, 0, -1, 0, 0, 0, 1))
     sitk.WriteImage(ct, str(folder / "example_ct.nii.gz"))
     sitk.WriteImage(labels, str(folder / "example_seg_fast_force_split.nii.gz"))
@@ -56,6 +56,7 @@ def archive(tmp_path_factory):
             tar.add(folder / name, ROOT + name)
         for name in (
             f"{ROOT}example_ct_dicom/../../escaped",
+            f"{ROOT}example_ct_dicom/..",
             f"{ROOT}../escaped",
             "/tmp/escaped",
             f"{ROOT}other.nii.gz",

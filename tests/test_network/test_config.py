@@ -1,0 +1,79 @@
+"""Options: every check, and the text of --net_args."""
+
+import pytest
+
+from errors import UserError
+from network.config import CascadeConfig, parse_assignments
+
+
+def test_defaults_are_the_originals():
+    config = CascadeConfig()
+    assert (config.base_network, config.n_cascades, config.rep, config.image_size) == ("VTN", 1, 1, (128,) * 3)
+    assert (config.det_factor, config.ortho_factor, config.reg_factor) == (0.1, 0.1, 1.0)
+    assert (config.warp_gradient, config.warp_padding, config.augmentation) == (True, False, None)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("base_network", "UNet"),
+        ("n_cascades", -1),
+        ("n_cascades", 1.0),
+        ("n_cascades", True),
+        ("rep", 0),
+        ("image_size", (128, 128)),
+        ("image_size", (128, 128, 0)),
+        ("reg_factor", -0.1),
+        ("det_factor", float("nan")),
+        ("leaky_slope", "0.1"),
+        ("warp_padding", 1),
+        ("channels", 0),
+        ("augmentation", "none"),
+    ],
+)
+def test_a_wrong_option_names_itself_its_value_and_what_is_allowed(option, value):
+    with pytest.raises(UserError, match=option) as error:
+        CascadeConfig(**{option: value})
+    assert repr(value) in str(error.value)
+    assert "must be" in str(error.value)
+
+
+def test_stages_of_repeated_cascades():
+    config = CascadeConfig(n_cascades=2, rep=3)
+    assert config.stage_cascades == [0, 0, 0, 1, 1, 1]
+    assert config.similarity_stages == [4, 5, 6]
+    assert config.flow_multiplier == 0.5
+    affine_alone = CascadeConfig(n_cascades=0)
+    assert affine_alone.stage_cascades == []
+    assert affine_alone.similarity_stages == [0]
+
+
+def test_affine_grid():
+    assert CascadeConfig(image_size=(160, 192, 224)).affine_grid == (3, 3, 4)
+    assert CascadeConfig(image_size=(64, 65, 2)).affine_grid == (1, 2, 1)
+
+
+def test_net_args():
+    config = CascadeConfig().with_net_args("reg_factor=0.5, augmentation='identity',warp_padding=True")
+    assert (config.reg_factor, config.augmentation, config.warp_padding) == (0.5, "identity", True)
+    assert CascadeConfig().with_net_args("") == CascadeConfig().with_net_args(None) == CascadeConfig()
+
+
+def test_an_unknown_key_lists_the_allowed_ones():
+    with pytest.raises(UserError, match=r"--net_args: unknown key 'regfactor'; allowed are det_factor, .*augmentation"):
+        CascadeConfig().with_net_args("regfactor=1")
+
+
+@pytest.mark.parametrize(
+    "text", ["reg_factor", "reg_factor=", "1, 2", "a=__import__('os')", "a=b", "a=1)", "**{'a': 1}", "a=1; b=2", "a=1+x"]
+)
+def test_text_that_is_not_assignments_is_refused_and_never_run(text):
+    with pytest.raises(UserError, match="--x"):
+        parse_assignments(text, ("a", "reg_factor"), "--x")
+
+
+def test_config_goes_through_json():
+    config = CascadeConfig("VoxelMorph", 3, 2, (10, 20, 30), channels=4)
+    assert CascadeConfig.from_dict(config.to_dict(), "here") == config
+    with pytest.raises(UserError, match=r"here: unknown option 'colour'; known are base_network"):
+        CascadeConfig.from_dict({"colour": 1}, "here")

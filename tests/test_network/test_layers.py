@@ -1,0 +1,153 @@
+"""One harness for every layer and model (config, shapes, graph, saving, gradients), and what is special to each."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from network.affine import AffineNetwork
+from network.base_networks import BASE_NETWORKS, VTN, VoxelMorph, double_to
+from network.blocks import Encoder, UpConvolution
+from network.config import CascadeConfig
+from network.recursive_cascaded_networks import RecursiveCascadedNetwork, build_network
+from network.spatial_transformer import Compose, Warp
+
+SIZES = [(32, 16, 24), (13, 18, 35)]
+
+
+def noise(*shape):
+    return tf.constant(np.random.default_rng(0).random(shape, np.float32))
+
+
+def images(size):
+    return [noise(2, *size, 1), 1.0 - noise(2, *size, 1)]
+
+
+def cascades(size, **options):
+    return build_network(CascadeConfig(image_size=size, channels=2, **options))
+
+
+# name -> (layer for a size, its inputs for a size)
+CASES = {
+    "Warp": (lambda size: Warp(padding=True), lambda size: [noise(2, *size, 2), noise(2, *size, 3) * 4]),
+    "Compose": (lambda size: Compose(fast=False), lambda size: [noise(2, *size, 3) * 2, noise(2, *size, 3) * 4]),
+    "Encoder": (lambda size: Encoder(channels=2), lambda size: noise(2, *size, 2)),
+    "UpConvolution": (
+        lambda size: UpConvolution(5),
+        lambda size: [noise(2, *(-(-n // 2) for n in size), 3), noise(2, *size, 1)],
+    ),
+    "AffineNetwork": (lambda size: AffineNetwork(leaky_slope=0.2), images),
+    "VTN": (lambda size: VTN(channels=2, flow_multiplier=0.5), images),
+    "VoxelMorph": (lambda size: VoxelMorph(channels=2, leaky_slope=0.3), images),
+    "cascade of VTN": (lambda size: cascades(size, n_cascades=2), images),
+    "cascade of VoxelMorph": (lambda size: cascades(size, base_network="VoxelMorph", rep=2), images),
+    "affine alone": (lambda size: cascades(size, n_cascades=0), images),
+}
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("name", CASES)
+def test_harness(name, size, tmp_path):
+    make, make_inputs = CASES[name]
+    keras.utils.set_random_seed(1)
+    layer, inputs = make(size), make_inputs(size)
+    outputs = tf.nest.flatten(layer(inputs))
+
+    again = type(layer).from_config(layer.get_config())
+    symbolic = tf.nest.flatten(again(tf.nest.map_structure(lambda x: keras.Input(batch_shape=x.shape), inputs)))
+    assert [tuple(s.shape) for s in symbolic] == [tuple(o.shape) for o in outputs]
+    assert again.get_config() == layer.get_config()
+    assert [w.shape for w in again.weights] == [w.shape for w in layer.weights]
+
+    in_graph = tf.nest.flatten(tf.function(layer)(inputs))
+    again.set_weights(layer.get_weights())
+    for eager, graph, copied in zip(outputs, in_graph, tf.nest.flatten(again(inputs)), strict=True):
+        np.testing.assert_allclose(graph, eager, atol=1e-4)
+        np.testing.assert_allclose(copied, eager, atol=1e-4)
+
+    if isinstance(layer, keras.Model):
+        layer.save_weights(tmp_path / "a.weights.h5")
+        again.set_weights([np.zeros_like(w) for w in layer.get_weights()])
+        again.load_weights(tmp_path / "a.weights.h5")
+        for eager, loaded in zip(outputs, tf.nest.flatten(again(inputs)), strict=True):
+            np.testing.assert_allclose(loaded, eager, atol=1e-4)
+
+    with tf.GradientTape() as tape:
+        loss = tf.add_n([tf.reduce_sum(tf.square(o)) for o in tf.nest.flatten(layer(inputs))])
+    gradients = tape.gradient(loss, layer.trainable_variables)
+    for weight, gradient in zip(layer.trainable_variables, gradients, strict=True):
+        assert gradient is not None, weight.path
+        assert np.isfinite(gradient).all(), weight.path
+
+
+def test_the_transposed_convolution_is_the_gradient_of_a_strided_one():
+    layer = UpConvolution(2)
+    features, skip = noise(1, 3, 4, 5, 3), noise(1, 5, 8, 10, 1)
+    up = layer([features, skip])
+    with tf.GradientTape() as tape:
+        target = tf.Variable(tf.zeros_like(up))
+        down = tf.nn.conv3d(target, layer.kernel, strides=[1, 2, 2, 2, 1], padding="SAME")
+    np.testing.assert_allclose(up, tape.gradient(down, target, features), atol=1e-5)
+
+
+def test_upsampling_repeats_each_voxel_and_follows_an_odd_skip():
+    features = tf.reshape(tf.range(8.0), (1, 2, 2, 2, 1))
+    out = double_to(features, noise(1, 3, 4, 3, 7))
+    assert out.shape == (1, 3, 4, 3, 1)
+    np.testing.assert_array_equal(out[0, :, 0, 0, 0], [0, 0, 4])
+    np.testing.assert_array_equal(out[0, 0, :, 0, 0], [0, 0, 2, 2])
+    np.testing.assert_array_equal(out[0, 0, 0, :, 0], [0, 0, 1])
+
+
+def test_initial_weights_are_drawn_as_the_original_draws_them():
+    keras.utils.set_random_seed(3)
+    network = build_network(CascadeConfig("VTN", 1, image_size=(64, 64, 64)))
+    for name, weight in network.named_weights().items():
+        values = weight.numpy()
+        if name.endswith("/b"):
+            assert not values.any(), name
+        else:
+            bound = np.sqrt(3 / np.prod(values.shape[:-1]))
+            assert np.abs(values).max() <= bound * (1 + 1e-6)
+            assert np.abs(values).max() > 0.9 * bound, name
+            assert values.std() == pytest.approx(bound / np.sqrt(3), rel=0.3), name
+    head = build_network(CascadeConfig("VoxelMorph", 1, image_size=(16, 16, 16))).named_weights()
+    assert head["gaffdfrm/deform_stem_0/flow/W"].numpy().std() == pytest.approx(1e-5, rel=0.2)
+
+
+def test_repeats_share_weights_and_the_flow_multiplier_ignores_them():
+    size = (16, 16, 16)
+    once, thrice = cascades(size, n_cascades=2), cascades(size, n_cascades=2, rep=3)
+    thrice.set_weights(once.get_weights())
+    assert len(thrice.weights) == len(once.weights)
+    one, three = once(images(size)), thrice(images(size))
+    assert len(one.stages) == 3
+    assert len(three.stages) == 7
+    np.testing.assert_allclose(three.stages[1].flow, one.stages[1].flow, atol=1e-5)
+    assert {c.flow_multiplier for c in thrice.cascades} == {0.5}
+
+
+def test_no_gradient_through_the_warped_image_when_asked():
+    size = (16, 16, 16)
+    keras.utils.set_random_seed(0)
+    gradients = []
+    for warp_gradient in (True, False):
+        network = cascades(size, n_cascades=1, warp_gradient=warp_gradient)
+        network.set_weights([w.numpy() for w in cascades(size, n_cascades=1).weights] if not gradients else weights)
+        weights = network.get_weights()
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(network(images(size)).stages[1].flow ** 2)
+        head = network.affine.shift_head.kernel.value
+        gradients.append(tape.gradient(loss, head))
+    assert np.abs(gradients[0]).max() > 0
+    assert gradients[1] is None or not np.abs(gradients[1]).max()
+
+
+@pytest.mark.parametrize("base_network", BASE_NETWORKS)
+def test_a_model_saved_by_keras_comes_back(base_network, tmp_path):
+    network = cascades((16, 17, 18), base_network=base_network)
+    network.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert isinstance(loaded, RecursiveCascadedNetwork)
+    assert loaded.config == network.config
+    np.testing.assert_allclose(loaded(images((16, 17, 18))).flow, network(images((16, 17, 18))).flow, atol=1e-5)
