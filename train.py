@@ -86,14 +86,17 @@ def main(arguments=None):
 
     run = None if args.debug else make_run(args, config)
     name = "debug" if run is None else run.name
+    progress = callbacks.Progress(name, total)
     steps = [
         callbacks.LearningRate(args.lr, args.round),
-        callbacks.Progress(name, total),
+        progress,
         callbacks.StopAtNonFinite(lambda step: scheme.training_pair_ids(args.batch, args.seed, step)),
     ]
     writer = saver = None
     if run is not None:
         import tensorflow as tf
+
+        from data_util.figures import training_pictures
 
         writer = tf.summary.create_file_writer(str(LOGS / args.logs / name))
         shown = next(iter((validation or scheme).evaluation(1, [0])))
@@ -113,6 +116,8 @@ def main(arguments=None):
             saver.save()
             raise UserError(f"stopped at step {trainer.step} of {total}, which is saved: go on with -c {run}") from None
         raise
+    finally:
+        progress.close()
     print(f"Finished: {total} steps" + ("" if run is None else f", checkpoint {run}/model-{total}"))
 
 
@@ -127,13 +132,12 @@ def model_config(args, image_size):
         return CascadeConfig(base_network, n_cascades, **options).with_net_args(args.net_args), None
     from network import checkpoints
 
-    folder, step = checkpoints.find_run(args.checkpoint, WEIGHTS)
-    config = checkpoints.load_config(folder)
+    prefix = checkpoints.find_checkpoint(args.checkpoint, WEIGHTS)
+    config = checkpoints.load_config(prefix.parent)
     for flag, name in (("-b", "base_network"), ("-n", "n_cascades")):
         asked, there = getattr(args, name), getattr(config, name)
         if asked not in (None, there):
-            raise UserError(f"{flag} {asked} is not what the checkpoint {folder} is: {there}; leave {flag} out")
-    prefix = checkpoints.checkpoint_prefix(folder, checkpoints.find_step(folder, step))
+            raise UserError(f"{flag} {asked} is not what the checkpoint {prefix} is: {there}; leave {flag} out")
     return config.replace(**options).with_net_args(args.net_args), prefix
 
 
@@ -148,16 +152,6 @@ def scheme_names(finetune, data):
         print(f"{data.path} has no scheme {validation!r}: this run is not validated", file=sys.stderr)
         validation = None
     return train, validation
-
-
-def training_pictures(fixed, moving, warped, flow):
-    """Axial mid-slices of volumes 0..1 and the warped grid, as TensorBoard shows them: name -> uint8 [H, W, 1]."""
-    from data_util.figures import mid_slices, warped_grid_image
-
-    volumes = {"fixed": fixed, "moving": moving, "warped": warped}
-    pictures = {name: (mid_slices(volume)[0] * 255).astype("uint8") for name, volume in volumes.items()}
-    pictures["warped_grid"] = warped_grid_image(flow)
-    return {name: picture[..., None] for name, picture in pictures.items()}
 
 
 def make_run(args, config):

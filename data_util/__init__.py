@@ -1,0 +1,1 @@
+"""Data: configs, HDF5 stores, pairs, the pipeline, phantoms, images, reports and figures."""

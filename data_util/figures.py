@@ -69,6 +69,14 @@ def warped_grid_image(flow, step=8, plane=PLANES[0]):
     return (255 * np.clip(1.5 - np.minimum(*distances), 0, 1)).astype(np.uint8)
 
 
+def training_pictures(fixed, moving, warped, flow):
+    """Axial mid-slices of volumes 0..1 and the warped grid, as TensorBoard shows them: name -> uint8 [H, W, 1]."""
+    volumes = {"fixed": fixed, "moving": moving, "warped": warped}
+    pictures = {name: (255 * mid_slices(volume)[0]).astype(np.uint8) for name, volume in volumes.items()}
+    pictures["warped_grid"] = warped_grid_image(flow)
+    return {name: picture[..., None] for name, picture in pictures.items()}
+
+
 def _places(flow, plane, index):
     """Return two pictures: where each voxel of a plane reads the moving image, along the plane's two axes in voxels."""
     places = np.moveaxis(np.indices(flow.shape[:3]), 0, -1) + flow

@@ -59,14 +59,14 @@ class Records:
             before, kept = read_records(self.path)
             if not resume:
                 raise UserError(
-                    f"{self.path} holds {len(kept)} pairs of an evaluation that was stopped; go on with it by --resume, "
-                    "or delete the file to start anew"
+                    f"{self.path} holds {len(kept)} pairs of a stopped evaluation; go on by --resume, or delete "
+                    "the file to start anew"
                 )
             changed = _difference(before, _plain(settings))
             if changed:
                 raise UserError(
-                    f"{self.path} was written with {_changed(*changed)}; give the same flags to go on, or delete the file "
-                    "to start anew"
+                    f"{self.path} was written with {_changed(*changed)}; give the same flags to go on, or delete the "
+                    "file to start anew"
                 )
         self.done = {record["index"] for record in kept}
         # A kill may have cut the last line: what is whole is written anew before going on.
@@ -116,11 +116,11 @@ def read_records(path):
     """
     try:
         text = pathlib.Path(path).read_text()
-        lines = [json.loads(line) for line in text.split("\n")[:-1]]
-        return lines[0], lines[1:]
+        settings, *records = (json.loads(line) for line in text.split("\n")[:-1])
+        return dict(settings), records
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error
-    except (ValueError, IndexError) as error:
+    except (ValueError, TypeError) as error:
         raise UserError(f"{path} is not a file of evaluation records; give the .records files of eval.py") from error
 
 

@@ -53,9 +53,7 @@ def _spline_matrix(n):
     position = (np.arange(n) + 0.5) / n * segments
     segment = np.minimum(np.floor(position).astype(int), segments - 1)
     u = position - segment
-    weights = np.stack(
-        [(1 - u) ** 3, 3 * u**3 - 6 * u**2 + 4, -3 * u**3 + 3 * u**2 + 3 * u + 1, u**3], axis=-1
-    )
+    weights = np.stack([(1 - u) ** 3, 3 * u**3 - 6 * u**2 + 4, -3 * u**3 + 3 * u**2 + 3 * u + 1, u**3], axis=-1)
     # A zero control point on either side, dropped again below, gives every segment its four neighbours.
     matrix = np.zeros((n, CONTROL_POINTS + 2))
     for k in range(4):

@@ -59,7 +59,8 @@ class StopAtNonFinite(keras.callbacks.Callback):
         if math.isfinite(logs["loss"]) and math.isfinite(logs[GRADIENT]):
             return
         step = self.model.step
-        terms = ", ".join(f"{name} {value:.6g}" for name, value in logs.items() if name != GRADIENT)
+        names = ["loss", *(name for name in logs if name not in ("loss", GRADIENT))]
+        terms = ", ".join(f"{name} {logs[name]:.6g}" for name in names)
         pairs = "; ".join(f"{fixed} <- {moving}" for fixed, moving in self.pair_ids(step - 1))
         what = "the gradient of the loss" if math.isfinite(logs["loss"]) else "the loss"
         raise UserError(
@@ -204,7 +205,7 @@ class Progress(keras.callbacks.Callback):
 
     def __init__(self, name, total):
         super().__init__()
-        self.name, self.total = name, total
+        self.name, self.total, self.bar = name, total, None
 
     def on_train_begin(self, logs=None):
         self.bar = tqdm.tqdm(total=self.total, initial=self.model.step, desc=self.name, unit="step", file=sys.stderr)
@@ -216,5 +217,7 @@ class Progress(keras.callbacks.Callback):
         self.bar.set_postfix_str(state, refresh=False)
         self.bar.update()
 
-    def on_train_end(self, logs=None):
-        self.bar.close()
+    def close(self):
+        """End the bar's line; Keras calls nothing when a run stops by an error."""
+        if self.bar is not None:
+            self.bar.close()

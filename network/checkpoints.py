@@ -30,6 +30,8 @@ _BETAS = {"beta1_power": 0.9, "beta2_power": 0.999}
 # Adam's count when a published file no longer tells it: its bias corrections have long become 1.
 _MANY_STEPS = 1_000_000
 _KEEP_NEWEST = 5
+# What TensorFlow's reader raises at a file that is missing, damaged or cut off.
+_READ_ERRORS = (tf.errors.OpError, ValueError, IndexError, RuntimeError)
 _KEEP_EVERY_SECONDS = 5 * 3600
 
 
@@ -117,14 +119,24 @@ def load_model(path, rep=1, image_size=None, net_args="", fast_reconstruction=Tr
     Raises:
         UserError: no such run or checkpoint, or weights that do not fit the architecture or size.
     """
-    folder, step = find_run(path)
-    config = load_config(folder).with_net_args(net_args).replace(rep=rep, fast_reconstruction=fast_reconstruction)
-    if image_size is not None:
-        config = config.replace(image_size=image_size)
-    prefix = checkpoint_prefix(folder, find_step(folder, step))
+    prefix = find_checkpoint(path)
+    config = load_config(prefix.parent).with_net_args(net_args)
+    config = config.replace(
+        rep=rep, fast_reconstruction=fast_reconstruction, image_size=image_size or config.image_size
+    )
     network = build_network(config)
     restore(network, prefix)
     return network
+
+
+def find_checkpoint(text, root="weights"):
+    """Path without endings, FOLDER/model-<step>, of the checkpoint that a `-c` argument means.
+
+    Raises:
+        UserError: as `find_run` and `find_step`.
+    """
+    folder, step = find_run(text, root)
+    return checkpoint_prefix(folder, find_step(folder, step))
 
 
 def checkpoint_prefix(folder, step):
@@ -230,14 +242,14 @@ def _open(prefix):
     try:
         reader = tf.train.load_checkpoint(str(prefix))
         return reader, reader.get_variable_to_shape_map()
-    except (tf.errors.OpError, ValueError) as error:
+    except _READ_ERRORS as error:
         raise UserError(_damaged(prefix, error)) from error
 
 
 def _read(reader, name, prefix):
     try:
         return reader.get_tensor(name)
-    except (tf.errors.OpError, ValueError) as error:
+    except _READ_ERRORS as error:
         raise UserError(_damaged(prefix, error)) from error
 
 

@@ -163,7 +163,9 @@ def sd_log_jacobian(determinant):
 
     Over interior voxels; NaN as in `folding`.
     """
-    return _deviation(tf.math.log(tf.maximum(determinant[:, 1:-1, 1:-1, 1:-1], LEAST_DETERMINANT)))
+    inner = determinant[:, 1:-1, 1:-1, 1:-1]
+    # Not tf.maximum, which compiled forgets a NaN.
+    return _deviation(tf.math.log(tf.where(inner < LEAST_DETERMINANT, LEAST_DETERMINANT, inner)))
 
 
 def flow_error(flow, true_flow, mask=None):

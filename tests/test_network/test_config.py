@@ -65,7 +65,8 @@ def test_an_unknown_key_lists_the_allowed_ones():
 
 
 @pytest.mark.parametrize(
-    "text", ["reg_factor", "reg_factor=", "1, 2", "a=__import__('os')", "a=b", "a=1)", "**{'a': 1}", "a=1; b=2", "a=1+x"]
+    "text",
+    ["reg_factor", "reg_factor=", "1, 2", "a=__import__('os')", "a=b", "a=1)", "**{'a': 1}", "a=1; b=2", "a=1+x"],
 )
 def test_text_that_is_not_assignments_is_refused_and_never_run(text):
     with pytest.raises(UserError, match="--x"):

@@ -1,0 +1,49 @@
+# make quickstart   set up, make phantoms, train a short while, evaluate before and after
+# make sample       the same on two real abdominal CTs (needs a network)
+# make test         set up and pass the tests; make test-slow adds the long ones; make lint checks the style
+PYTHON ?= python3
+VENV ?= .venv
+RUN = $(VENV)/bin/python
+PHANTOMS = datasets/quickstart
+CTS = datasets/sample
+NEWEST = $$(ls -td weights/*_$@* | head -n 1)
+
+.PHONY: quickstart sample test test-slow lint
+.DELETE_ON_ERROR:
+
+$(VENV)/.ready: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+		|| { echo "error: $(PYTHON) is older than Python 3.10; name a newer one: make $(MAKECMDGOALS) PYTHON=python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet -r requirements.txt
+	touch $@
+
+$(VENV)/.ready-dev: requirements-dev.txt $(VENV)/.ready
+	$(RUN) -m pip install --quiet -r requirements-dev.txt
+	touch $@
+
+$(PHANTOMS).json: | $(VENV)/.ready
+	$(RUN) -m data_util.phantoms -o $(PHANTOMS) --size 48 48 48 --train 16 --pairs 4 --seed 0
+
+$(CTS).json: | $(VENV)/.ready
+	$(RUN) -m data_util.sample -o $(CTS)
+
+quickstart: $(PHANTOMS).json
+	$(RUN) train.py -b VoxelMorph -n 2 -d $(PHANTOMS).json -g -1 --batch 1 --round 200 --epochs 1 --val_steps 100 \
+		--val_pairs 8 --lr 4e-4 --net_args "augmentation='identity'" --name $@
+	$(RUN) eval.py -c $(NEWEST) -d $(PHANTOMS).json -g -1 -v 2,known --paired --per_cascade --figures 1
+
+sample: $(CTS).json
+	$(RUN) train.py -b VTN -n 1 -d $(CTS).json -g -1 --batch 1 --round 300 --epochs 1 --val_steps 100 \
+		--data_args paired=True --lr 4e-4 --name $@
+	$(RUN) eval.py -c $(NEWEST) -d $(CTS).json -g -1 -v 2,known --paired --per_cascade --figures 2
+
+test: $(VENV)/.ready-dev
+	$(RUN) -m pytest
+
+test-slow: $(VENV)/.ready-dev
+	$(RUN) -m pytest -m ""
+
+lint: $(VENV)/.ready-dev
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .

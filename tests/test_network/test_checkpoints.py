@@ -1,0 +1,182 @@
+"""Run folders: finding, loading, saving; what does not fit says so."""
+
+import json
+import os
+import shutil
+
+import keras
+import make_checkpoint
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from errors import UserError
+from network import checkpoints, load_model
+from network.config import CascadeConfig
+from network.recursive_cascaded_networks import build_network
+from network.training import adam
+
+SMALL = CascadeConfig("VTN", 2, image_size=(16, 16, 16), channels=2)
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """A VTN-1 checkpoint in the published layout."""
+    folder = tmp_path_factory.mktemp("weights") / "VTN-1-rule"
+    make_checkpoint.write(str(folder), "VTN", 1)
+    return folder
+
+
+def trained(config=SMALL, seed=0):
+    """A network and its optimizer, whose state has something in it."""
+    keras.utils.set_random_seed(seed)
+    network = build_network(config)
+    optimizer = adam(network)
+    for i, variable in enumerate(optimizer.variables[2:]):
+        variable.assign(tf.random.stateless_uniform(variable.shape, (seed, i)))
+    optimizer.iterations.assign(77)
+    return network, optimizer
+
+
+def run_folder(folder, config=SMALL, steps=(5,)):
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config.to_dict()))
+    network, optimizer = trained(config)
+    for step in steps:
+        checkpoints.save(folder, network, optimizer, step)
+    return network, optimizer
+
+
+def test_saving_and_restoring_weights_and_adam(tmp_path):
+    network, optimizer = run_folder(tmp_path / "run")
+    other, other_optimizer = trained(seed=1)
+    checkpoints.restore(other, tmp_path / "run" / "model-5", other_optimizer)
+    for a, b in zip(network.weights, other.weights, strict=True):
+        np.testing.assert_array_equal(a, b)
+    kept = [v for v in optimizer.variables if "learning_rate" not in v.path]
+    for a, b in zip(kept, [v for v in other_optimizer.variables if "learning_rate" not in v.path], strict=True):
+        np.testing.assert_array_equal(a, b, a.path)
+    assert int(other_optimizer.iterations) == 77
+
+
+@pytest.mark.parametrize("steps", [0, 1, 76, 5000, 40_000])
+def test_adams_count_survives_the_published_form(steps):
+    power = float(np.float32(0.999 ** (steps + 1)))
+    assert checkpoints._adam_steps(power) == steps
+    assert 1 - 0.999 ** checkpoints._adam_steps(0.0) == 1
+
+
+def test_the_original_could_read_ours(tmp_path):
+    run_folder(tmp_path / "run")
+    shapes = tf.train.load_checkpoint(str(tmp_path / "run" / "model-5")).get_variable_to_shape_map()
+    assert "gaffdfrm/deform_stem_1/upsamp1to0/W/Adam_1" in shapes
+    assert {"beta1_power", "beta2_power", "is_training"} < set(shapes)
+
+
+def test_a_published_run_loads_by_its_args(published, monkeypatch):
+    import rule
+
+    monkeypatch.chdir(published.parent.parent)
+    shutil.copytree(published, "weights/VTN-1-rule", dirs_exist_ok=True)
+    for name in ("VTN-1-rule", "weights/VTN-1-rule:99500", str(published), f"{published}:1"):
+        network = load_model(name, rep=2, net_args="leaky_slope=0.0")
+    assert network.config == CascadeConfig("VTN", 1, 2, leaky_slope=0.0)
+    name = "gaffdfrm/deform_stem_0/deconv2/W"
+    np.testing.assert_array_equal(network.named_weights()[name], rule.weight(name, (4, 4, 4, 32, 131)))
+
+
+def test_finding_runs_and_steps(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "weights" / "run"
+    folder.mkdir(parents=True)
+    for step in (10, 200, 3000):
+        (folder / f"model-{step}.index").touch()
+    assert checkpoints.find_run("run:150") == (folder.relative_to(tmp_path), 150)
+    assert checkpoints.find_run(str(folder)) == (folder, None)
+    assert checkpoints.find_step(folder) == 3000
+    assert [checkpoints.find_step(folder, s) for s in (0, 104, 106, 9999)] == [10, 10, 200, 3000]
+    with pytest.raises(UserError, match=r"'nix' does not exist, nor does weights/nix; runs there: run"):
+        checkpoints.find_run("nix")
+    with pytest.raises(UserError, match=r"'x' is not a step; write FOLDER or FOLDER:STEP"):
+        checkpoints.find_run("run:x")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="holds no checkpoint"):
+        checkpoints.find_step(tmp_path / "empty")
+
+
+def test_old_checkpoints_go_but_one_every_five_hours(tmp_path):
+    folder = tmp_path / "run"
+    run_folder(folder, steps=(0,))
+    hours = {1: 0, 2: 1, 3: 4.9, 4: 5, 5: 9, 6: 12, 7: 13, 8: 14, 9: 15, 10: 16, 11: 17}
+    for step, hour in hours.items():
+        shutil.copy(folder / "model-0.index", folder / f"model-{step}.index")
+        shutil.copy(folder / "model-0.data-00000-of-00001", folder / f"model-{step}.data-00000-of-00001")
+        os.utime(folder / f"model-{step}.index", (hour * 3600, hour * 3600))
+    (folder / "model-0.index").unlink()
+    checkpoints._prune(folder)
+    assert checkpoints.list_steps(folder) == [1, 4, 6, 7, 8, 9, 10, 11]
+    assert not (folder / "model-2.data-00000-of-00001").exists()
+
+
+def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
+    network, optimizer = run_folder(tmp_path / "run")
+
+    def killed(source, target):
+        if str(source).endswith(".index"):
+            raise KeyboardInterrupt
+        os.rename(source, target)
+
+    monkeypatch.setattr(checkpoints.os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoints.save(tmp_path / "run", network, optimizer, 6)
+    assert checkpoints.list_steps(tmp_path / "run") == [5]
+    checkpoints.restore(network, checkpoints.checkpoint_prefix(tmp_path / "run", 5))
+
+
+WRONG = {
+    "other base network": (SMALL.replace(base_network="VoxelMorph"), "lacks the variable|has shape"),
+    "more cascades": (SMALL.replace(n_cascades=3), "lacks the variable gaffdfrm/deform_stem_2/.*check -b and -n"),
+    "fewer cascades": (SMALL.replace(n_cascades=1), "has no place there .*check -b and -n"),
+    "other channels": (SMALL.replace(channels=4), r"has shape .* not .*channels in --net_args"),
+    "other size": (SMALL.replace(image_size=(16, 70, 16)), r"another image size than 16 x 70 x 16.*1\.\.64.*resample"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_checkpoint_that_does_not_fit_says_why_and_changes_nothing(case, tmp_path):
+    run_folder(tmp_path / "run")
+    config, message = WRONG[case]
+    network = build_network(config)
+    before = network.get_weights()
+    with pytest.raises(UserError, match=message):
+        checkpoints.restore(network, tmp_path / "run" / "model-5")
+    for a, b in zip(before, network.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_another_size_on_the_same_affine_grid_is_welcome(tmp_path):
+    network, _ = run_folder(tmp_path / "run")
+    other = load_model(tmp_path / "run", image_size=(20, 18, 30))
+    assert other.config.image_size == (20, 18, 30)
+    np.testing.assert_array_equal(other.weights[0], network.weights[0])
+
+
+@pytest.mark.parametrize("ending", [".index", ".data-00000-of-00001"])
+def test_a_damaged_checkpoint(ending, tmp_path):
+    network, _ = run_folder(tmp_path / "run")
+    file = tmp_path / "run" / f"model-5{ending}"
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(UserError, match=r"model-5 cannot be read .*copy or download it again"):
+        checkpoints.restore(network, tmp_path / "run" / "model-5")
+
+
+def test_a_run_without_a_description(tmp_path):
+    (tmp_path / "model-1.index").touch()
+    with pytest.raises(UserError, match=r"neither config.json nor args.json"):
+        checkpoints.load_config(tmp_path)
+    (tmp_path / "args.json").write_text("{")
+    with pytest.raises(UserError, match=r"args.json is not valid JSON"):
+        checkpoints.load_config(tmp_path)
+    (tmp_path / "args.json").write_text('{"base_network": "VTN"}')
+    with pytest.raises(UserError, match=r"lacks 'n_cascades'"):
+        checkpoints.load_config(tmp_path)

@@ -1,0 +1,232 @@
+"""Evaluation of a small network: what a pair's result holds, stage by stage, against plain computations."""
+
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from network import losses, metrics
+from network.evaluation import DEFAULT_METRICS, IMAGES, METRICS, evaluate
+from tests.conftest import GOLDEN
+from tests.test_network.golden import rule_network
+
+SIZE = (32, 28, 24)
+SPACING = np.array([0.8, 1.5, 2.5], np.float32)
+
+
+@pytest.fixture(scope="module")
+def network():
+    """Two cascades whose flows are some voxels long."""
+    return rule_network("VTN", 2, image_size=SIZE, channels=4)
+
+
+def smooth(rng, n):
+    """n smooth images 0..1: float32 [n, X, Y, Z, 1]."""
+    coarse = rng.uniform(0, 1, (n, 8, 7, 6, 1)).astype(np.float32)
+    return np.repeat(np.repeat(np.repeat(coarse, 4, 1), 4, 2), 4, 3)
+
+
+def make_batch(seed=0):
+    """Three pairs: all is known of pair 0, little of pair 1, and pair 2 only fills the batch up."""
+    rng = np.random.default_rng(seed)
+    fixed, moving = smooth(rng, 3), smooth(rng, 3)
+    fixed_seg, moving_seg = (np.where(image > 0.6, 255, 0).astype(np.int32) for image in (fixed, moving))
+    fixed_points, moving_points = rng.uniform(4, 20, (2, 3, 4, 3)).astype(np.float32)
+    fixed_seg[1], moving_points[1] = -1, np.nan
+    fixed_points[0, 2] = np.nan
+    spacing = np.stack([SPACING, np.full(3, np.nan, np.float32), SPACING])
+    true_flow = rng.normal(0, 1, (3, *SIZE, 3)).astype(np.float32)
+    true_flow[1] = np.nan
+    batch = {
+        "fixed": fixed,
+        "moving": moving,
+        "fixed_seg": fixed_seg,
+        "moving_seg": moving_seg,
+        "fixed_points": fixed_points,
+        "moving_points": moving_points,
+        "fixed_spacing": spacing,
+        "moving_spacing": spacing * 2,
+        "true_flow": true_flow,
+        "valid": np.array([True, True, False]),
+        "ids": np.array([["a_1", "b_2"], ["a_1", "c"], ["", ""]], object),
+        "index": np.array([7, 12, -1]),
+    }
+    return {name: tf.convert_to_tensor(value) for name, value in batch.items()}
+
+
+@pytest.fixture(scope="module")
+def batch():
+    return make_batch()
+
+
+@pytest.fixture(scope="module")
+def results(network, batch):
+    return list(evaluate(network, [batch], chosen=METRICS, per_cascade=True, images=tuple(IMAGES)))
+
+
+@pytest.fixture(scope="module")
+def output(network, batch):
+    return network((batch["fixed"], batch["moving"]))
+
+
+def test_a_result_for_each_valid_pair(results):
+    assert [(r.index, r.fixed_id, r.moving_id) for r in results] == [(7, "a_1", "b_2"), (12, "a_1", "c")]
+    assert all(r.seconds > 0 for r in results)
+    np.testing.assert_array_equal(results[0].fixed_spacing, SPACING)
+    np.testing.assert_array_equal(results[0].moving_spacing, SPACING * 2)
+    assert np.isnan(results[1].fixed_spacing).all()
+
+
+def test_before_registration(results, batch):
+    before = results[0].stages[0]
+    fixed, moving = (batch[f"{side}_seg"].numpy()[0, ..., 0] > 128 for side in ("fixed", "moving"))
+    np.testing.assert_allclose(before["dice"], [2 * (fixed & moving).sum() / (fixed.sum() + moving.sum())], rtol=1e-6)
+    apart = batch["fixed_points"].numpy()[0] - batch["moving_points"].numpy()[0]
+    np.testing.assert_allclose(before["landmark_distance"], np.linalg.norm(apart, axis=-1), rtol=1e-5)
+    np.testing.assert_allclose(before["landmark_distance_mm"], np.linalg.norm(apart * SPACING * 2, axis=-1), rtol=1e-5)
+    images = [batch[side].numpy()[0].ravel().astype(np.float64) for side in ("fixed", "moving")]
+    np.testing.assert_allclose(before["similarity"], np.corrcoef(*images)[0, 1], atol=1e-4)
+    assert before["similarity"] == before["similarity_before"]
+    assert before["jacobian_std"] == before["folding"] == before["sdlogj"] == 0
+    length = np.linalg.norm(batch["true_flow"].numpy()[0], axis=-1)
+    np.testing.assert_allclose(before["flow_error"], length[fixed].mean(), rtol=1e-5)
+    expected = metrics.surface_distances(fixed.astype(int), moving.astype(int), (1,), SPACING)
+    np.testing.assert_array_equal([before["hd95_mm"], before["surface_distance_mm"]], expected)
+    expected = metrics.surface_distances(fixed.astype(int), moving.astype(int), (1,))
+    np.testing.assert_array_equal([before["hd95"], before["surface_distance"]], expected)
+
+
+def test_every_stage_is_measured_on_its_own_flow(results, output, batch):
+    assert len(results[0].stages) == 4
+    for values, stage in zip(results[0].stages[1:], output.stages, strict=True):
+        flow = stage.composed_flow
+        np.testing.assert_allclose(values["jacobian_std"], metrics.jacobian_std(flow)[0], rtol=1e-3)
+        determinant = metrics.jacobian_determinant(flow)
+        np.testing.assert_allclose(values["sdlogj"], metrics.sd_log_jacobian(determinant)[0], rtol=1e-2, atol=1e-4)
+        similarity = losses.correlation(batch["fixed"], stage.warped)[0]
+        np.testing.assert_allclose(values["similarity"], similarity, rtol=1e-3)
+        assert values["similarity_before"] == results[0].stages[0]["similarity"]
+        labels = [
+            metrics.label_map(batch["fixed_seg"]).numpy(),
+            metrics.carry_labels(batch["moving_seg"], flow).numpy(),
+        ]
+        np.testing.assert_allclose(values["dice"], metrics.overlap(*labels)[0][0], rtol=1e-3)
+        hd95, mean = metrics.surface_distances(*(side[0, ..., 0] for side in labels), (1,))
+        np.testing.assert_allclose(values["surface_distance"], mean, rtol=1e-2)
+        np.testing.assert_allclose(values["hd95"], hd95, rtol=0.05)
+        assert hd95 > 0
+
+
+def test_the_stages_differ(results):
+    for name in ("dice", "similarity", "surface_distance", "landmark_distance", "jacobian_std"):
+        values = [str(stage[name]) for stage in results[0].stages]
+        assert len(set(values)) == 4, name
+
+
+def test_the_last_stage_is_the_plain_evaluation(network, batch, results):
+    plain = list(evaluate(network, [batch], chosen=METRICS))
+    for one, other in zip(plain, results, strict=True):
+        assert len(one.stages) == 1
+        assert set(one.values) == set(other.values)
+        for name, value in one.values.items():
+            np.testing.assert_allclose(value, other.stages[-1][name], rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+def test_what_cannot_be_measured_is_nan(results):
+    values = results[1].values
+    measured = {name for name, value in values.items() if not np.isnan(value).all()}
+    assert measured == {"jacobian_std", "folding", "sdlogj", "similarity", "similarity_before"}
+    np.testing.assert_array_equal(np.isnan(results[0].values["landmark_distance"]), [False, False, True, False])
+
+
+def test_similarity_of_a_constant_image_is_not_measured(network, batch):
+    flat = {**batch, "fixed": tf.fill(batch["fixed"].shape, 0.25)}
+    (result, _) = evaluate(network, [flat], chosen=("similarity",))
+    assert np.isnan(result.values["similarity"])
+    assert np.isnan(result.values["similarity_before"])
+
+
+def test_only_what_was_chosen(network, batch):
+    (result, _) = evaluate(network, [batch], chosen=("folding",))
+    assert list(result.values) == ["folding"]
+    assert result.images == {}
+    assert set(DEFAULT_METRICS) == set(METRICS) - {"surface"}
+
+
+def test_labels_are_measured_one_by_one(network, batch):
+    segs = {f"{side}_seg": batch[f"{side}_seg"] // 255 * 4 for side in ("fixed", "moving")}
+    (result, _) = evaluate(network, [{**batch, **segs}], labels=[9, 4], chosen=("overlap", "surface"))
+    for name in ("dice", "jaccard", "hd95", "surface_distance", "hd95_mm", "surface_distance_mm"):
+        np.testing.assert_array_equal(np.isnan(result.values[name]), [True, False], err_msg=name)
+
+
+def test_images(results, output, batch):
+    images, fixed_missing = results[0].images, results[1].images
+    np.testing.assert_allclose(images["flow"], output.flow[0], atol=1e-3)
+    np.testing.assert_allclose(images["warped"], output.warped[0, ..., 0], atol=1e-3)
+    np.testing.assert_array_equal(images["fixed"], batch["fixed"][0, ..., 0])
+    np.testing.assert_array_equal(images["moving"], batch["moving"][0, ..., 0])
+    np.testing.assert_array_equal(images["fixed_seg"], batch["fixed_seg"][0, ..., 0] // 255)
+    np.testing.assert_array_equal(images["moving_seg"], batch["moving_seg"][0, ..., 0] // 255)
+    a, b = images["fixed_seg"] == 1, images["warped_seg"] == 1
+    np.testing.assert_allclose(results[0].values["dice"], [2 * (a & b).sum() / (a.sum() + b.sum())], rtol=1e-6)
+    folding = (images["jacobian"][1:-1, 1:-1, 1:-1] <= 0).mean()
+    np.testing.assert_allclose(results[0].values["folding"], folding, rtol=1e-5)
+    assert (fixed_missing["fixed_seg"] == -1).all()
+    assert fixed_missing["moving_seg"].min() == 0
+
+
+def test_images_of_some_pairs(network, batch):
+    found = evaluate(network, [batch], chosen=("jacobian",), images=("flow", "warped_seg"), images_of={12, 40})
+    assert [set(result.images) for result in found] == [set(), {"flow", "warped_seg"}]
+
+
+def test_a_later_evaluation_sees_changed_weights(network, batch):
+    def similarity():
+        return [result.values["similarity"] for result in evaluate(network, [batch], chosen=("similarity",))]
+
+    head = network.cascades[-1].head.kernel
+    before, kept = similarity(), head.numpy()
+    head.assign(np.zeros_like(kept))
+    changed = similarity()
+    head.assign(kept)
+    assert before == similarity()
+    assert not np.allclose(before, changed)
+
+
+def test_two_devices_share_a_batch(results, tmp_path):
+    """In a process of its own: devices are set before TensorFlow starts."""
+    script = f"""
+        import sys
+        sys.path.insert(0, {str(GOLDEN)!r})
+        import numpy as np
+        import tensorflow as tf
+        cpu = tf.config.list_physical_devices("CPU")[0]
+        tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+        from tests.test_network.golden import rule_network
+        from tests.test_network.test_evaluation import SIZE, make_batch
+        from network.evaluation import evaluate
+
+        batch = {{name: tf.concat([value, value[:1]], 0) for name, value in make_batch().items()}}
+        strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+        with strategy.scope():
+            network = rule_network("VTN", 2, image_size=SIZE, channels=4)
+        found = list(evaluate(network, [batch], None, ("overlap", "surface"), strategy, images=("flow", "moving_seg")))
+        assert [r.index for r in found] == [7, 12, 7]
+        for k, r in enumerate(found):
+            np.savez({str(tmp_path)!r} + f"/{{k}}.npz", fixed=r.fixed_id, moving=r.moving_id, **r.values, **r.images)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, cwd=GOLDEN.parents[1]
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    for k, alone in enumerate([*results, results[0]]):
+        with np.load(tmp_path / f"{k}.npz") as shared:
+            assert (shared["fixed"], shared["moving"]) == (alone.fixed_id, alone.moving_id)
+            for name in ("dice", "jaccard", "surface_distance", "hd95_mm"):
+                np.testing.assert_allclose(shared[name], alone.values[name], rtol=1e-3, err_msg=name)
+            for name in ("flow", "moving_seg"):
+                np.testing.assert_allclose(shared[name], alone.images[name], atol=1e-3, err_msg=name)

@@ -1,0 +1,82 @@
+"""Training steps: the rate, devices, and sizes."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from network import training
+from network.config import CascadeConfig
+from network.recursive_cascaded_networks import build_network
+
+
+def batch_of(size, pairs=1):
+    rng = np.random.default_rng(0)
+    seeds = np.stack([np.full(pairs, 7), np.arange(pairs)], 1)
+    images = {side: tf.constant(rng.random((pairs, *size, 1), np.float32)) for side in ("fixed", "moving")}
+    return {**images, "seed": tf.constant(seeds, tf.int32)}
+
+
+def trainer_of(config):
+    keras.utils.set_random_seed(5)
+    network = build_network(config)
+    trainer = training.Trainer(network)
+    trainer.compile(optimizer=training.adam(network))
+    trainer.optimizer.learning_rate = 1e-3
+    return trainer
+
+
+def test_the_rate_halves_from_the_fourth_epoch_on_without_end():
+    rates = [training.learning_rate(epoch * 20 + 19, 20, 1.0) for epoch in range(12)]
+    assert rates == [1, 1, 1, 1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32, 1 / 64, 1 / 128, 1 / 256, 1 / 512]
+
+
+@pytest.mark.parametrize("base_network", ["VTN", "VoxelMorph"])
+@pytest.mark.parametrize("size", [(64, 64, 64), (24, 20, 28), (17, 33, 12)], ids=str)
+def test_a_step_at_any_size_lowers_the_loss(base_network, size):
+    config = CascadeConfig(base_network, 1, image_size=size, channels=2, augmentation="identity")
+    trainer, batch = trainer_of(config), batch_of(size)
+    step = tf.function(trainer.train_step)
+    losses = [float(step(batch)["loss"]) for _ in range(4)]
+    assert np.isfinite(losses).all()
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("base_network", ["VTN", "VoxelMorph"])
+@pytest.mark.parametrize("size", [(96, 80, 112), (160, 192, 224)], ids=str)
+def test_a_step_at_full_sizes(base_network, size):
+    trainer = trainer_of(CascadeConfig(base_network, 1, image_size=size))
+    assert np.isfinite(float(tf.function(trainer.train_step)(batch_of(size))["loss"]))
+
+
+def test_the_affine_cascade_trains_alone():
+    trainer = trainer_of(CascadeConfig(n_cascades=0, image_size=(16, 20, 24)))
+    terms = trainer.train_step(batch_of((16, 20, 24)))
+    assert set(terms) == {"loss", "0_det_loss", "0_ortho_loss", "0_raw_loss", "0_loss", training.GRADIENT}
+    assert float(terms[training.GRADIENT]) > 0
+
+
+def test_augmentation_is_off_when_asked_and_follows_the_seed():
+    size = (16, 16, 16)
+    losses = {}
+    for augmentation in (None, "identity"):
+        for seed in (1, 2):
+            trainer = trainer_of(CascadeConfig(n_cascades=0, image_size=size, augmentation=augmentation))
+            batch = batch_of(size) | {"seed": tf.constant([[seed, 0]])}
+            losses[augmentation, seed] = float(trainer.train_step(batch)["loss"])
+    assert losses["identity", 1] == losses["identity", 2]
+    assert len(set(losses.values())) == 3
+
+
+def test_two_trainings_with_one_seed_give_the_same_bits():
+    config = CascadeConfig("VTN", 1, 2, image_size=(32, 32, 32), channels=4)
+    ends = []
+    for _ in range(2):
+        trainer = trainer_of(config)
+        data = tf.data.Dataset.from_tensors(batch_of((32, 32, 32), 2)).repeat(3)
+        trainer.fit(data, verbose=0, shuffle=False)
+        assert trainer.step == 3
+        ends.append(trainer.network.get_weights())
+    for a, b in zip(*ends, strict=True):
+        np.testing.assert_array_equal(a, b)

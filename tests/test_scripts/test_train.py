@@ -1,0 +1,267 @@
+"""train.py as a user runs it, on small phantoms."""
+
+import csv
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import h5py
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import cli
+import train
+from data_util.phantoms import write_dataset
+from network import checkpoints
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A working folder with a small data set, datasets/p.json."""
+    monkeypatch.chdir(tmp_path)
+    pathlib.Path("datasets").mkdir()
+    write_dataset("datasets/p", (16, 16, 16), 4, 1, 0)
+    return tmp_path
+
+
+FLAGS = [
+    *("-d", "datasets/p.json", "-g", "-1", "--batch", "2", "--round", "3", "--epochs", "2", "--val_steps", "3"),
+    *("--net_args", "channels=2"),
+]
+
+
+def run(*flags):
+    return cli.run(train.main, [*FLAGS, *flags])
+
+
+def only_run(name=""):
+    (found,) = pathlib.Path("weights").glob(f"*{name}")
+    return found
+
+
+def rows_of(path):
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def weights_of(folder, step):
+    reader = tf.train.load_checkpoint(str(folder / f"model-{step}"))
+    return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
+
+
+def test_a_run_and_everything_it_leaves(folder, capsys):
+    assert run("-n", "2", "-r", "2", "--name", "a", "--logs", "sub") == 0
+    made = only_run("_a")
+    assert checkpoints.list_steps(made) == [3, 6]
+    assert not list(made.glob(".partial*"))
+    rows = rows_of(made / "log.csv")
+    assert [row["step"] for row in rows] == ["1", "2", "3", "4", "5", "6"]
+    assert list(rows[0])[:3] == ["step", "loss", "lr"]
+    assert {"0_det_loss", "1_reg_loss", "4_reg_loss", "3_raw_loss", "4_raw_loss"} < set(rows[0])
+    assert {row["lr"] for row in rows} == {"0.0001"}
+    assert json.loads((made / "args.json").read_text())["n_cascades"] == 2
+    config = checkpoints.load_config(made)
+    assert (config.rep, config.channels, config.image_size) == (2, 2, (16, 16, 16))
+    validation = rows_of(made / "validation.csv")
+    assert [(row["step"], row["pairs"]) for row in validation] == [("3", "2"), ("6", "2")]
+    assert 0 < float(validation[0]["dice_score"]) < 1
+    tags = set()
+    for file in pathlib.Path("logs/sub", made.name).glob("events*"):
+        for event in tf.compat.v1.train.summary_iterator(str(file)):
+            tags.update(value.tag for value in event.summary.value)
+    assert {"loss", "lr", "0_ortho_loss", "val_dice_score", "val_landmark_dist"} <= tags
+    out, err = capsys.readouterr()
+    assert f"Finished: 6 steps, checkpoint {made}/model-6" in out
+    assert "data " in err
+    assert "step/s" in err or "s/step" in err
+
+
+def test_pictures(folder, monkeypatch):
+    from network import callbacks
+
+    monkeypatch.setattr(callbacks, "PICTURES_EVERY", 3)
+    assert run("-n", "0") == 0
+    tags = []
+    for file in pathlib.Path("logs").rglob("events*"):
+        for event in tf.compat.v1.train.summary_iterator(str(file)):
+            tags += [value.tag for value in event.summary.value if "image" in value.metadata.plugin_data.plugin_name]
+    assert sorted(tags) == sorted(2 * ["fixed", "moving", "warped", "warped_grid"])
+
+
+@pytest.mark.parametrize("stop", ["1", "4"])
+def test_a_run_stopped_and_continued_ends_with_the_same_weights(folder, stop):
+    assert run("--name", "whole", "--seed", "3") == 0
+    assert run("--name", "start", "--seed", "3", "--epochs", str(int(stop) / 3)) == 0
+    assert run("--name", "end", "--seed", "3", "-c", str(only_run("_start"))) == 0
+    whole, end = weights_of(only_run("_whole"), 6), weights_of(only_run("_end"), 6)
+    assert set(whole) == set(end)
+    for name, value in whole.items():
+        np.testing.assert_array_equal(end[name], value, name)
+    assert [row["step"] for row in rows_of(only_run("_end") / "log.csv")] == [str(s) for s in range(int(stop) + 1, 7)]
+
+
+def test_another_seed_is_another_run(folder):
+    for seed in ("3", "4"):
+        assert run("-n", "0", "--name", seed, "--seed", seed, "--epochs", "0.3") == 0
+    assert rows_of(only_run("_3") / "log.csv") != rows_of(only_run("_4") / "log.csv")
+
+
+def test_clear_steps_and_finetune_start_anew(folder):
+    assert run("--name", "a") == 0
+    source = str(only_run("_a"))
+    assert run("--name", "b", "-c", source, "--clear_steps", "--epochs", "1") == 0
+    assert checkpoints.list_steps(only_run("_b")) == [3]
+    config = json.loads(pathlib.Path("datasets/p.json").read_text())
+    config["schemes"]["finetune-train-pig"] = config["schemes"]["1"]
+    pathlib.Path("datasets/p.json").write_text(json.dumps(config))
+    assert run("-c", source, "--finetune", "pig", "--epochs", "1") == 0
+    assert checkpoints.list_steps(only_run("_a_ftpig")) == [3]
+
+
+def test_debug_writes_nothing_and_validates_every_step(folder, capsys):
+    before = sorted(pathlib.Path().rglob("*"))
+    assert run("--debug", "-n", "0", "--epochs", "1") == 0
+    assert sorted(pathlib.Path().rglob("*")) == before
+    assert "step 1: validation of 2 pairs: dice_score 0." in capsys.readouterr().out
+
+
+def test_a_config_without_validation_scheme_says_so(folder, capsys):
+    config = json.loads(pathlib.Path("datasets/p.json").read_text())
+    del config["schemes"]["2"]
+    pathlib.Path("datasets/p.json").write_text(json.dumps(config))
+    assert run("-n", "0", "--epochs", "0.3") == 0
+    assert "no scheme '2': this run is not validated" in capsys.readouterr().err
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(folder, capsys):
+    assert run("-n", "1", "--name", "a", "--lr", "1e30") == 1
+    error = capsys.readouterr().err
+    line = next(line for line in error.splitlines() if line.startswith("error:"))
+    assert "is not finite (loss" in line
+    assert "1_raw_loss" in line
+    assert "p/" in line
+    assert "lower --lr" in line
+    for step in checkpoints.list_steps(only_run("_a")):
+        assert all(np.isfinite(v).all() for v in weights_of(only_run("_a"), step).values())
+
+
+def test_sigterm_saves_what_is_done(folder):
+    command = [
+        sys.executable,
+        str(ROOT / "train.py"),
+        *FLAGS,
+        "-n",
+        "0",
+        "--epochs",
+        "100000",
+        "--val_steps",
+        "1000000",
+    ]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    log = None
+    for _ in range(600):
+        time.sleep(0.1)
+        log = next(iter(pathlib.Path().glob("weights/*/log.csv")), None)
+        if log is not None and len(log.read_text().splitlines()) > 5:
+            break
+    process.send_signal(signal.SIGTERM)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "which is saved: go on with -c weights/" in error
+    assert "Traceback" not in error
+    step = checkpoints.list_steps(log.parent)[-1]
+    assert f"stopped at step {step} of" in error
+
+
+def broken_key():
+    config = json.loads(pathlib.Path("datasets/p.json").read_text())
+    config["subsets"]["train"].append("p/none")
+    pathlib.Path("datasets/p.json").write_text(json.dumps(config))
+
+
+def unknown_config_key():
+    config = json.loads(pathlib.Path("datasets/p.json").read_text())
+    pathlib.Path("datasets/p.json").write_text(json.dumps({**config, "colour": 1}))
+
+
+def wrong_size():
+    with h5py.File("datasets/p.h5", "a") as file:
+        key = next(iter(file))
+        for name in ("volume", "segmentation"):
+            del file[key][name]
+            file[key][name] = np.zeros((16, 16, 17), np.uint8)
+
+
+def empty_checkpoint():
+    pathlib.Path("empty").mkdir()
+
+
+def other_checkpoint():
+    assert run("-n", "1", "--name", "other", "--epochs", "0.3") == 0
+    pathlib.Path(only_run("_other")).rename("other")
+    for leftover in ("weights", "logs"):
+        shutil.rmtree(leftover)
+
+
+def unwritable():
+    pathlib.Path("weights").write_text("not a folder")
+
+
+MISTAKES = {
+    "missing config": (None, ["-d", "datasets/no.json"], "datasets/no.json"),
+    "missing file": (lambda: os.remove("datasets/p.h5"), [], "p.h5"),
+    "missing key": (broken_key, [], "p/none"),
+    "unknown key in the config": (unknown_config_key, [], "unknown key 'colour'"),
+    "wrong volume size": (wrong_size, [], "16x16x17"),
+    "unknown base network": (None, ["-b", "UNet"], "base_network is 'UNet'; it must be one of VTN, VoxelMorph"),
+    "unknown net_arg": (None, ["--net_args", "depth=3"], "unknown key 'depth'; allowed are"),
+    "unknown data_arg": (None, ["--data_args", "affine=True"], "unknown key 'affine'; allowed are paired, task"),
+    "batch 0": (None, ["--batch", "0"], "--batch is 0"),
+    "no such GPU": (None, ["-g", "97"], "GPU 97 is not there"),
+    "GPU of no number": (None, ["-g", "first"], "'first' is not a list of GPU ids"),
+    "batch over devices": (None, ["-g", "0,1", "--batch", "3"], "use --batch 2 or 4"),
+    "no such checkpoint": (None, ["-c", "nothing"], "'nothing' does not exist"),
+    "folder without checkpoint": (empty_checkpoint, ["-c", "empty"], "holds no checkpoint"),
+    "checkpoint of another architecture": (other_checkpoint, ["-c", "other", "-b", "VoxelMorph"], "leave -b out"),
+    "finished run": (other_checkpoint, ["-c", "other", "--epochs", "0.3"], "raise --epochs or use --clear_steps"),
+    "finetune without checkpoint": (None, ["--finetune", "x"], "name it with -c"),
+    "unknown finetune": (other_checkpoint, ["-c", "other", "--finetune", "x"], "finetune-train-x"),
+    "unwritable weights": (unwritable, [], "cannot write to weights"),
+    "no epochs": (None, ["--epochs", "0"], "must be greater than 0"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_line_and_leaves_nothing(mistake, folder, capsys):
+    make, flags, message = MISTAKES[mistake]
+    if make is not None:
+        make()
+    before = sorted(pathlib.Path().rglob("*"))
+    capsys.readouterr()
+    assert run("-n", "1", *flags) == 1
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert message in line
+    assert sorted(pathlib.Path().rglob("*")) == before
+
+
+def test_help_is_quick_and_names_every_flag_of_the_original():
+    started = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), "--help"], capture_output=True, text=True, check=True
+    )
+    assert time.perf_counter() - started < 5  # without TensorFlow, whose import alone takes as long on a busy machine
+    assert "tensorflow" not in done.stderr
+    for flag in (
+        *("--base_network", "--n_cascades", "--rep", "--gpu", "--checkpoint", "--dataset", "--batch", "--round"),
+        *("--epochs", "--fast_reconstruction", "--debug", "--val_steps", "--net_args", "--data_args", "--lr"),
+        *("--clear_steps", "--finetune", "--name", "--logs", "--seed", "--val_pairs"),
+    ):
+        assert flag in done.stdout
