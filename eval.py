@@ -148,36 +148,35 @@ def evaluate_scheme(network, scheme, settings, shard, resume, strategy):
     if resume and report.is_finished(target, settings):
         print(f"Report: {target}.txt was finished before")
         return
-    records = report.Records(f"{target}{f'.shard-{part}-of-{parts}' if parts > 1 else ''}.records", settings, resume)
-    indices = report.remaining(len(scheme), batch, shard, records.done)
+    path = pathlib.Path(f"{target}{f'.shard-{part}-of-{parts}' if parts > 1 else ''}.records")
     figures = min(settings["figures"], len(scheme))
     drawn = {k * len(scheme) // figures for k in range(figures)}
     items = [*settings["save"], *(results.FIGURE_ITEMS if drawn else ())]
-    found = evaluate(
-        network,
-        scheme.evaluation(batch, indices),
-        None if scheme.labels is None else tuple(scheme.labels.values()),
-        settings["metrics"],
-        strategy,
-        settings["per_cascade"],
-        images=results.images_of(items),
-        images_of=None if settings["save"] else drawn,
-    )
-    with user_errors(), tqdm.tqdm(total=len(indices), desc=settings["report"], unit="pair") as bar:
-        for result in found:
-            if result.index not in records.done:
-                if settings["save"]:
-                    results.save_pair(target, result, settings["save"], settings["save_format"])
-                if result.index in drawn:
-                    results.draw_pair(target, result)
-                records.add(result)  # last: a pair on record has its images
-            bar.update()
-    records.close()
+    with report.Records(path, settings, resume) as records, user_errors():
+        indices = report.remaining(len(scheme), batch, shard, records.done)
+        found = evaluate(
+            network,
+            scheme.evaluation(batch, indices),
+            None if scheme.labels is None else tuple(scheme.labels.values()),
+            settings["metrics"],
+            strategy,
+            settings["per_cascade"],
+            images=results.images_of(items),
+            images_of=None if settings["save"] else drawn,
+        )
+        for result in tqdm.tqdm(found, total=len(indices), desc=settings["report"], unit="pair"):
+            if result.index in records.done:
+                continue
+            if settings["save"]:
+                results.save_pair(target, result, settings["save"], settings["save_format"])
+            if result.index in drawn:
+                results.draw_pair(target, result)
+            records.add(result)  # last: a pair on record has its images
     if parts > 1:
-        print(f"Records: {records.path}; join the {parts} parts with python -m data_util.report merge")
+        print(f"Records: {path}; join the {parts} parts with python -m data_util.report merge")
         return
-    report.write_report(target, *report.read_records(records.path))
-    records.path.unlink()
+    report.write_report(target, *report.read_records(path))
+    path.unlink()
     print(f"Report: {target}.txt")
 
 

@@ -247,8 +247,8 @@ def cascade_figure(path, table):
         axis.fill_between(cascades, mean - deviation, mean + deviation, alpha=0.2, linewidth=0)
         axis.plot(cascades, mean, marker="o")
         axis.set_title(f"{name}: mean of {pairs.shape[1]} pairs, band of one standard deviation", fontsize=9)
-        axis.set_xlabel("after cascade")
-        axis.set_xticks(cascades, ["before", "affine", *cascades[2:]])
+        axis.set_xlabel("cascade (0: before registration, 1: affine)")
+        axis.set_xticks(cascades)
         axis.grid(alpha=0.3)
     _save(figure, path)
 

@@ -38,7 +38,7 @@ _TEXT_SUMMARY = {
 
 
 class Records:
-    """The records file of a running evaluation.
+    """The records file of a running evaluation, as a context manager; left by an error before any pair, it is removed.
 
     Args:
         path: the file; its folder is made.
@@ -49,7 +49,7 @@ class Records:
         done: indices of the pairs that the file holds.
 
     Raises:
-        UserError: the file is there and `resume` is not given, or it was written with other settings.
+        UserError: the file holds pairs already, and `resume` is not given or it was written with other settings.
     """
 
     def __init__(self, path, settings, resume=False):
@@ -57,13 +57,13 @@ class Records:
         kept = []
         if self.path.exists():
             before, kept = read_records(self.path)
-            if not resume:
+            if kept and not resume:
                 raise UserError(
                     f"{self.path} holds {len(kept)} pairs of a stopped evaluation; go on by --resume, or delete "
                     "the file to start anew"
                 )
             changed = _difference(before, _plain(settings))
-            if changed:
+            if kept and changed:
                 raise UserError(
                     f"{self.path} was written with {_changed(*changed)}; give the same flags to go on, or delete the "
                     "file to start anew"
@@ -86,10 +86,15 @@ class Records:
         self.file.write(json.dumps(record) + "\n")
         self.file.flush()
         os.fsync(self.file.fileno())
+        self.done.add(result.index)
 
-    def close(self):
-        """Close the file."""
+    def __enter__(self):
+        return self
+
+    def __exit__(self, error, *_):
         self.file.close()
+        if error and not self.done:
+            self.path.unlink()
 
 
 def remaining(pairs, batch, shard=(1, 1), done=()):

@@ -55,10 +55,9 @@ RESULTS = [
 
 
 def written(path, results, settings=SETTINGS, **options):
-    records = Records(path, settings, **options)
-    for result in results:
-        records.add(result)
-    records.close()
+    with Records(path, settings, **options) as records:
+        for result in results:
+            records.add(result)
     return records
 
 
@@ -177,10 +176,10 @@ def test_an_incomplete_evaluation_is_no_report(tmp_path):
 def test_records_go_on(tmp_path):
     whole = written(tmp_path / "whole.records", RESULTS)
     written(tmp_path / "part.records", RESULTS[:2])
-    part = Records(tmp_path / "part.records", SETTINGS, resume=True)
-    assert part.done == {0, 1}
-    part.add(RESULTS[2])
-    part.close()
+    with Records(tmp_path / "part.records", SETTINGS, resume=True) as part:
+        assert part.done == {0, 1}
+        part.add(RESULTS[2])
+    assert part.done == {0, 1, 2}
     assert part.path.read_bytes() == whole.path.read_bytes()
 
 
@@ -189,15 +188,17 @@ def test_a_line_cut_by_a_kill_is_done_again(tmp_path, cut):
     path = written(tmp_path / "r.records", RESULTS).path
     whole = path.read_bytes()
     path.write_bytes(whole[:-cut])
-    again = Records(path, SETTINGS, resume=True)
-    assert again.done == {0, 1}
-    again.add(RESULTS[2])
-    again.close()
+    with Records(path, SETTINGS, resume=True) as again:
+        assert again.done == {0, 1}
+        again.add(RESULTS[2])
     assert path.read_bytes() == whole
 
 
 def test_resume_without_records_starts_anew(tmp_path):
-    assert written(tmp_path / "folder" / "r.records", RESULTS, resume=True).done == set()
+    with Records(tmp_path / "folder" / "r.records", SETTINGS, resume=True) as records:
+        assert records.done == set()
+        for result in RESULTS:
+            records.add(result)
     assert len(read_records(tmp_path / "folder" / "r.records")[1]) == 3
 
 
@@ -224,6 +225,23 @@ def test_records_of_other_settings_are_refused(tmp_path, change, message):
     with pytest.raises(UserError, match=message):
         Records(path, {**SETTINGS, **change}, resume=True)
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("done", [0, 1])
+def test_an_error_before_the_first_pair_leaves_no_records(tmp_path, done):
+    def results():
+        yield from RESULTS[:done]
+        raise UserError("damaged")
+
+    with pytest.raises(UserError, match="damaged"):
+        written(tmp_path / "r.records", results())
+    assert (tmp_path / "r.records").exists() == bool(done)
+
+
+def test_records_without_a_pair_stop_nobody(tmp_path):
+    written(tmp_path / "r.records", [])
+    written(tmp_path / "r.records", RESULTS, {**SETTINGS, "pairs": 5})
+    assert read_records(tmp_path / "r.records")[0]["pairs"] == 5
 
 
 @pytest.mark.parametrize("content", ["", "no json\n", '{"a": 1', "\x00\x00\n", "[1]\n"])

@@ -315,6 +315,19 @@ def test_mistakes_are_one_line_and_write_nothing(work, capsys, arguments, messag
     assert not (work / "evaluate").exists()
 
 
+def test_damage_that_shows_only_when_read(home, work, capsys):
+    (work / "scans.h5").write_bytes((home / "scans.h5").read_bytes())
+    with h5py.File(work / "scans.h5", "r+") as file:
+        del file["1/point"]
+        file["1/point"] = np.zeros((2, 3), np.float32)
+    config = json.loads((home / "data.json").read_text())
+    config["files"]["s"]["path"] = str(work / "scans.h5")
+    (work / "data.json").write_text(json.dumps(config))
+    assert run("-c", "small", "-d", "data.json") == 1
+    assert "2 and 3 landmarks" in capsys.readouterr().err
+    assert list((work / "evaluate").iterdir()) == []
+
+
 @pytest.mark.parametrize("kept", [0.02, 0.6])
 def test_a_file_that_is_cut_off(home, work, capsys, kept):
     whole = (home / "scans.h5").read_bytes()
