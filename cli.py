@@ -1,8 +1,6 @@
-"""What the three scripts share: flags, devices, and how a mistake of the user ends."""
+"""What the scripts share: flags and devices."""
 
 import argparse
-import signal
-import sys
 
 from errors import UserError
 
@@ -22,21 +20,6 @@ def add_shared_flags(flags):
         help="warp by compiled kernels that save memory; otherwise by the plain formulation",
     )
     flags.add_argument("--net_args", default=None, help='network options, "key=value, key=value"')
-
-
-def run(main, arguments=None):
-    """Run a script's `main` and give its exit status: a mistake of the user is one line and status 1."""
-    signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        return main(arguments) or 0
-    except UserError as error:
-        return _fail(error)
-    except KeyboardInterrupt:
-        return _fail("stopped", status=130)
-    except OSError as error:
-        if error.filename is None:
-            raise
-        return _fail(f"{error.filename}: {error.strerror}")
 
 
 def positive(name, value):
@@ -82,13 +65,3 @@ def devices(gpu, batch):
     for device in chosen:
         tf.config.experimental.set_memory_growth(device, True)
     return tf.distribute.get_strategy() if len(ids) == 1 else tf.distribute.MirroredStrategy()
-
-
-def _interrupt(*_):
-    """A cluster's SIGTERM ends a run like Ctrl-C: what is done is saved."""
-    raise KeyboardInterrupt
-
-
-def _fail(message, status=1):
-    print(f"error: {message}", file=sys.stderr)
-    return status

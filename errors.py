@@ -1,8 +1,36 @@
-"""The one exception for what a user can get wrong."""
+"""What a user can get wrong, and how a command ends by it."""
+
+import signal
+import sys
 
 
 class UserError(Exception):
-    """A mistake that the user can mend; the message names the cause, the value and the remedy.
+    """A mistake that the user can mend; the message names the cause, the value and the remedy, in one line.
 
-    Libraries raise it where the cause is; scripts print it as one line and exit with status 1.
+    Libraries raise it where the cause is; `run` prints it and ends the command with status 1.
     """
+
+
+def run(main, arguments=None):
+    """Run a command's `main(arguments)` and give its exit status: a mistake of the user is one line and status 1."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        return main(arguments) or 0
+    except UserError as error:
+        return _fail(error)
+    except KeyboardInterrupt:
+        return _fail("stopped", status=130)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        return _fail(f"{error.filename}: {error.strerror}")
+
+
+def _interrupt(*_):
+    """A cluster's SIGTERM ends a run like Ctrl-C: what is done is saved."""
+    raise KeyboardInterrupt
+
+
+def _fail(message, status=1):
+    print(f"error: {message}", file=sys.stderr)
+    return status

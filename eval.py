@@ -4,7 +4,7 @@ import pathlib
 import sys
 
 import cli
-from errors import UserError
+from errors import UserError, run
 
 EVALUATE = pathlib.Path("evaluate")
 DATA_ARGS = ("paired", "task")
@@ -175,10 +175,12 @@ def evaluate_scheme(network, scheme, settings, shard, resume, strategy):
     if parts > 1:
         print(f"Records: {path}; join the {parts} parts with python -m data_util.report merge")
         return
-    report.write_report(target, *report.read_records(path))
+    settings, finished = report.read_records(path)
+    report.write_report(target, settings, finished)
     path.unlink()
+    print(report.headline(finished))
     print(f"Report: {target}.txt")
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    sys.exit(run(main))

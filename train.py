@@ -8,7 +8,7 @@ import pathlib
 import sys
 
 import cli
-from errors import UserError
+from errors import UserError, run
 
 WEIGHTS, LOGS = pathlib.Path("weights"), pathlib.Path("logs")
 DATA_ARGS = ("paired", "task")
@@ -191,4 +191,4 @@ def new_folder(stem, suffix):
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    sys.exit(run(main))

@@ -22,7 +22,7 @@ import h5py
 import numpy as np
 from scipy import ndimage
 
-from errors import UserError
+from errors import UserError, run
 
 SMALLEST_SIZE = 16
 MAX_SLOPE = 0.6  # of a smooth flow; with the placement's 0.28 the sum stays below 1, so that it can be inverted
@@ -364,7 +364,7 @@ def _check_size(size):
 
 
 def main(argv=None):
-    """Run the command; return its exit status."""
+    """Run the command."""
     parser = argparse.ArgumentParser(prog="python -m data_util.phantoms", description="Write a set of seeded phantoms.")
     parser.add_argument("-o", "--output", default="datasets/phantom", help="prefix of the .h5 and .json (%(default)s)")
     parser.add_argument(
@@ -375,18 +375,13 @@ def main(argv=None):
     parser.add_argument("--seed", type=int, default=0, help="another seed, other individuals (%(default)s)")
     parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
     args = parser.parse_args(argv)
-    try:
-        data, config = write_dataset(args.output, args.size, args.train, args.pairs, args.seed, args.overwrite)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 1
+    data, config = write_dataset(args.output, args.size, args.train, args.pairs, args.seed, args.overwrite)
     size = "x".join(str(n) for n in args.size)
     print(
         f"{data}: {args.train} training scans, {args.pairs} validation pairs, {args.pairs} known pairs, {size} voxels"
     )
     print(f"{config}: the config, for -d")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

@@ -14,6 +14,7 @@ measured'. Every name is defined in docs/metrics.md.
 joins the records of a sharded evaluation into the report that one job would have written.
 """
 
+import argparse
 import csv
 import io
 import json
@@ -24,7 +25,7 @@ import sys
 
 import numpy as np
 
-from errors import UserError
+from errors import UserError, run
 
 # Values with one number a label; the rest are one number a pair, or one a landmark.
 PER_LABEL = ("dice", "jaccard", "hd95", "surface_distance", "hd95_mm", "surface_distance_mm")
@@ -200,6 +201,21 @@ def text_report(records):
     return "\n".join(lines) + "\n"
 
 
+def headline(records):
+    """One line for the terminal: the mean Dice score, before and after where both were measured.
+
+    Before is stage 0 of an evaluation per cascade.
+    """
+    after = _statistics([_mean(_array(record["stages"][-1].get("dice"))) for record in records])
+    if after["count"] == 0:
+        return f"Dice score: not measured on {len(records)} pairs"
+    before = ""
+    if len(records[0]["stages"]) > 1:
+        mean = _statistics([_mean(_array(record["stages"][0].get("dice"))) for record in records])["mean"]
+        before = f"{mean:.4f} before, "
+    return f"Dice score: {before}{after['mean']:.4f} after registration, on {after['count']} pairs"
+
+
 def csv_report(records, settings):
     """A row a pair (column `label` empty: means over labels and landmarks), followed by a row for each label.
 
@@ -351,18 +367,13 @@ def _csv_text(rows):
     return text.getvalue()
 
 
-def main(arguments):
-    """The command `merge FILES`: exit status 0, or 1 with a message."""
-    if len(arguments) < 2 or arguments[0] != "merge":
-        print("usage: python -m data_util.report merge FILE.records [FILE.records ...]", file=sys.stderr)
-        return 2
-    try:
-        print(f"Report: {merge(arguments[1:])}.txt")
-        return 0
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+def main(arguments=None):
+    """Run the command `merge FILES`."""
+    parser = argparse.ArgumentParser(prog="python -m data_util.report", description="Join the shards of an evaluation.")
+    merging = parser.add_subparsers(required=True, metavar="merge").add_parser("merge", help="write the joint report")
+    merging.add_argument("files", nargs="+", help="the .records files of every shard")
+    print(f"Report: {merge(parser.parse_args(arguments).files)}.txt")
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run(main))

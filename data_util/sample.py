@@ -22,7 +22,7 @@ import numpy as np
 from data_util.images import match_labels, read_image, to_array
 from data_util.phantoms import NewScan, deform, known_pair, placement_flow, smooth_flow, write_scans
 from data_util.preprocessing import crop_to_mask
-from errors import UserError
+from errors import UserError, run
 
 PACKAGE, VERSION = "totalsegmentator", "2.18.0"
 SHA256 = "5d4223ef93973bc36d710869d11e7742ead2c154c72f7f9edcaaadd5b6c4bd03"
@@ -194,7 +194,7 @@ def _individual(scan, seed):
 
 
 def main(argv=None):
-    """Run the command; return its exit status."""
+    """Run the command."""
     parser = argparse.ArgumentParser(prog="python -m data_util.sample", description="Write a set of two real CTs.")
     parser.add_argument("-o", "--output", default="datasets/sample", help="prefix of the .h5 and .json (%(default)s)")
     parser.add_argument(
@@ -203,17 +203,12 @@ def main(argv=None):
     parser.add_argument("--seed", type=int, default=0, help="another seed, other deformations (%(default)s)")
     parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
     args = parser.parse_args(argv)
-    try:
-        data, config = write_dataset(args.output, args.size, args.seed, args.overwrite)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 1
+    data, config = write_dataset(args.output, args.size, args.seed, args.overwrite)
     train, known = N_TRAIN * len(CTS), N_KNOWN * len(CTS)
     size = "x".join(str(n) for n in args.size)
     print(f"{data}: {train} training scans, the pair of real CTs, {known} known pairs, {size} voxels")
     print(f"{config}: the config, for -d")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import errors
 from data_util import report
 from data_util.report import Records, is_finished, merge, read_records, remaining, write_report
 from errors import UserError
@@ -305,7 +306,8 @@ def test_merge_refuses_what_is_not_one_whole_evaluation(tmp_path, capsys):
     ):
         with pytest.raises(UserError, match=message):
             merge(paths)
-        assert report.main(["merge", *map(str, paths)]) == 1
+        assert errors.run(report.main, ["merge", *map(str, paths)]) == 1
         assert capsys.readouterr().err.startswith("error: ")
-    assert report.main(["merge"]) == 2
+    with pytest.raises(SystemExit, match="2"):
+        report.main(["merge"])
     assert not list(tmp_path.glob("run-model-5*"))

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-import cli
+import errors
 import train
 from data_util.phantoms import write_dataset
 from network import checkpoints
@@ -39,7 +39,7 @@ FLAGS = [
 
 
 def run(*flags):
-    return cli.run(train.main, [*FLAGS, *flags])
+    return errors.run(train.main, [*FLAGS, *flags])
 
 
 def only_run(name=""):
