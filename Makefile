@@ -23,11 +23,11 @@ $(VENV)/.ready-dev: requirements-dev.txt $(VENV)/.ready
 	touch $@
 
 $(PHANTOMS).json: | $(VENV)/.ready
-	$(RUN) -m data_util.phantoms -o $(PHANTOMS) --size 48 48 48 --train 16 --pairs 4 --seed 0
+	$(RUN) -m data_util.phantoms -o $(PHANTOMS) --size 48 48 48 --train 16 --pairs 4 --seed 0 --overwrite
 
 # At 64^3 the training takes minutes on a CPU; without --size the set has the published 128^3.
 $(CTS).json: | $(VENV)/.ready
-	$(RUN) -m data_util.sample -o $(CTS) --size 64 64 64
+	$(RUN) -m data_util.sample -o $(CTS) --size 64 64 64 --overwrite
 
 quickstart: $(PHANTOMS).json
 	$(RUN) train.py -b VoxelMorph -n 2 -d $(PHANTOMS).json -g -1 --batch 1 --round 160 --epochs 1 --val_steps 160 \

@@ -6,18 +6,18 @@ from errors import UserError
 
 
 def parser(description):
-    """Argument parser whose help shows the defaults."""
-    return argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    """Argument parser; each flag says its default itself."""
+    return argparse.ArgumentParser(description=description)
 
 
 def add_shared_flags(flags):
     """The flags that mean the same in every script."""
-    flags.add_argument("-g", "--gpu", default="0", help="GPU ids, such as 0 or 0,1; -1 for the CPU")
+    flags.add_argument("-g", "--gpu", default="0", help="GPU ids, such as 0 or 0,1; -1 for the CPU (0)")
     flags.add_argument(
         "--fast_reconstruction",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="warp by compiled kernels that save memory; otherwise by the plain formulation",
+        help="warp by compiled kernels that save memory; otherwise by the plain formulation (on)",
     )
     flags.add_argument("--net_args", default=None, help='network options, "key=value, key=value"')
 
@@ -33,6 +33,20 @@ def positive(name, value):
     return value
 
 
+def is_paired(data_args):
+    """Whether a `--data_args` string asks for pairs of neighbouring scans.
+
+    Raises:
+        UserError: malformed text, an unknown key, or a value that is not True or False.
+    """
+    from network.config import parse_assignments
+
+    paired = parse_assignments(data_args, ("paired",), "--data_args").get("paired", False)
+    if not isinstance(paired, bool):
+        raise UserError(f"--data_args: paired is {paired!r}; it must be True or False")
+    return paired
+
+
 def devices(gpu, batch):
     """`tf.distribute` strategy for the value of -g.
 
@@ -43,8 +57,8 @@ def devices(gpu, batch):
     Raises:
         UserError: a GPU is not there, or the batch does not divide evenly over the devices.
     """
-    ids = gpu.split(",")
-    if not all(part.strip().lstrip("-").isdigit() for part in ids):
+    ids = [part.strip() for part in gpu.split(",")]
+    if ids != ["-1"] and not (all(part.isdigit() for part in ids) and len(set(ids)) == len(ids)):
         raise UserError(f"-g {gpu!r} is not a list of GPU ids; write -g 0, -g 0,1 or -g -1 for the CPU")
     if batch % len(ids):
         nearest = [n for n in (batch // len(ids) * len(ids), (batch // len(ids) + 1) * len(ids)) if n]
@@ -52,12 +66,12 @@ def devices(gpu, batch):
         raise UserError(f"--batch {batch} does not divide by {len(ids)} GPUs; use --batch {hint}")
     import tensorflow as tf
 
-    if gpu.strip() == "-1":
+    if ids == ["-1"]:
         tf.config.set_visible_devices([], "GPU")
         return tf.distribute.get_strategy()
     found = tf.config.list_physical_devices("GPU")
     for part in ids:
-        if not 0 <= int(part) < len(found):
+        if int(part) >= len(found):
             there = f"GPUs 0..{len(found) - 1}" if found else "no GPU that TensorFlow can use"
             raise UserError(f"-g {gpu}: GPU {part} is not there, this machine has {there}; use -g -1 for the CPU")
     chosen = [found[int(part)] for part in ids]

@@ -7,7 +7,6 @@ import cli
 from errors import UserError, run
 
 EVALUATE = pathlib.Path("evaluate")
-DATA_ARGS = ("paired", "task")
 METRICS_HELP = "overlap, landmarks, jacobian, folding, sdlogj, similarity, flow_error, surface"
 
 
@@ -21,7 +20,7 @@ def build_parser():
     add("-v", "--val_subset", default=None, help="schemes of the config, comma-separated (scheme 2)")
     add("--batch", type=int, default=4, help="image pairs at a time, over all devices")
     add("--paired", action="store_true", help="pairs of neighbouring scans only, both ways round")
-    add("--data_args", default=None, help='data options, "key=value": paired, task (those of the run)')
+    add("--data_args", default=None, help='data options, "key=value": paired (those of the run)')
     add("--name", default=None, help="added to the name of the report")
     add("--metrics", default=None, help=f"what to measure, comma-separated: {METRICS_HELP} (all but surface)")
     add("--per_cascade", action="store_true", help="measure before registration and after every cascade, too")
@@ -53,32 +52,33 @@ def main(arguments=None):
     from data_util import results
     from data_util.config import load_config as load_data_config
     from network import checkpoints, evaluation
-    from network.config import parse_assignments
 
     save = parse_names("--save", args.save, results.ITEMS, ())
     metrics = parse_names("--metrics", args.metrics, evaluation.METRICS, evaluation.DEFAULT_METRICS)
-    folder, step = checkpoints.find_run(args.checkpoint)
-    step = checkpoints.find_step(folder, step)
-    trained = checkpoints.load_args(folder)
+    prefix = checkpoints.find_checkpoint(args.checkpoint)
+    trained = checkpoints.load_args(prefix.parent)
     data = load_data_config(args.dataset or trained.get("dataset") or "datasets/liver.json")
     data_args = trained.get("data_args", "") if args.data_args is None else args.data_args
-    paired = args.paired or parse_assignments(data_args, DATA_ARGS, "--data_args").get("paired", False)
+    paired = args.paired or cli.is_paired(data_args)
     strategy = cli.devices(args.gpu, args.batch)
 
     from data_util.dataset import open_scheme
 
-    schemes = {name: open_scheme(data, name, paired=paired) for name in (args.val_subset or "2").split(",")}
+    names = [name.strip() for name in (args.val_subset or "2").split(",")]
+    schemes = {name: open_scheme(data, name, paired=paired) for name in names}
+    path = f"{prefix.parent}:{prefix.name.removeprefix('model-')}"
     with strategy.scope():
-        network = checkpoints.load_model(
-            f"{folder}:{step}", args.rep, data.image_size, args.net_args, args.fast_reconstruction
-        )
-    run = f"{folder.resolve().name}-model-{step}"
+        network = checkpoints.load_model(path, args.rep, data.image_size, args.net_args, args.fast_reconstruction)
+    checkpoint = f"{prefix.parent.resolve().name}-{prefix.name}"
     for name, scheme in schemes.items():
-        parts = [run, f"rep{args.rep}" if args.rep > 1 else "", args.name, name if args.val_subset else ""]
+        parts = [checkpoint, f"rep{args.rep}" if args.rep > 1 else "", args.name, name if args.val_subset else ""]
         report = "-".join(part for part in parts if part)
         settings = {
             "report": report,
-            "checkpoint": run,
+            "checkpoint": checkpoint,
+            "written": pathlib.Path(f"{prefix}.index")
+            .stat()
+            .st_mtime,  # another model of this name is another evaluation
             "dataset": str(data.path),
             "scheme": name,
             "paired": paired,
@@ -93,7 +93,10 @@ def main(arguments=None):
             "figures": args.figures,
             "versions": versions(),
         }
-        evaluate_scheme(network, scheme, settings, shard, args.resume, strategy)
+        try:
+            evaluate_scheme(network, scheme, settings, shard, args.resume, strategy)
+        except KeyboardInterrupt:
+            raise UserError("stopped; the finished pairs are kept: go on with the same flags and --resume") from None
 
 
 def parse_shard(text):
@@ -157,7 +160,7 @@ def evaluate_scheme(network, scheme, settings, shard, resume, strategy):
         found = evaluate(
             network,
             scheme.evaluation(batch, indices),
-            None if scheme.labels is None else tuple(scheme.labels.values()),
+            scheme.label_values,
             settings["metrics"],
             strategy,
             settings["per_cascade"],

@@ -11,31 +11,46 @@ import cli
 from errors import UserError, run
 
 WEIGHTS, LOGS = pathlib.Path("weights"), pathlib.Path("logs")
-DATA_ARGS = ("paired", "task")
+# Flags that, where not given, are those of the run that -c continues, or else these.
+DEFAULTS = {
+    "rep": 1,
+    "dataset": "datasets/liver.json",
+    "batch": 4,
+    "round": 20000,
+    "epochs": 5.0,
+    "data_args": "",
+    "lr": 1e-4,
+    "seed": 0,
+}
 
 
 def build_parser():
     """The flags of train.py."""
     flags = cli.parser("Train a recursive cascaded network, without labels.")
     add = flags.add_argument
-    add("-b", "--base_network", default=None, help="VTN or VoxelMorph (VTN, or the checkpoint's)")
-    add("-n", "--n_cascades", type=int, default=None, help="deformable cascades, 0 for affine alone (1, or as -c)")
-    add("-r", "--rep", type=int, default=1, help="times each cascade is applied in a row, with shared weights")
+
+    def add_inherited(*names, help, **options):
+        default = DEFAULTS[names[-1].lstrip("-")]
+        add(*names, **options, help=f"{help} ({default!r}, or the checkpoint's)")
+
+    add("-b", "--base_network", default=None, help="VTN or VoxelMorph ('VTN', or the checkpoint's)")
+    add("-n", "--n_cascades", type=int, default=None, help="deformable cascades; 0: affine alone (1, or as -c)")
+    add_inherited("-r", "--rep", type=int, help="times each cascade is applied in a row, with shared weights")
     add("-c", "--checkpoint", default=None, help="continue from this run: FOLDER, FOLDER:STEP or its name in weights/")
-    add("-d", "--dataset", default="datasets/liver.json", help="data config")
-    add("--batch", type=int, default=4, help="image pairs a step, over all devices")
-    add("--round", type=int, default=20000, help="steps an epoch")
-    add("--epochs", type=float, default=5, help="epochs")
+    add_inherited("-d", "--dataset", help="data config")
+    add_inherited("--batch", type=int, help="image pairs a step, over all devices")
+    add_inherited("--round", type=int, help="steps an epoch")
+    add_inherited("--epochs", type=float, help="epochs")
     add("--debug", action="store_true", help="write nothing, validate after every step")
-    add("--val_steps", type=int, default=100, help="steps between validations")
-    add("--val_pairs", type=int, default=20, help="pairs of scheme 2 that are validated")
-    add("--data_args", default="", help='data options, "key=value": paired, task')
-    add("--lr", type=float, default=1e-4, help="initial learning rate")
+    add("--val_steps", type=int, default=100, help="steps between validations (100)")
+    add("--val_pairs", type=int, default=20, help="pairs of scheme 2 that are validated (20)")
+    add_inherited("--data_args", help='data options, "key=value": paired')
+    add_inherited("--lr", type=float, help="initial learning rate")
     add("--clear_steps", action="store_true", help="with -c: start at step 0 with a fresh optimizer")
     add("--finetune", default=None, help="with -c: train on scheme finetune-train-NAME, in the run <run>_ftNAME")
     add("--name", default=None, help="added to the name of the run")
     add("--logs", default="", help="folder in logs/ for TensorBoard")
-    add("--seed", type=int, default=0, help="seed of weights, pairs and augmentation")
+    add_inherited("--seed", type=int, help="seed of weights, pairs and augmentation")
     cli.add_shared_flags(flags)
     return flags
 
@@ -43,20 +58,14 @@ def build_parser():
 def main(arguments=None):
     """Assemble the run that the flags describe and fit it."""
     args = build_parser().parse_args(arguments)
-    for name in ("batch", "round", "val_steps", "val_pairs"):
-        cli.positive(name, getattr(args, name))
-    total = math.ceil(args.epochs * args.round)
-    if total < 1 or not args.lr > 0:
-        raise UserError(f"--epochs {args.epochs} and --lr {args.lr} must be greater than 0")
-    if args.finetune and not args.checkpoint:
-        raise UserError("--finetune starts from a trained model; name it with -c")
+    source = inherit(args)
+    total = check(args)
 
     from data_util.config import load_config as load_data_config
-    from network.config import parse_assignments
 
     data = load_data_config(args.dataset)
-    data_args = parse_assignments(args.data_args, DATA_ARGS, "--data_args")
-    config, source = model_config(args, data.image_size)
+    paired = cli.is_paired(args.data_args)
+    config = model_config(args, source, data.image_size)
     strategy = cli.devices(args.gpu, args.batch)
 
     import keras
@@ -65,28 +74,28 @@ def main(arguments=None):
     from network import callbacks, checkpoints, training
     from network.recursive_cascaded_networks import build_network
 
-    paired = data_args.get("paired", False)
     schemes = scheme_names(args.finetune, data)
     scheme = open_scheme(data, schemes[0], paired=paired)
     validation = open_scheme(data, schemes[1], paired=paired) if schemes[1] else None
 
     keras.utils.set_random_seed(args.seed)
+    step = 0
     with strategy.scope():
         network = build_network(config)
         optimizer = training.adam(network)
-        step = 0
         if source:
-            fresh = args.clear_steps or args.finetune
+            fresh = starts_anew(args, source)
             checkpoints.restore(network, source, None if fresh else optimizer)
             step = 0 if fresh else int(source.name.removeprefix("model-"))
         trainer = training.Trainer(network, step)
         trainer.compile(optimizer=optimizer)
     if step >= total:
         raise UserError(f"{source} is at step {step} of {total} already; raise --epochs or use --clear_steps")
+    with user_errors():
+        shown = next(iter((validation or scheme).evaluation(1, [0])))
 
-    run = None if args.debug else make_run(args, config)
-    name = "debug" if run is None else run.name
-    progress = callbacks.Progress(name, total)
+    run = None if args.debug else make_run(args, config, source)
+    progress = callbacks.Progress("debug" if run is None else run.name, total)
     steps = [
         callbacks.LearningRate(args.lr, args.round),
         progress,
@@ -98,47 +107,79 @@ def main(arguments=None):
 
         from data_util.figures import training_pictures
 
-        writer = tf.summary.create_file_writer(str(LOGS / args.logs / name))
-        shown = next(iter((validation or scheme).evaluation(1, [0])))
+        writer = tf.summary.create_file_writer(str(LOGS / args.logs / run.name))
         saver = callbacks.SaveCheckpoints(run, args.round, total)
         steps += [callbacks.Log(run, writer), saver, callbacks.Pictures(writer, shown, training_pictures)]
     if validation is not None:
         sample = validation.sample(args.val_pairs, seed=0)
         every = 1 if args.debug else args.val_steps
         batches = lambda: validation.evaluation(args.batch, sample)  # noqa: E731
-        steps.append(callbacks.Validate(every, batches, validation.labels, run, writer))
-    batches = scheme.training(args.batch, args.seed, step, total)
+        steps.append(callbacks.Validate(every, batches, validation.label_values, run, writer))
+    steps.append(callbacks.StopAtSignal(saver))  # last: what a step leads to is done before the run ends
     try:
         with user_errors():
-            trainer.fit(batches, callbacks=steps, verbose=0, shuffle=False)
-    except KeyboardInterrupt:
-        if saver is not None:
-            saver.save()
-            raise UserError(f"stopped at step {trainer.step} of {total}, which is saved: go on with -c {run}") from None
-        raise
+            trainer.fit(scheme.training(args.batch, args.seed, step, total), callbacks=steps, verbose=0, shuffle=False)
     finally:
         progress.close()
     print(f"Finished: {total} steps" + ("" if run is None else f", checkpoint {run}/model-{total}"))
 
 
-def model_config(args, image_size):
-    """The network's config by the flags and the checkpoint that -c names, and that checkpoint's prefix (or None)."""
+def inherit(args):
+    """Fill the flags that were not given, from the run of -c or the defaults; its checkpoint's prefix, or None."""
+    previous, source = {}, None
+    if args.checkpoint is not None:
+        from network import checkpoints
+
+        source = checkpoints.find_checkpoint(args.checkpoint, WEIGHTS)
+        previous = checkpoints.load_args(source.parent)
+    for name, default in DEFAULTS.items():
+        if getattr(args, name) is None:
+            setattr(args, name, previous.get(name, default))
+    return source
+
+
+def check(args):
+    """The number of the run's last step.
+
+    Raises:
+        UserError: a flag has a value outside its range.
+    """
+    for name in ("batch", "round", "val_steps", "val_pairs"):
+        cli.positive(name, getattr(args, name))
+    for name in ("epochs", "lr"):
+        value = getattr(args, name)
+        if not (math.isfinite(value) and value > 0):
+            raise UserError(f"--{name} is {value}; it must be greater than 0")
+    if not 0 <= args.seed < 2**31:
+        raise UserError(f"--seed is {args.seed}; it must be a whole number from 0 to {2**31 - 1}")
+    if args.finetune and not args.checkpoint:
+        raise UserError("--finetune starts from a trained model; name it with -c")
+    return max(math.ceil(round(args.epochs * args.round, 6)), 1)  # 1.1 * 100 is 110 and a rounding error
+
+
+def starts_anew(args, source):
+    """Whether the run takes only weights from the checkpoint: not where it continues a run, finetuning included."""
+    finetunes = args.finetune and not source.parent.resolve().name.endswith(f"_ft{args.finetune}")
+    return bool(args.clear_steps or finetunes)
+
+
+def model_config(args, source, image_size):
+    """The network's config by the flags and the checkpoint `source`, if any."""
     from network.config import CascadeConfig
 
     options = {"rep": args.rep, "image_size": image_size, "fast_reconstruction": args.fast_reconstruction}
-    if args.checkpoint is None:
+    if source is None:
         base_network = "VTN" if args.base_network is None else args.base_network
         n_cascades = 1 if args.n_cascades is None else args.n_cascades
-        return CascadeConfig(base_network, n_cascades, **options).with_net_args(args.net_args), None
+        return CascadeConfig(base_network, n_cascades, **options).with_net_args(args.net_args)
     from network import checkpoints
 
-    prefix = checkpoints.find_checkpoint(args.checkpoint, WEIGHTS)
-    config = checkpoints.load_config(prefix.parent)
+    config = checkpoints.load_config(source.parent)
     for flag, name in (("-b", "base_network"), ("-n", "n_cascades")):
         asked, there = getattr(args, name), getattr(config, name)
         if asked not in (None, there):
-            raise UserError(f"{flag} {asked} is not what the checkpoint {prefix} is: {there}; leave {flag} out")
-    return config.replace(**options).with_net_args(args.net_args), prefix
+            raise UserError(f"{flag} {asked} is not what the checkpoint {source} is: {there}; leave {flag} out")
+    return config.replace(**options).with_net_args(args.net_args)
 
 
 def scheme_names(finetune, data):
@@ -154,20 +195,19 @@ def scheme_names(finetune, data):
     return train, validation
 
 
-def make_run(args, config):
+def make_run(args, config, source):
     """Make the run's folder in weights/ with args.json and config.json: <month><day>-<time>[_NAME] or <run>_ftNAME.
 
     Raises:
-        UserError: the folder cannot be written.
+        UserError: its folder, or that of its TensorBoard curves, cannot be written.
     """
     if args.finetune:
-        from network.checkpoints import find_run
-
-        stem = find_run(args.checkpoint, WEIGHTS)[0].resolve().name.removesuffix(f"_ft{args.finetune}")
-        stem += f"_ft{args.finetune}"
+        suffix = f"_ft{args.finetune}"
+        stem = source.parent.resolve().name.removesuffix(suffix) + suffix
     else:
         stem = datetime.datetime.now().strftime("%b%d-%H%M")
     try:
+        (LOGS / args.logs).mkdir(parents=True, exist_ok=True)
         run = new_folder(stem, f"_{args.name}" if args.name else "")
         (run / "args.json").write_text(json.dumps(vars(args), indent=2))
         (run / "config.json").write_text(json.dumps(config.to_dict(), indent=2))

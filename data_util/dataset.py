@@ -114,6 +114,7 @@ class Scheme(Sequence):
 
     image_size: (X, Y, Z).
     labels:     name -> value in the segmentations, or None.
+    label_values: the values alone, or None.
     subsets:    tuple of Subset.
     has_flow:   whether some pair is a scan and the scan it was made from by a known flow.
     """
@@ -121,6 +122,7 @@ class Scheme(Sequence):
     def __init__(self, config, subsets, store):
         self.image_size = config.image_size
         self.labels = config.labels
+        self.label_values = None if config.labels is None else tuple(config.labels.values())
         self.subsets = subsets
         self._store = store
         self._starts = (0, *itertools.accumulate(len(s.pairs) for s in subsets))

@@ -123,7 +123,11 @@ def read_records(path):
     try:
         text = pathlib.Path(path).read_text()
         settings, *records = (json.loads(line) for line in text.split("\n")[:-1])
-        return dict(settings), records
+        if not {"report", "pairs", "labels"} <= set(settings) or not all(
+            {"index", "stages"} <= set(r) for r in records
+        ):
+            raise ValueError("settings or values are missing")
+        return settings, records
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error
     except (ValueError, TypeError) as error:

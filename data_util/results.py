@@ -23,7 +23,6 @@ ITEMS = {
     "fixed": ("fixed",),
     "jacobian": ("jacobian",),
 }
-FORMATS = ("nii", "npz")
 FIGURE_ITEMS = ("fixed", "moving", "warped", "flow", "seg")
 _GREY = ("fixed", "moving", "warped")
 

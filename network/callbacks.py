@@ -6,6 +6,7 @@ A run may start at any step, so none of them relies on Keras's batch or epoch nu
 import csv
 import math
 import pathlib
+import signal
 import sys
 import time
 
@@ -198,6 +199,47 @@ class SaveCheckpoints(keras.callbacks.Callback):
             return
         checkpoints.save(self.folder, self.model.network, self.model.optimizer, self.model.step)
         self.saved_at, self.saved_step = time.monotonic(), self.model.step
+
+
+class StopAtSignal(keras.callbacks.Callback):
+    """At Ctrl-C or a cluster's SIGTERM ends the run after the step that is under way, saved; a second one at once.
+
+    Args:
+        saver: the run's `SaveCheckpoints`, or None where nothing is saved.
+
+    Raises:
+        UserError: the run was stopped; it says how to go on.
+    """
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self, saver):
+        super().__init__()
+        self.saver, self.stopped = saver, False
+
+    def on_train_begin(self, logs=None):
+        self.before = {number: signal.signal(number, self.note) for number in self.SIGNALS}
+
+    def note(self, *_):
+        """Remember the signal, and let the next one interrupt."""
+        self.stopped = True
+        self.restore()
+
+    def restore(self):
+        """Give the signals back to whom they were with."""
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def on_train_batch_end(self, batch, logs=None):
+        if not self.stopped:
+            return
+        if self.saver is None:
+            raise UserError(f"stopped at step {self.model.step}; nothing was to be saved")
+        self.saver.save()
+        raise UserError(f"stopped at step {self.model.step}, which is saved: go on with -c {self.saver.folder}")
+
+    def on_train_end(self, logs=None):
+        self.restore()
 
 
 class Progress(keras.callbacks.Callback):

@@ -13,8 +13,9 @@ import pathlib
 import re
 import shutil
 import tempfile
+import warnings
 
-import numpy as np
+import keras
 import tensorflow as tf
 
 from errors import UserError
@@ -53,6 +54,8 @@ def find_run(text, root="weights"):
         if folder.is_dir():
             return folder, None if step is None else int(step)
     known = sorted(p.name for p in pathlib.Path(root).glob("*") if p.is_dir())
+    if _INDEX.match(pathlib.Path(name).name + ".index"):
+        raise UserError(f"checkpoint {text!r}: write the folder and step as {pathlib.Path(name).parent}:STEP")
     hint = f"; runs there: {', '.join(known)}" if known else ""
     raise UserError(f"checkpoint folder {name!r} does not exist, nor does {root}/{name}{hint}")
 
@@ -158,7 +161,9 @@ def restore(network, prefix, optimizer=None):
     _check_fit(prefix, network.config, {name: tuple(w.shape) for name, w in weights.items()}, shapes)
     for name, weight in weights.items():
         weight.assign(_read(reader, name, prefix))
-    if optimizer is not None and "beta1_power" in shapes:
+    if optimizer is not None and "beta1_power" not in shapes:
+        raise UserError(f"checkpoint {prefix} holds no optimizer state to continue with; use --clear_steps")
+    if optimizer is not None:
         for slot, variables in _slot_variables(network, optimizer).items():
             for name, variable in variables.items():
                 variable.assign(_read(reader, f"{name}/{slot}", prefix))
@@ -173,31 +178,30 @@ def save(folder, network, optimizer, step):
     hours.
     """
     folder = pathlib.Path(folder)
+    for leftover in folder.glob(".partial-*"):  # of a save that was killed
+        shutil.rmtree(leftover, ignore_errors=True)
     tensors = {name: weight.value for name, weight in network.named_weights().items()}
     for slot, variables in _slot_variables(network, optimizer).items():
         tensors.update({f"{name}/{slot}": variable.value for name, variable in variables.items()})
-    done = int(optimizer.iterations)
+    done = int(keras.ops.convert_to_numpy(optimizer.iterations))
     tensors.update({name: tf.constant(beta ** (done + 1), tf.float32) for name, beta in _BETAS.items()})
     tensors["is_training"] = tf.constant(False)
     prefix = checkpoint_prefix(folder, step)
     with tempfile.TemporaryDirectory(prefix=".partial-", dir=folder) as partial:
         written = pathlib.Path(partial) / prefix.name
         names = sorted(tensors)
-        tf.raw_ops.SaveV2(
-            prefix=str(written),
-            tensor_names=names,
-            shape_and_slices=[""] * len(names),
-            tensors=[tensors[name] for name in names],
-        )
+        try:
+            tf.raw_ops.SaveV2(
+                prefix=str(written),
+                tensor_names=names,
+                shape_and_slices=[""] * len(names),
+                tensors=[tensors[name] for name in names],
+            )
+        except tf.errors.OpError as error:
+            raise UserError(f"cannot write checkpoint {prefix} ({_first_line(error)}); is the disk full?") from error
         for file in sorted(pathlib.Path(partial).iterdir()):  # .data-... before .index
             os.replace(file, folder / file.name)
     _prune(folder)
-
-
-def clear_partial(folder):
-    """Remove what a killed `save` left behind."""
-    for leftover in pathlib.Path(folder).glob(".partial-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _prune(folder):
@@ -233,9 +237,12 @@ def _read_json(path):
     if not path.is_file():
         return None
     try:
-        return json.loads(path.read_text())
+        values = json.loads(path.read_text())
     except ValueError as error:
         raise UserError(f"{path} is not valid JSON ({error}); restore the file from its source") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} is not a JSON object; restore the file from its source")
+    return values
 
 
 def _open(prefix):
@@ -254,8 +261,12 @@ def _read(reader, name, prefix):
 
 
 def _damaged(prefix, error):
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    reason = _first_line(error)
     return f"checkpoint {prefix} cannot be read ({reason}); copy or download it again, or name another with FOLDER:STEP"
+
+
+def _first_line(error):
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def _check_fit(prefix, config, wanted, found):
@@ -274,11 +285,14 @@ def _check_fit(prefix, config, wanted, found):
             )
     slots = {f"{name}/{slot}" for name in wanted for slot in _SLOTS.values()}
     unused = sorted(set(found) - set(wanted) - slots - set(_BETAS) - {"is_training"})
-    if unused:
+    foreign = [name for name in unused if name.startswith("gaffdfrm/")]
+    if foreign:
         raise UserError(
-            f"checkpoint {prefix} is not one of {what}: its variable {unused[0]} has no place there "
-            f"({len(unused)} such in all); check -b and -n"
+            f"checkpoint {prefix} is not one of {what}: its variable {foreign[0]} has no place there "
+            f"({len(foreign)} such in all); check -b and -n"
         )
+    if unused:
+        warnings.warn(f"checkpoint {prefix}: unused variables {', '.join(unused)}", stacklevel=3)
 
 
 def _other_size(prefix, config, shape):
@@ -290,8 +304,3 @@ def _other_size(prefix, config, shape):
         f"cover {grid} voxels, which are sizes of {limits}; resample the data to the size it was trained at, or train "
         "a model at this one"
     )
-
-
-def parameter_count(network):
-    """Number of trainable values of a network."""
-    return int(sum(np.prod(weight.shape) for weight in network.named_weights().values()))

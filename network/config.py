@@ -62,6 +62,7 @@ class CascadeConfig:
     fast_reconstruction: bool = True
 
     def __post_init__(self):
+        _check(isinstance(self.image_size, (tuple, list)), "image_size", self.image_size, "three whole numbers from 2")
         object.__setattr__(self, "image_size", tuple(self.image_size))
         _check(self.base_network in BASE_NETWORK_NAMES, "base_network", self.base_network, BASE_NETWORK_NAMES)
         _check(_is_int(self.n_cascades, 0), "n_cascades", self.n_cascades, "a whole number from 0")
@@ -91,11 +92,6 @@ class CascadeConfig:
         """Stages whose warped image enters the loss: every repeat of the last cascade."""
         last = len(self.stage_cascades)
         return [0] if self.n_cascades == 0 else list(range(last - self.rep + 1, last + 1))
-
-    @property
-    def affine_grid(self):
-        """Grid left after the affine encoder's six strided convolutions; the size of its last kernels."""
-        return tuple(math.ceil(n / 64) for n in self.image_size)
 
     def replace(self, **changes):
         """Copy with some options changed; checks again."""
@@ -142,6 +138,9 @@ def parse_assignments(text, allowed, flag):
         call = ast.parse(f"dict({text or ''})", mode="eval").body
         if call.args:
             raise ValueError("a value without a key")
+        names = [keyword.arg for keyword in call.keywords]
+        if len(set(names)) < len(names):
+            raise ValueError("a key given twice")
         values = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
     except (SyntaxError, ValueError, AttributeError) as error:
         raise UserError(

@@ -27,9 +27,9 @@ def adam(network):
 class Trainer(keras.Model):
     """Trains a `RecursiveCascadedNetwork` without labels on Batches of `fixed`, `moving` and `seed`.
 
-    Every step returns the terms of `cascade_losses` for the global batch, and under `GRADIENT` the sum of the squared
-    gradient, by which a step gone wrong is found. On several replicas the loss is the sum over all pairs and the
-    gradient its gradient, so that the result does not depend on their number.
+    Every step returns the terms of `cascade_losses` for the global batch, and under `GRADIENT` the sum over replicas of
+    their squared gradients, which is not finite where a step goes wrong. On several replicas the loss is the sum over
+    all pairs and the gradient its gradient, so that the result does not depend on their number.
 
     Attributes:
         step: number of steps done.

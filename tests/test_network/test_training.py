@@ -1,4 +1,8 @@
-"""Training steps: the rate, devices, and sizes."""
+"""Training steps: the rate, sizes, devices and seeds."""
+
+import pathlib
+import subprocess
+import sys
 
 import keras
 import numpy as np
@@ -8,6 +12,8 @@ import tensorflow as tf
 from network import training
 from network.config import CascadeConfig
 from network.recursive_cascaded_networks import build_network
+
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 def batch_of(size, pairs=1):
@@ -80,3 +86,39 @@ def test_two_trainings_with_one_seed_give_the_same_bits():
         ends.append(trainer.network.get_weights())
     for a, b in zip(*ends, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+TWO_DEVICES = """
+import sys, network, keras, numpy as np, tensorflow as tf
+from network import checkpoints, training
+from network.config import CascadeConfig
+from network.recursive_cascaded_networks import build_network
+n, folder = int(sys.argv[1]), sys.argv[2]
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * n)
+strategy = tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(n)]) if n > 1 else tf.distribute.get_strategy()
+keras.utils.set_random_seed(0)
+with strategy.scope():
+    net = build_network(CascadeConfig("VTN", 1, 2, image_size=(16, 16, 16), channels=2))
+    trainer = training.Trainer(net)
+    trainer.compile(optimizer=training.adam(net))
+trainer.optimizer.learning_rate = 1e-3
+rng = np.random.default_rng(0)
+batch = {side: rng.random((4, 16, 16, 16, 1), np.float32) for side in ("fixed", "moving")}
+batch["seed"] = np.stack([np.zeros(4, np.int32), np.arange(4, dtype=np.int32)], 1)
+data = tf.data.Dataset.from_tensor_slices(batch).batch(4, drop_remainder=True).repeat(3)
+trainer.fit(data, verbose=0, shuffle=False)
+checkpoints.save(folder, net, trainer.optimizer, trainer.step)
+"""
+
+
+def test_two_devices_train_and_save_the_same_weights_as_one(tmp_path):
+    saved = []
+    for n in (1, 2):
+        folder = tmp_path / str(n)
+        folder.mkdir()
+        subprocess.run([sys.executable, "-c", TWO_DEVICES, str(n), str(folder)], check=True, cwd=ROOT)
+        saved.append(tf.train.load_checkpoint(str(folder / "model-3")))
+    for name in saved[0].get_variable_to_shape_map():
+        one, two = (reader.get_tensor(name) for reader in saved)
+        np.testing.assert_allclose(two, one, rtol=1e-4, atol=1e-4 * np.abs(one).max(), err_msg=name)

@@ -153,32 +153,56 @@ def test_a_loss_that_is_not_finite_stops_the_run(folder, capsys):
         assert all(np.isfinite(v).all() for v in weights_of(only_run("_a"), step).values())
 
 
-def test_sigterm_saves_what_is_done(folder):
-    command = [
-        sys.executable,
-        str(ROOT / "train.py"),
-        *FLAGS,
-        "-n",
-        "0",
-        "--epochs",
-        "100000",
-        "--val_steps",
-        "1000000",
-    ]
+def test_a_run_stopped_by_sigterm_and_continued_ends_with_the_same_weights(folder):
+    flags = ["-n", "0", "--round", "40", "--epochs", "1", "--val_steps", "1000"]
+    assert run(*flags, "--name", "whole") == 0
+    command = [sys.executable, str(ROOT / "train.py"), *FLAGS, *flags, "--name", "stopped"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    log = None
-    for _ in range(600):
-        time.sleep(0.1)
-        log = next(iter(pathlib.Path().glob("weights/*/log.csv")), None)
+    for _ in range(3000):
+        time.sleep(0.02)
+        log = next(iter(pathlib.Path().glob("weights/*_stopped/log.csv")), None)
         if log is not None and len(log.read_text().splitlines()) > 5:
             break
     process.send_signal(signal.SIGTERM)
     _, error = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert "which is saved: go on with -c weights/" in error
+    stopped = log.parent
+    (step,) = checkpoints.list_steps(stopped)
+    assert step < 40
+    assert f"error: stopped at step {step}, which is saved: go on with -c {stopped}" in error
     assert "Traceback" not in error
-    step = checkpoints.list_steps(log.parent)[-1]
-    assert f"stopped at step {step} of" in error
+    assert errors.run(train.main, ["-c", str(stopped), "-g", "-1", "--name", "end"]) == 0
+    whole, end = weights_of(only_run("_whole"), 40), weights_of(only_run("_end"), 40)
+    for name, value in whole.items():
+        np.testing.assert_array_equal(end[name], value, name)
+
+
+def test_a_continued_run_keeps_the_flags_that_are_not_given(folder):
+    assert run("-n", "0", "-r", "2", "--lr", "3e-4", "--seed", "5", "--name", "a", "--epochs", "0.3") == 0
+    assert errors.run(train.main, ["-c", str(only_run("_a")), "-g", "-1", "--epochs", "1", "--name", "b"]) == 0
+    before, after = (json.loads((only_run(name) / "args.json").read_text()) for name in ("_a", "_b"))
+    kept = ("rep", "dataset", "batch", "round", "data_args", "lr", "seed")
+    assert {name: after[name] for name in kept} == {name: before[name] for name in kept}
+    assert [row["lr"] for row in rows_of(only_run("_b") / "log.csv")] == ["0.0003"] * 2
+
+
+def test_labels_are_validated(folder):
+    config = json.loads(pathlib.Path("datasets/p.json").read_text())
+    config["segmentation_class_value"] = {"liver": 255, "none": 7}
+    pathlib.Path("datasets/p.json").write_text(json.dumps(config))
+    assert run("-n", "0", "--epochs", "1") == 0
+    assert 0 < float(rows_of(only_run() / "validation.csv")[0]["dice_score"]) < 1
+
+
+def test_a_finetuning_goes_on(folder):
+    config = json.loads(pathlib.Path("datasets/p.json").read_text())
+    config["schemes"]["finetune-train-pig"] = config["schemes"]["1"]
+    pathlib.Path("datasets/p.json").write_text(json.dumps(config))
+    assert run("-n", "0", "--name", "a", "--epochs", "0.3") == 0
+    assert run("-c", str(only_run("_a")), "--finetune", "pig", "--epochs", "0.3") == 0
+    assert run("-c", str(only_run("_ftpig")), "--finetune", "pig", "--epochs", "1") == 0
+    (again,) = pathlib.Path("weights").glob("*_ftpig_1")
+    assert [row["step"] for row in rows_of(again / "log.csv")] == ["2", "3"]
 
 
 def broken_key():
@@ -215,6 +239,10 @@ def unwritable():
     pathlib.Path("weights").write_text("not a folder")
 
 
+def unwritable_logs():
+    pathlib.Path("logs").write_text("not a folder")
+
+
 MISTAKES = {
     "missing config": (None, ["-d", "datasets/no.json"], "datasets/no.json"),
     "missing file": (lambda: os.remove("datasets/p.h5"), [], "p.h5"),
@@ -223,7 +251,7 @@ MISTAKES = {
     "wrong volume size": (wrong_size, [], "16x16x17"),
     "unknown base network": (None, ["-b", "UNet"], "base_network is 'UNet'; it must be one of VTN, VoxelMorph"),
     "unknown net_arg": (None, ["--net_args", "depth=3"], "unknown key 'depth'; allowed are"),
-    "unknown data_arg": (None, ["--data_args", "affine=True"], "unknown key 'affine'; allowed are paired, task"),
+    "unknown data_arg": (None, ["--data_args", "affine=True"], "unknown key 'affine'; allowed are paired"),
     "batch 0": (None, ["--batch", "0"], "--batch is 0"),
     "no such GPU": (None, ["-g", "97"], "GPU 97 is not there"),
     "GPU of no number": (None, ["-g", "first"], "'first' is not a list of GPU ids"),
@@ -235,7 +263,13 @@ MISTAKES = {
     "finetune without checkpoint": (None, ["--finetune", "x"], "name it with -c"),
     "unknown finetune": (other_checkpoint, ["-c", "other", "--finetune", "x"], "finetune-train-x"),
     "unwritable weights": (unwritable, [], "cannot write to weights"),
-    "no epochs": (None, ["--epochs", "0"], "must be greater than 0"),
+    "endless epochs": (None, ["--epochs", "inf"], "--epochs is inf"),
+    "negative seed": (None, ["--seed", "-1"], "--seed is -1"),
+    "paired of no truth": (None, ["--data_args", "paired='no'"], "paired is 'no'; it must be True or False"),
+    "one GPU twice": (None, ["-g", "0,0", "--batch", "2"], "'0,0' is not a list of GPU ids"),
+    "path of a checkpoint file": (other_checkpoint, ["-c", "other/model-1"], "write the folder and step as other:STEP"),
+    "unwritable logs": (unwritable_logs, [], "cannot write to logs"),
+    "no epochs": (None, ["--epochs", "0"], "--epochs is 0.0; it must be greater than 0"),
 }
 
 
