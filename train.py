@@ -207,8 +207,12 @@ def make_run(args, config, source):
     else:
         stem = datetime.datetime.now().strftime("%b%d-%H%M")
     try:
-        (LOGS / args.logs).mkdir(parents=True, exist_ok=True)
         run = new_folder(stem, f"_{args.name}" if args.name else "")
+        try:
+            (LOGS / args.logs).mkdir(parents=True, exist_ok=True)
+        except OSError:
+            run.rmdir()
+            raise
         (run / "args.json").write_text(json.dumps(vars(args), indent=2))
         (run / "config.json").write_text(json.dumps(config.to_dict(), indent=2))
     except OSError as error:

@@ -96,7 +96,7 @@ def test_pictures(folder, monkeypatch):
     assert sorted(tags) == sorted(2 * ["fixed", "moving", "warped", "warped_grid"])
 
 
-@pytest.mark.parametrize("stop", ["1", "4"])
+@pytest.mark.parametrize("stop", [pytest.param("1", marks=pytest.mark.slow), "4"])
 def test_a_run_stopped_and_continued_ends_with_the_same_weights(folder, stop):
     assert run("--name", "whole", "--seed", "3") == 0
     assert run("--name", "start", "--seed", "3", "--epochs", str(int(stop) / 3)) == 0
@@ -240,6 +240,7 @@ def unwritable():
 
 
 def unwritable_logs():
+    pathlib.Path("weights").mkdir()
     pathlib.Path("logs").write_text("not a folder")
 
 
