@@ -35,7 +35,7 @@ quickstart: $(PHANTOMS).json
 	$(RUN) eval.py -c $(NEWEST) -d $(PHANTOMS).json -g -1 -v 2,known --paired --per_cascade --figures 1
 
 sample: $(CTS).json
-	$(RUN) train.py -b VoxelMorph -n 2 -d $(CTS).json -g -1 --batch 1 --round 300 --epochs 1 --val_steps 100 \
+	$(RUN) train.py -b VoxelMorph -n 2 -d $(CTS).json -g -1 --batch 1 --round 200 --epochs 1 --val_steps 200 \
 		--lr 4e-4 --net_args "augmentation='identity'" --name $@
 	$(RUN) eval.py -c $(NEWEST) -d $(CTS).json -g -1 -v 2,known --paired --per_cascade --figures 2
 
