@@ -1,10 +1,22 @@
 """Fixtures of the whole suite. Importing `network` first sets the variables that TensorFlow reads at its start."""
 
+import ctypes
+import gc
 import sys
 from pathlib import Path
+
+import pytest
 
 import network  # noqa: F401
 
 GOLDEN = Path(__file__).parent / "golden"
 # The golden folder's scripts import `rule` from beside them.
 sys.path.insert(0, str(GOLDEN))
+
+
+@pytest.fixture(autouse=True)
+def _release_memory():
+    """Give a test's networks back to the system; otherwise a whole run piles up many GB."""
+    yield
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
