@@ -63,9 +63,11 @@ def main(arguments=None):
     strategy = cli.devices(args.gpu, args.batch)
 
     from data_util.dataset import open_scheme
+    from data_util.hdf5 import ScanStore
 
     names = [name.strip() for name in (args.val_subset or "2").split(",")]
-    schemes = {name: open_scheme(data, name, paired=paired) for name in names}
+    store = ScanStore(data.files)
+    schemes = {name: open_scheme(data, name, paired, store) for name in names}
     path = f"{prefix.parent}:{prefix.name.removeprefix('model-')}"
     with strategy.scope():
         network = checkpoints.load_model(path, args.rep, data.image_size, args.net_args, args.fast_reconstruction)
@@ -76,9 +78,8 @@ def main(arguments=None):
         settings = {
             "report": report,
             "checkpoint": checkpoint,
-            "written": pathlib.Path(f"{prefix}.index")
-            .stat()
-            .st_mtime,  # another model of this name is another evaluation
+            # Another model of the same name is another evaluation.
+            "written": pathlib.Path(f"{prefix}.index").stat().st_mtime,
             "dataset": str(data.path),
             "scheme": name,
             "paired": paired,

@@ -71,12 +71,14 @@ def main(arguments=None):
     import keras
 
     from data_util.dataset import open_scheme, user_errors
+    from data_util.hdf5 import ScanStore
     from network import callbacks, checkpoints, training
     from network.recursive_cascaded_networks import build_network
 
     schemes = scheme_names(args.finetune, data)
-    scheme = open_scheme(data, schemes[0], paired=paired)
-    validation = open_scheme(data, schemes[1], paired=paired) if schemes[1] else None
+    store = ScanStore(data.files)
+    scheme = open_scheme(data, schemes[0], paired, store)
+    validation = open_scheme(data, schemes[1], paired, store) if schemes[1] else None
 
     keras.utils.set_random_seed(args.seed)
     step = 0

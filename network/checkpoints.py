@@ -31,9 +31,9 @@ _BETAS = {"beta1_power": 0.9, "beta2_power": 0.999}
 # Adam's count when a published file no longer tells it: its bias corrections have long become 1.
 _MANY_STEPS = 1_000_000
 _KEEP_NEWEST = 5
+_KEEP_EVERY_SECONDS = 5 * 3600
 # What TensorFlow's reader raises at a file that is missing, damaged or cut off.
 _READ_ERRORS = (tf.errors.OpError, ValueError, IndexError, RuntimeError)
-_KEEP_EVERY_SECONDS = 5 * 3600
 
 
 def find_run(text, root="weights"):
@@ -159,10 +159,10 @@ def restore(network, prefix, optimizer=None):
     reader, shapes = _open(prefix)
     weights = network.named_weights()
     _check_fit(prefix, network.config, {name: tuple(w.shape) for name, w in weights.items()}, shapes)
-    for name, weight in weights.items():
-        weight.assign(_read(reader, name, prefix))
     if optimizer is not None and "beta1_power" not in shapes:
         raise UserError(f"checkpoint {prefix} holds no optimizer state to continue with; use --clear_steps")
+    for name, weight in weights.items():
+        weight.assign(_read(reader, name, prefix))
     if optimizer is not None:
         for slot, variables in _slot_variables(network, optimizer).items():
             for name, variable in variables.items():
