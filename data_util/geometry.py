@@ -1,0 +1,86 @@
+"""Frames: where the voxels of an array lie in the patient.
+
+A volume for the network is a scan resampled on a frame: a box of the scan with as many voxels as the network sees. What
+the network finds there goes back to the scan, or to millimetres, through the same frame. Points are [n, 3].
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import SimpleITK as sitk
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A grid of voxels in space, with ITK's conventions: place = origin + direction (spacing * voxel), in mm.
+
+    size       voxels along x, y, z.
+    spacing    mm from a voxel's centre to the next.
+    origin     place of the centre of voxel (0, 0, 0).
+    direction  the axes as the columns of a matrix, its nine numbers row by row.
+    """
+
+    size: tuple
+    spacing: tuple
+    origin: tuple
+    direction: tuple
+
+    @classmethod
+    def of(cls, image):
+        """The frame that a SimpleITK image lies on."""
+        return cls(image.GetSize(), image.GetSpacing(), image.GetOrigin(), image.GetDirection())
+
+    @property
+    def matrix(self):
+        """Millimetres a voxel: float64 [3, 3], place = origin + matrix @ voxel."""
+        return np.reshape(self.direction, (3, 3)) * np.asarray(self.spacing)
+
+    def to_physical(self, points):
+        """Places in mm of points in voxels."""
+        return np.asarray(points, np.float64) @ self.matrix.T + self.origin
+
+    def to_voxel(self, points):
+        """Points in voxels of places in mm; the inverse of `to_physical`."""
+        return np.linalg.solve(self.matrix, (np.asarray(points, np.float64) - self.origin).T).T
+
+    def box(self, low, high, size):
+        """Frame of `size` voxels over the voxels low <= i < high of this one.
+
+        The first and the last voxels' centres of both lie at the same places.
+        """
+        step = (np.asarray(high) - low - 1) / (np.asarray(size) - 1)
+        return Frame(
+            tuple(int(n) for n in size),
+            tuple(float(mm) for mm in self.spacing * step),
+            tuple(float(mm) for mm in self.to_physical(low)),
+            self.direction,
+        )
+
+    def put(self, array):
+        """SimpleITK image of an array [x, y, z], or of vectors [x, y, z, 3], that lies on this frame."""
+        array = np.ascontiguousarray(np.swapaxes(array, 0, 2))
+        image = sitk.GetImageFromArray(array, isVector=array.ndim == 4)
+        image.SetSpacing(self.spacing)
+        image.SetOrigin(self.origin)
+        image.SetDirection(self.direction)
+        return image
+
+    def resample(self, image, nearest=False, outside=0, transform=None):
+        """An image read on this frame, linearly or by nearest voxel: SimpleITK image of its pixel type.
+
+        Args:
+            image: SimpleITK image.
+            nearest: for labels.
+            outside: the value where the image has none.
+            transform: SimpleITK transform from places on this frame to places in the image; the identity where None.
+        """
+        return sitk.Resample(
+            image,
+            self.size,
+            transform or sitk.Transform(),
+            sitk.sitkNearestNeighbor if nearest else sitk.sitkLinear,
+            self.origin,
+            self.spacing,
+            self.direction,
+            outside,
+        )
