@@ -7,7 +7,6 @@ import tensorflow as tf
 
 from .blocks import Encoder, convolution
 from .kernels import compiled
-from .spatial_transformer import identity_grid
 
 
 class Affine(typing.NamedTuple):
@@ -27,8 +26,12 @@ def affine_flow(affine, size):
 
     x is counted from the centre of the volume, (size - 1) / 2.
     """
-    centred = identity_grid(size) - (tf.cast(tf.stack(size), tf.float32) - 1.0) / 2.0
-    return tf.einsum("bij,xyzj->bxyzi", affine.matrix, centred) + affine.shift[:, None, None, None]
+    flow = affine.shift[:, None, None, None]
+    for axis, n in enumerate(size):
+        centred = tf.range(n, dtype=tf.float32) - (tf.cast(n, tf.float32) - 1.0) / 2.0
+        along = centred[:, None] * affine.matrix[:, None, :, axis]  # [B, n, 3]; broadcast, not multiplied voxel by voxel
+        flow += tf.reshape(along, [-1] + [n if k == axis else 1 for k in range(3)] + [3])
+    return flow
 
 
 def compose_affine(affine, first, second):

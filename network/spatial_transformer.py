@@ -20,6 +20,7 @@ a + (b - a) t on the clamped coordinate, which is exact however far outside a fl
 
 import functools
 import itertools
+import typing
 
 import keras
 import tensorflow as tf
@@ -60,7 +61,7 @@ def compose(first, second, padding=False, fast=True):
 
 def sample_at_points(image, points):
     """Values of an image (or flow) [B, X, Y, Z, C] at points [B, L, 3] in voxels, zero outside: [B, L, C]."""
-    return _interpolate(_pad(image), points + 1.0)
+    return _interpolate(_pad(image), tf.unstack(points + 1.0, axis=-1))
 
 
 def warp_labels(segmentation, flow, padding=False):
@@ -86,34 +87,51 @@ def _pad(image):
     return tf.pad(image, [[0, 0], [1, 1], [1, 1], [1, 1], [0, 0]])
 
 
-def _locate(coordinates, sizes):
-    """Split clamped coordinates [B, ..., 3] into per-axis (lower, upper) linear offsets and the fraction between.
+class _Cells(typing.NamedTuple):
+    """The cell of eight voxels around each of some coordinates; a corner is (i, j, k), 1 for the upper voxel.
 
-    Offsets are int32 and stay inside the volume even for NaN, whose fraction stays NaN.
+    lowest     int32 [B, ...], index of corner (0, 0, 0) in the flattened image; inside it even for NaN.
+    steps      how much the index grows to the upper voxel along each axis; 0 where the axis has a single voxel.
+    fractions  how far along each axis the coordinate lies in the cell, [B, ...] each, 0..1; NaN for NaN.
     """
+
+    lowest: tf.Tensor
+    steps: tuple
+    fractions: tuple
+
+    def index(self, corner):
+        """Indices of a corner in the flattened image."""
+        return self.lowest + self.offset(corner)
+
+    def offset(self, corner):
+        """How much the index of a corner exceeds the lowest."""
+        return sum(step for step, upper in zip(self.steps, corner, strict=True) if upper)
+
+    def weight(self, corner):
+        """Trilinear weight of a corner, [B, ...]."""
+        x, y, z = (t if upper else 1.0 - t for t, upper in zip(self.fractions, corner, strict=True))
+        return x * y * z
+
+
+_CORNERS = tuple(itertools.product((0, 1), repeat=3))
+
+
+def _cells(coordinates, shape):
+    """`_Cells` of an image of `shape` [B, X, Y, Z, C] around coordinates: three tensors [B, ...], for x, y and z."""
+    sizes = [shape[1], shape[2], shape[3]]
     strides = (sizes[1] * sizes[2], sizes[2], 1)
-    offsets, fractions = [], []
-    for axis in range(3):
-        coordinate = coordinates[..., axis]
-        nan = tf.math.is_nan(coordinate)
-        clamped = tf.clip_by_value(coordinate, 0.0, tf.cast(sizes[axis] - 1, tf.float32))
-        lower = tf.floor(clamped)
-        fractions.append(tf.where(nan, coordinate, clamped - lower)[..., None])
-        lower = tf.cast(tf.where(nan, 0.0, lower), tf.int32)
-        upper = tf.minimum(lower + 1, sizes[axis] - 1)
-        offsets.append((lower * strides[axis], upper * strides[axis]))
-    return offsets, fractions
-
-
-def _corners(image, coordinates):
-    """The eight voxels around each coordinate as a dict (i, j, k) -> [B, ..., C], their indices, and the fractions."""
-    shape = tf.shape(image)
-    batch, sizes, channels = shape[0], shape[1:4], image.shape[-1]
-    (x, y, z), fractions = _locate(coordinates, [sizes[0], sizes[1], sizes[2]])
-    first = tf.reshape(tf.range(batch) * tf.reduce_prod(sizes), [-1] + [1] * (len(coordinates.shape) - 2))
-    flat = tf.reshape(image, [-1, channels])
-    index = {(i, j, k): first + x[i] + y[j] + z[k] for i, j, k in itertools.product((0, 1), repeat=3)}
-    return {key: tf.gather(flat, value) for key, value in index.items()}, index, fractions
+    image = tf.range(shape[0]) * (sizes[0] * strides[0])
+    lowest = tf.reshape(image, [-1] + [1] * (len(coordinates[0].shape) - 1))
+    steps, fractions = [], []
+    for coordinate, size, stride in zip(coordinates, sizes, strides, strict=True):
+        last_cell = tf.cast(tf.maximum(size - 2, 0), tf.float32)
+        lower = tf.cast(tf.where(coordinate > 0.0, tf.minimum(coordinate, last_cell), 0.0), tf.int32)
+        fraction = coordinate - tf.cast(lower, tf.float32)
+        # Not clip_by_value: so a NaN stays, and the gradient ends at the edge.
+        fractions.append(tf.where(fraction >= 1.0, 1.0, tf.where(fraction < 0.0, 0.0, fraction)))
+        lowest += lower * stride
+        steps.append(tf.minimum(size - 1, 1) * stride)
+    return _Cells(lowest, tuple(steps), tuple(fractions))
 
 
 def _lerp(low, high, fraction):
@@ -121,16 +139,20 @@ def _lerp(low, high, fraction):
 
 
 def _interpolate(image, coordinates):
-    """Trilinear values of image [B, X, Y, Z, C] at coordinates [B, ..., 3] in voxels: [B, ..., C]."""
-    corner, _, (tx, ty, tz) = _corners(image, coordinates)
-    edges = {ij: _lerp(corner[(*ij, 0)], corner[(*ij, 1)], tz) for ij in itertools.product((0, 1), repeat=2)}
-    return _lerp(_lerp(edges[0, 0], edges[0, 1], ty), _lerp(edges[1, 0], edges[1, 1], ty), tx)
+    """Trilinear values of image [B, X, Y, Z, C] at coordinates, three tensors [B, ...] in voxels: [B, ..., C]."""
+    cells = _cells(coordinates, tf.shape(image))
+    flat = tf.reshape(image, [-1, image.shape[-1]])
+    value = {corner: tf.gather(flat, cells.index(corner)) for corner in _CORNERS}
+    tx, ty, tz = (t[..., None] for t in cells.fractions)
+    edge = {(i, j): _lerp(value[i, j, 0], value[i, j, 1], tz) for i, j in itertools.product((0, 1), repeat=2)}
+    return _lerp(_lerp(edge[0, 0], edge[0, 1], ty), _lerp(edge[1, 0], edge[1, 1], ty), tx)
 
 
 def _looked_at(flow):
-    """Coordinates p + flow(p)."""
+    """Coordinates p + flow(p): three tensors [B, X, Y, Z]. A vector an axis, where a whole grid would cost a pass."""
     shape = tf.shape(flow)
-    return flow + identity_grid([shape[1], shape[2], shape[3]])
+    axes = (tf.range(shape[k + 1], dtype=tf.float32) for k in range(3))
+    return [flow[..., k] + tf.reshape(axis, [-1] + [1] * (2 - k)) for k, axis in enumerate(axes)]
 
 
 def _plain_warp(image, flow):
@@ -145,31 +167,57 @@ _forward = _kernel(_plain_warp)
 def _flow_gradient(image, flow, upstream):
     """Gradient of the warp with respect to the flow, [B, X, Y, Z, 3]; zero where the coordinate is clamped."""
     coordinates = _looked_at(flow)
-    corner, _, (tx, ty, tz) = _corners(image, coordinates)
-    z = {ij: _lerp(corner[(*ij, 0)], corner[(*ij, 1)], tz) for ij in itertools.product((0, 1), repeat=2)}
-    x_slope = _lerp(z[1, 0] - z[0, 0], z[1, 1] - z[0, 1], ty)
-    y_slope = _lerp(z[0, 1] - z[0, 0], z[1, 1] - z[1, 0], tx)
-    dz = {ij: corner[(*ij, 1)] - corner[(*ij, 0)] for ij in itertools.product((0, 1), repeat=2)}
-    z_slope = _lerp(_lerp(dz[0, 0], dz[0, 1], ty), _lerp(dz[1, 0], dz[1, 1], ty), tx)
-    gradient = tf.stack([tf.reduce_sum(upstream * slope, axis=-1) for slope in (x_slope, y_slope, z_slope)], axis=-1)
-    last = tf.cast(tf.shape(image)[1:4] - 1, tf.float32)
-    return tf.where((coordinates >= 0) & (coordinates <= last), gradient, 0.0)
+    shape = tf.shape(image)
+    cells = _cells(coordinates, shape)
+    tx, ty, tz = cells.fractions
+    slopes = [0.0, 0.0, 0.0]
+    for channel in range(image.shape[-1]):
+        flat = tf.reshape(image[..., channel], [-1])
+        value = {corner: tf.gather(flat, cells.index(corner)) for corner in _CORNERS}
+        edge = {(i, j): _lerp(value[i, j, 0], value[i, j, 1], tz) for i, j in itertools.product((0, 1), repeat=2)}
+        rise = {(i, j): value[i, j, 1] - value[i, j, 0] for i, j in edge}
+        along = (
+            _lerp(edge[1, 0] - edge[0, 0], edge[1, 1] - edge[0, 1], ty),
+            _lerp(edge[0, 1] - edge[0, 0], edge[1, 1] - edge[1, 0], tx),
+            _lerp(_lerp(rise[0, 0], rise[0, 1], ty), _lerp(rise[1, 0], rise[1, 1], ty), tx),
+        )
+        slopes = [total + upstream[..., channel] * slope for total, slope in zip(slopes, along, strict=True)]
+    last = [tf.cast(shape[k + 1] - 1, tf.float32) for k in range(3)]
+    moves = [(c >= 0.0) & (c < end) for c, end in zip(coordinates, last, strict=True)]
+    return tf.stack([tf.where(inside, slope, 0.0) for inside, slope in zip(moves, slopes, strict=True)], axis=-1)
 
 
 @_kernel
 def _image_gradient(image, flow, upstream):
-    """Gradient of the warp with respect to the image: upstream scattered back by the trilinear weights."""
+    """Gradient of the warp with respect to the image: upstream scattered back by the trilinear weights.
+
+    Scattering is a matter of rows, and a row of many numbers costs little more than one of a single number. So the
+    four corners of a cell in the y-z plane go in one row, to the lowest; what belongs to the upper ones is shifted
+    there afterwards, which is a plain sum of arrays.
+    """
     channels = image.shape[-1]
-    if channels > 1:  # rows of four scatter faster than rows of three
-        upstream = tf.pad(upstream, [[0, 0]] * 4 + [[0, -channels % 4]])
-    rows = upstream.shape[-1]
-    _, index, fractions = _corners(image[..., :1], _looked_at(flow))
-    total = tf.zeros([tf.reduce_prod(tf.shape(image)[:4]), rows], upstream.dtype)
-    for key, where in index.items():
-        weight = functools.reduce(tf.multiply, [t if high else 1.0 - t for high, t in zip(key, fractions, strict=True)])
-        update = tf.reshape(weight * upstream, [-1, rows])
-        total = tf.tensor_scatter_nd_add(total, tf.reshape(where, [-1, 1]), update)
-    return tf.reshape(total[:, :channels], tf.shape(image))
+    voxels = tf.reduce_prod(tf.shape(image)[:4])
+    cells = _cells(_looked_at(flow), tf.shape(image))
+    tx, ty, tz = (t[..., None] for t in cells.fractions)
+    # Weights 1 - t and t as constant + slope * t: a choice between two formulas an element is slow.
+    quad = (_CONSTANT_Y + _SLOPE_Y * ty) * (_CONSTANT_Z + _SLOPE_Z * tz)
+    rows = tf.zeros([voxels, len(_QUAD) * channels])
+    for i, weight in enumerate((1.0 - tx, tx)):
+        update = (weight * quad)[..., None] * upstream[..., None, :]
+        where = tf.reshape(cells.index((i, 0, 0)), [-1, 1])
+        rows = tf.tensor_scatter_nd_add(rows, where, tf.reshape(update, [-1, len(_QUAD) * channels]))
+    rows = tf.reshape(rows, [voxels, len(_QUAD), channels])
+    total = rows[:, 0]
+    for place, (j, k) in list(enumerate(_QUAD))[1:]:
+        offset = cells.offset((0, j, k))
+        total += tf.pad(rows[: voxels - offset, place], [[offset, 0], [0, 0]])
+    return tf.reshape(total, tf.shape(image))
+
+
+# Corners (j, k) of a cell in the y-z plane, and the weights of each along y and z as constant + slope * fraction.
+_QUAD = ((0, 0), (0, 1), (1, 0), (1, 1))
+_CONSTANT_Y, _CONSTANT_Z = ([1.0 - corner[axis] for corner in _QUAD] for axis in range(2))
+_SLOPE_Y, _SLOPE_Z = ([2.0 * corner[axis] - 1.0 for corner in _QUAD] for axis in range(2))
 
 
 @tf.custom_gradient
@@ -183,16 +231,15 @@ def _fast_warp(image, flow):
 
 @_kernel
 def _vote(segmentation, flow):
-    corner, _, fractions = _corners(segmentation, _looked_at(flow))
-    weight = {
-        key: functools.reduce(tf.multiply, [t if high else 1.0 - t for high, t in zip(key, fractions, strict=True)])
-        for key in corner
-    }
-    elected = tf.zeros_like(corner[0, 0, 0])
-    for candidate in corner.values():
-        votes = sum(tf.where(corner[key] == candidate, weight[key], 0.0) for key in corner)
+    cells = _cells(_looked_at(flow), tf.shape(segmentation))
+    flat = tf.reshape(segmentation, [-1])
+    label = {corner: tf.gather(flat, cells.index(corner)) for corner in _CORNERS}
+    weight = {corner: cells.weight(corner) for corner in _CORNERS}
+    elected = tf.zeros_like(label[0, 0, 0])
+    for candidate in label.values():
+        votes = sum(tf.where(label[corner] == candidate, weight[corner], 0.0) for corner in _CORNERS)
         elected = tf.where(votes > _VOTE, candidate, elected)
-    return elected
+    return elected[..., None]
 
 
 @keras.saving.register_keras_serializable("registration")
