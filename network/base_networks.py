@@ -8,7 +8,7 @@ import itertools
 import keras
 import tensorflow as tf
 
-from .blocks import Encoder, UpConvolution, convolution, leaky_relu
+from .blocks import Encoder, FlowUpConvolution, UpConvolution, convolution, leaky_relu
 
 
 class BaseNetwork(keras.layers.Layer):
@@ -46,7 +46,7 @@ class VTN(BaseNetwork):
             k: UpConvolution(Encoder.LAYERS[skip][0] * self.channels, name=f"deconv{k}")
             for k, skip in self.SKIPS.items()
         }
-        self.head = UpConvolution(3, name="upsamp1to0")
+        self.head = FlowUpConvolution(3, name="upsamp1to0")
 
     @property
     def convolutions(self):

@@ -3,6 +3,8 @@
 Layer names are those of the published checkpoints (`conv3_1`, `upsamp6to5`, ...): `checkpoints.py` relies on it.
 """
 
+import functools
+
 import keras
 import tensorflow as tf
 
@@ -36,15 +38,66 @@ class UpConvolution(keras.layers.Layer):
     def call(self, inputs):
         features, skip = inputs
         shape = tf.concat([tf.shape(skip)[:4], [self.filters]], axis=0)
-        out = tf.nn.conv3d_transpose(features, self.kernel, shape, strides=2, padding="SAME")
+        out = self.upsample(features, tf.convert_to_tensor(self.kernel), shape)
         out.set_shape((*skip.shape[:4], self.filters))
         return out
+
+    def upsample(self, features, kernel, shape):
+        """Features on the grid of `shape` [B, X, Y, Z, filters]."""
+        return tf.nn.conv3d_transpose(features, kernel, shape, strides=2, padding="SAME")
 
     def compute_output_shape(self, input_shape):
         return (*input_shape[1][:4], self.filters)
 
     def get_config(self):
         return {**super().get_config(), "filters": self.filters}
+
+
+@keras.saving.register_keras_serializable("registration")
+class FlowUpConvolution(UpConvolution):
+    """The same in less time, where the grid is large and the output channels are few, as those of a flow are.
+
+    Along each axis an even output voxel meets two of the kernel's four taps, and an odd one the other two. So the eight
+    output voxels to a coarse one are eight convolutions of 2^3 taps on the coarse grid: done as one that has eight times
+    the channels, and interleaved. The gradient is that of the transposed convolution.
+    """
+
+    def upsample(self, features, kernel, shape):
+        @tf.custom_gradient
+        def call(features, kernel):
+            def gradient(upstream):
+                with tf.GradientTape() as tape:
+                    tape.watch([features, kernel])
+                    out = super(FlowUpConvolution, self).upsample(features, kernel, shape)
+                return tape.gradient(out, [features, kernel], upstream)
+
+            small = kernel
+            for axis in (0, 2, 4):  # an axis of four taps becomes two: even or odd, and which of the two taps
+                small = tf.gather(small, [[3, 1], [2, 0]], axis=axis)
+            small = tf.transpose(small, [1, 3, 5, 7, 0, 2, 4, 6])
+            small = tf.reshape(small, [2, 2, 2, features.shape[-1], 8 * self.filters])
+            padded = tf.pad(features, [[0, 0], [1, 1], [1, 1], [1, 1], [0, 0]])
+            out = _interleave(tf.nn.conv3d(padded, small, strides=[1] * 5, padding="VALID"))
+            return out[:, : shape[1], : shape[2], : shape[3]], gradient
+
+        return call(features, kernel)
+
+
+@functools.partial(tf.function, jit_compile=True)
+def _interleave(parts):
+    """[B, n + 1, ..., 8 C], even and odd output voxels as channels, -> [B, 2 n, ..., C].
+
+    Voxel m of the even ones is the coarse grid's voxel m here, but voxel m of the odd ones is m + 1.
+    """
+    channels = parts.shape[-1] // 8
+    parts = tf.reshape(parts, [-1, *parts.shape[1:4], 2, 2, 2, channels])
+    for axis in (1, 2, 3):
+        even, odd = tf.unstack(parts, axis=4)
+        before = (slice(None),) * axis
+        pairs = tf.stack([even[(*before, slice(None, -1))], odd[(*before, slice(1, None))]], axis=axis + 1)
+        shape = [-1, *pairs.shape[1:]]
+        parts = tf.reshape(pairs, [*shape[:axis], 2 * shape[axis], *shape[axis + 2 :]])
+    return parts
 
 
 @keras.saving.register_keras_serializable("registration")

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from network.affine import AffineNetwork
 from network.base_networks import BASE_NETWORKS, VTN, VoxelMorph, double_to
-from network.blocks import Encoder, UpConvolution
+from network.blocks import Encoder, FlowUpConvolution, UpConvolution
 from network.config import CascadeConfig
 from network.recursive_cascaded_networks import RecursiveCascadedNetwork, build_network
 from network.spatial_transformer import Compose, Warp
@@ -35,6 +35,10 @@ CASES = {
     "UpConvolution": (
         lambda size: UpConvolution(5),
         lambda size: [noise(2, *(-(-n // 2) for n in size), 3), noise(2, *size, 1)],
+    ),
+    "FlowUpConvolution": (
+        lambda size: FlowUpConvolution(3),
+        lambda size: [noise(2, *(-(-n // 2) for n in size), 5), noise(2, *size, 1)],
     ),
     "AffineNetwork": (lambda size: AffineNetwork(leaky_slope=0.2), images),
     "VTN": (lambda size: VTN(channels=2, flow_multiplier=0.5), images),
@@ -148,3 +152,21 @@ def test_a_model_saved_by_keras_comes_back(base_network, tmp_path):
     assert isinstance(loaded, RecursiveCascadedNetwork)
     assert loaded.config == network.config
     np.testing.assert_allclose(loaded(images((16, 17, 18))).flow, network(images((16, 17, 18))).flow, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(7, 10, 4), (8, 3, 1)])
+def test_flow_upconvolution_is_the_transposed_convolution(size):
+    inputs = [noise(2, *(-(-n // 2) for n in size), 5) - 0.4, noise(2, *size, 1)]
+    plain, fast = UpConvolution(3), FlowUpConvolution(3)
+    plain(inputs)
+    fast(inputs)
+    fast.set_weights(plain.get_weights())
+    results = []
+    for layer in (plain, fast):
+        with tf.GradientTape() as tape:
+            tape.watch(inputs[0])
+            out = layer(inputs)
+        upstream = tf.cos(tf.reshape(tf.range(tf.size(out), dtype=tf.float32), out.shape))
+        results.append([out, *tape.gradient(out, [inputs[0], *layer.trainable_variables], upstream)])
+    for expected, found in zip(*results, strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-5)
