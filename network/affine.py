@@ -29,7 +29,8 @@ def affine_flow(affine, size):
     flow = affine.shift[:, None, None, None]
     for axis, n in enumerate(size):
         centred = tf.range(n, dtype=tf.float32) - (tf.cast(n, tf.float32) - 1.0) / 2.0
-        along = centred[:, None] * affine.matrix[:, None, :, axis]  # [B, n, 3]; broadcast, not multiplied voxel by voxel
+        # Lines of numbers, broadcast: a product a voxel takes ten times longer.
+        along = centred[:, None] * affine.matrix[:, None, :, axis]
         flow += tf.reshape(along, [-1] + [n if k == axis else 1 for k in range(3)] + [3])
     return flow
 
