@@ -15,7 +15,8 @@ def build_parser():
     flags = cli.parser("Evaluate a trained network on the pairs of a data set.")
     add = flags.add_argument
     add("-c", "--checkpoint", required=True, help="run: FOLDER, FOLDER:STEP or its name in weights/")
-    add("-r", "--rep", type=int, default=1, help="times each cascade is applied in a row, with shared weights")
+    add("-r", "--rep", default="1", help="times each cascade is applied in a row; auto: as often as helps a pair (1)")
+    add("--refine", type=int, default=0, help="steps that fit one more flow to each pair, after the network (0: none)")
     add("-d", "--dataset", default=None, help="data config (the one that the run was trained on)")
     add("-v", "--val_subset", default=None, help="schemes of the config, comma-separated (scheme 2)")
     add("--batch", type=int, default=4, help="image pairs at a time, over all devices")
@@ -46,8 +47,18 @@ def main(arguments=None):
     args = build_parser().parse_args(arguments)
     cli.positive("batch", args.batch)
     shard = parse_shard(args.shard)
-    if args.figures < 0:
-        raise UserError(f"--figures is {args.figures}; it must be a whole number from 0")
+    for name in ("figures", "refine"):
+        if getattr(args, name) < 0:
+            raise UserError(f"--{name} is {getattr(args, name)}; it must be a whole number from 0")
+    rep = parse_rep(args.rep)
+    if rep == "auto" and args.per_cascade:
+        raise UserError(
+            "-r auto gives every pair a number of cascades of its own: leave out --per_cascade, or give -r N"
+        )
+    if (rep == "auto" or args.refine) and "," in args.gpu:
+        raise UserError(
+            f"-r auto and --refine work on one device, not on -g {args.gpu}; give one, and --shard the pairs"
+        )
 
     from data_util import results
     from data_util.config import load_config as load_data_config
@@ -70,10 +81,14 @@ def main(arguments=None):
     schemes = {name: open_scheme(data, name, paired, store) for name in names}
     path = f"{prefix.parent}:{prefix.name.removeprefix('model-')}"
     with strategy.scope():
-        network = checkpoints.load_model(path, args.rep, data.image_size, args.net_args, args.fast_reconstruction)
+        network = checkpoints.load_model(
+            path, 1 if rep == "auto" else rep, data.image_size, args.net_args, args.fast_reconstruction
+        )
     checkpoint = f"{prefix.parent.resolve().name}-{prefix.name}"
     for name, scheme in schemes.items():
-        parts = [checkpoint, f"rep{args.rep}" if args.rep > 1 else "", args.name, name if args.val_subset else ""]
+        repeats = "" if rep == 1 else f"rep{rep}"
+        refined = f"refine{args.refine}" if args.refine else ""
+        parts = [checkpoint, repeats, refined, args.name, name if args.val_subset else ""]
         report = "-".join(part for part in parts if part)
         settings = {
             "report": report,
@@ -86,6 +101,8 @@ def main(arguments=None):
             "pairs": len(scheme),
             "batch": args.batch,
             "network": network.config.to_dict(),
+            "rep": rep,
+            "refine": args.refine,
             "labels": scheme.labels,
             "metrics": metrics,
             "per_cascade": args.per_cascade,
@@ -98,6 +115,19 @@ def main(arguments=None):
             evaluate_scheme(network, scheme, settings, shard, args.resume, strategy)
         except KeyboardInterrupt:
             raise UserError("stopped; the finished pairs are kept: go on with the same flags and --resume") from None
+
+
+def parse_rep(text):
+    """The value of -r: a whole number from 1, or "auto".
+
+    Raises:
+        UserError: it is neither.
+    """
+    if text == "auto":
+        return text
+    if not text.isdigit() or int(text) < 1:
+        raise UserError(f"-r {text!r} is neither a whole number from 1 nor auto")
+    return int(text)
 
 
 def parse_shard(text):
@@ -167,6 +197,8 @@ def evaluate_scheme(network, scheme, settings, shard, resume, strategy):
             settings["per_cascade"],
             images=results.images_of(items),
             images_of=None if settings["save"] else drawn,
+            adaptive=settings["rep"] == "auto",
+            refine_steps=settings["refine"],
         )
         for result in tqdm.tqdm(found, total=len(indices), desc=settings["report"], unit="pair"):
             if result.index in records.done:

@@ -11,12 +11,14 @@ from errors import UserError
 
 BASE_NETWORK_NAMES = ("VTN", "VoxelMorph")
 AUGMENTATIONS = (None, "identity")
+SIMILARITY_NAMES = ("ncc", "lncc", "mi")
 
 # The options that --net_args may set, as users of the original know them.
 NET_ARGS = (
     "det_factor",
     "ortho_factor",
     "reg_factor",
+    "similarity",
     "warp_gradient",
     "warp_padding",
     "channels",
@@ -36,6 +38,8 @@ class CascadeConfig:
         image_size: (X, Y, Z) in voxels.
         det_factor, ortho_factor: weights of the affine cascade's two regularisation terms.
         reg_factor: weight of the smoothness term of every deformable cascade.
+        similarity: 'ncc' (Pearson correlation, the original's), 'lncc' (local correlation) or 'mi' (mutual
+            information, for two modalities): what the training loss measures on the warped image.
         warp_gradient: whether a cascade's gradient flows back through the image it was given.
         warp_padding: whether warping sees one voxel of zeros around the image instead of a repeated edge.
         channels: channels of the base network's first convolution (the affine cascade always has 16).
@@ -54,6 +58,7 @@ class CascadeConfig:
     det_factor: float = 0.1
     ortho_factor: float = 0.1
     reg_factor: float = 1.0
+    similarity: str = "ncc"
     warp_gradient: bool = True
     warp_padding: bool = False
     channels: int = 16
@@ -72,6 +77,7 @@ class CascadeConfig:
         for name in ("det_factor", "ortho_factor", "reg_factor", "leaky_slope"):
             value = getattr(self, name)
             _check(_is_number(value) and value >= 0, name, value, "a number from 0")
+        _check(self.similarity in SIMILARITY_NAMES, "similarity", self.similarity, SIMILARITY_NAMES)
         for name in ("warp_gradient", "warp_padding", "fast_reconstruction"):
             _check(isinstance(getattr(self, name), bool), name, getattr(self, name), (True, False))
         _check(_is_int(self.channels, 1), "channels", self.channels, "a whole number from 1")

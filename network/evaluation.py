@@ -4,6 +4,7 @@ import concurrent.futures
 import dataclasses
 import functools
 import time
+import typing
 
 import numpy as np
 import tensorflow as tf
@@ -11,6 +12,7 @@ import tensorflow as tf
 from . import metrics
 from .losses import correlation
 from .recursive_cascaded_networks import Stage
+from .refinement import join, refine, repeat_while_better
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,6 +153,8 @@ def evaluate(
     per_cascade=False,
     images=(),
     images_of=None,
+    adaptive=False,
+    refine_steps=0,
 ):
     """Apply the network to every batch and measure the chosen metrics.
 
@@ -163,57 +167,129 @@ def evaluate(
         per_cascade: measure before registration and after every stage of the network, not only after the last.
         images: names out of `IMAGES`: what to hand over with each result.
         images_of: indices of the pairs whose images are wanted; None is all.
+        adaptive: repeat the cascades as often as helps each pair (`repeat_while_better`) and give their number, `rep`.
+            Only on one device, and the stages before the last are not kept.
+        refine_steps: refine every pair by so many steps (`refine`), which is one more stage; 0 is not at all. Each
+            value of the result is also given as it was before, as `unrefined_<name>`. Only on one device.
 
     Yields:
         `PairResult` for each valid pair, in order.
     """
     strategy = strategy or tf.distribute.get_strategy()
     labels = None if labels is None else tuple(labels)
-    run = _measuring(network, labels, tuple(chosen), strategy, per_cascade, tuple(images))
+    run = _measuring(network, labels, tuple(chosen), strategy, per_cascade, 2 if refine_steps else 1, tuple(images))
+
+    def on_device(batch):
+        started = time.perf_counter()
+        about = {name: batch.pop(name).numpy() for name in ("valid", "ids", "index")}
+        about |= {name: batch[name].numpy() for name in ("fixed_spacing", "moving_spacing")}
+        if adaptive or refine_steps:
+            output, notes = _improved(network, batch["fixed"], batch["moving"], adaptive, refine_steps)
+            stages, maps, pictures = run(batch, output.stages)
+        else:
+            notes = {}
+            stages, maps, pictures = run(_split(batch, strategy))
+        wanted = [i for i in np.flatnonzero(about["valid"]) if images_of is None or about["index"][i] in images_of]
+        stages = [{name: _gather(value, strategy) for name, value in stage.items()} for stage in stages]
+        if refine_steps:
+            stages = _with_unrefined(stages, per_cascade)
+        stages[-1].update(notes)
+        return _Measured(
+            about,
+            stages,
+            tf.nest.map_structure(lambda value: _gather(value, strategy), maps),
+            {i: {name: _pair(value, i, strategy) for name, value in pictures.items()} for i in wanted},
+            time.perf_counter() - started,
+        )
+
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        for batch in batches:
-            started = time.perf_counter()
-            host = {name: batch[name].numpy() for name in ("valid", "ids", "index", "fixed_spacing", "moving_spacing")}
-            tensors = {name: value for name, value in batch.items() if name not in ("valid", "ids", "index")}
-            stages, maps, pictures = run(_split(tensors, strategy))
-            pairs = np.flatnonzero(host["valid"])
-            stages = [{name: _gather(value, strategy) for name, value in stage.items()} for stage in stages]
-            if maps:
-                maps = tf.nest.map_structure(lambda value: _gather(value, strategy), maps)
-                for stage, warped in zip(stages, maps[1], strict=True):
-                    stage.update(_surfaces(pool, maps[0], warped, labels, host["fixed_spacing"], pairs))
-            seconds = (time.perf_counter() - started) / max(len(pairs), 1)
-            for i in pairs:
-                wanted = images_of is None or host["index"][i] in images_of
-                yield PairResult(
-                    int(host["index"][i]),
-                    *(text.decode() for text in host["ids"][i]),
-                    tuple({name: value[i] for name, value in stage.items()} for stage in stages),
-                    seconds,
-                    {name: _pair(value, i, strategy) for name, value in pictures.items()} if wanted else {},
-                    host["fixed_spacing"][i],
-                    host["moving_spacing"][i],
-                )
+        for measured in _one_ahead(pool, on_device, map(dict, batches)):
+            yield from _results(pool, measured, labels)
+
+
+class _Measured(typing.NamedTuple):
+    """A batch as it comes from the device, in NumPy: what the pairs are, values of each stage, label maps, images."""
+
+    about: dict
+    stages: list
+    maps: tuple
+    images: dict
+    seconds: float
+
+
+def _one_ahead(pool, function, items):
+    """function(item) for each item, in order; the next one runs in the pool while the last one is being used."""
+    running = None
+    for item in items:
+        previous, running = running, pool.submit(function, item)
+        if previous is not None:
+            yield previous.result()
+    if running is not None:
+        yield running.result()
+
+
+def _results(pool, measured, labels):
+    """`PairResult` of each valid pair of a batch. The surfaces are measured here, a thread a pair."""
+    about, started = measured.about, time.perf_counter()
+    pairs = np.flatnonzero(about["valid"])
+    if measured.maps:
+        fixed, warped = measured.maps
+        for stage, label_map in zip(measured.stages, warped, strict=True):
+            stage.update(_surfaces(pool, fixed, label_map, labels, about["fixed_spacing"], pairs))
+    seconds = (measured.seconds + time.perf_counter() - started) / max(len(pairs), 1)
+    for i in pairs:
+        yield PairResult(
+            int(about["index"][i]),
+            *(text.decode() for text in about["ids"][i]),
+            tuple({name: value[i] for name, value in stage.items()} for stage in measured.stages),
+            seconds,
+            measured.images.get(i, {}),
+            about["fixed_spacing"][i],
+            about["moving_spacing"][i],
+        )
 
 
 # Training evaluates the same network again and again: its graph is made once.
 @functools.lru_cache(maxsize=1)
-def _measuring(network, labels, chosen, strategy, per_cascade, images):
-    """Graph that measures a (distributed) batch: values of each stage, label maps for the surfaces, images."""
+def _measuring(network, labels, chosen, strategy, per_cascade, kept, images):
+    """Graph that measures a (distributed) batch: values of each stage, label maps for the surfaces, images.
 
-    def measure(batch):
-        stages = network((batch["fixed"], batch["moving"])).stages
+    The stages are the network's unless given: all of them (`per_cascade`), or the last `kept`.
+    """
+
+    def measure(batch, stages=None):
+        stages = stages or network((batch["fixed"], batch["moving"])).stages
         if per_cascade:
             none = tf.zeros_like(stages[0].flow)
             stages = (Stage(none, none, batch["moving"]), *stages)
         else:
-            stages = stages[-1:]
+            stages = stages[-kept:]
         scenes = [Scene(batch, stage, labels, network.config.warp_padding) for stage in stages]
         values = [_measured(scene, chosen) for scene in scenes]
         maps = (scenes[-1].fixed_seg, [scene.warped_seg for scene in scenes]) if "surface" in chosen else ()
         return values, maps, {name: IMAGES[name](scenes[-1]) for name in images}
 
-    return tf.function(lambda batch: strategy.run(measure, args=(batch,)))
+    return tf.function(lambda *seen: strategy.run(measure, args=seen))
+
+
+def _improved(network, fixed, moving, adaptive, steps):
+    """`CascadeOutput` of a batch with adaptive repeats and refinement, and what is to be said of it: name -> [B]."""
+    notes = {}
+    if adaptive:
+        found = [repeat_while_better(network, fixed[i : i + 1], moving[i : i + 1]) for i in range(fixed.shape[0])]
+        output = join([output for output, _ in found])
+        notes["rep"] = np.array([rep for _, rep in found])
+    else:
+        output = network((fixed, moving))
+    if steps:
+        output = refine(output, fixed, moving, network.config, steps)
+    return output, notes
+
+
+def _with_unrefined(stages, per_cascade):
+    """Measured stages of which the last also tells the values of the one before, `unrefined_<name>`."""
+    before = {f"unrefined_{name}": value for name, value in stages[-2].items() if name != "similarity_before"}
+    return [*(stages[:-1] if per_cascade else ()), {**stages[-1], **before}]
 
 
 def _measured(scene, chosen):

@@ -65,14 +65,15 @@ class RecursiveCascadedNetwork(keras.Model):
             for i in range(config.n_cascades)
         ]
 
-    def call(self, inputs):
+    def call(self, inputs, rep=None):
+        """Apply the cascades, each of them `rep` times in a row (`config.rep` where it is None)."""
         fixed, moving = inputs
         options = {"padding": self.config.warp_padding, "fast": self.config.fast_reconstruction}
         affine = self.affine([fixed, moving])
         shape = tf.shape(fixed)
         flow = affine_flow(affine, [shape[1], shape[2], shape[3]])
         stages = [Stage(flow, flow, warp(moving, flow, **options))]
-        for i in self.config.stage_cascades:
+        for i in self.config.replace(rep=rep or self.config.rep).stage_cascades:
             last = stages[-1]
             seen = last.warped if self.config.warp_gradient else tf.stop_gradient(last.warped)
             flow = self.cascades[i]([fixed, seen])

@@ -11,6 +11,7 @@ def test_defaults_are_the_originals():
     assert (config.base_network, config.n_cascades, config.rep, config.image_size) == ("VTN", 1, 1, (128,) * 3)
     assert (config.det_factor, config.ortho_factor, config.reg_factor) == (0.1, 0.1, 1.0)
     assert (config.warp_gradient, config.warp_padding, config.augmentation) == (True, False, None)
+    assert config.similarity == "ncc"
 
 
 @pytest.mark.parametrize(
@@ -30,6 +31,7 @@ def test_defaults_are_the_originals():
         ("warp_padding", 1),
         ("channels", 0),
         ("augmentation", "none"),
+        ("similarity", "ssd"),
     ],
 )
 def test_a_wrong_option_names_itself_its_value_and_what_is_allowed(option, value):
@@ -53,6 +55,13 @@ def test_net_args():
     config = CascadeConfig().with_net_args("reg_factor=0.5, augmentation='identity',warp_padding=True")
     assert (config.reg_factor, config.augmentation, config.warp_padding) == (0.5, "identity", True)
     assert CascadeConfig().with_net_args("") == CascadeConfig().with_net_args(None) == CascadeConfig()
+
+
+def test_a_config_from_before_the_similarity_could_be_chosen_means_ncc():
+    values = CascadeConfig().to_dict()
+    del values["similarity"]
+    assert CascadeConfig.from_dict(values, "here").similarity == "ncc"
+    assert CascadeConfig().with_net_args("similarity='mi'").similarity == "mi"
 
 
 def test_an_unknown_key_lists_the_allowed_ones():

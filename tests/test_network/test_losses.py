@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+from scipy import ndimage
+from scipy.interpolate import BSpline
 
 from network import losses
 from network.affine import Affine, affine_flow, compose_affine
-from network.config import CascadeConfig
+from network.config import SIMILARITY_NAMES, CascadeConfig
 from network.recursive_cascaded_networks import CascadeOutput, Stage
 
 SIZE = (6, 9, 4)
@@ -23,7 +25,7 @@ def test_correlation_a_pair_against_numpy():
     values = losses.correlation(tf.constant(fixed), tf.constant(warped))
     expected = np.corrcoef(fixed[0].ravel(), warped[0].ravel())[0, 1]
     np.testing.assert_allclose(values, [expected, -1, 0], atol=2e-5)
-    np.testing.assert_allclose(losses.similarity_loss(fixed, warped), 1 - np.array([expected, -1, 0]), atol=2e-5)
+    np.testing.assert_allclose(losses.correlation_loss(fixed, warped), 1 - np.array([expected, -1, 0]), atol=2e-5)
 
 
 def test_correlation_of_a_large_volume_keeps_its_digits():
@@ -108,8 +110,150 @@ def test_terms_add_up_by_their_factors(n_cascades, rep):
     with_similarity = [name for name in terms if name.endswith("raw_loss")]
     assert len(with_similarity) == rep
     for k in range(len(stages) - rep, len(stages)):
-        value = tf.reduce_sum(losses.similarity_loss(fixed, stages[k].warped))
+        value = tf.reduce_sum(losses.correlation_loss(fixed, stages[k].warped))
         assert float(terms[f"{k}_raw_loss"]) == pytest.approx(float(value), rel=1e-5)
         expected += value
     assert float(terms["loss"]) == pytest.approx(float(expected), rel=1e-5)
     assert float(terms["loss"]) == pytest.approx(sum(float(terms[f"{k}_loss"]) for k in range(len(stages))), rel=1e-5)
+
+
+SIMILARITIES = pytest.mark.parametrize("similarity", losses.SIMILARITIES.values(), ids=losses.SIMILARITIES)
+
+
+def test_every_similarity_of_the_config_has_a_function():
+    assert tuple(losses.SIMILARITIES) == SIMILARITY_NAMES
+    assert losses.SIMILARITIES[CascadeConfig().similarity] is losses.correlation_loss
+
+
+def test_the_training_loss_takes_the_similarity_of_the_config():
+    flow, warped, fixed = (
+        tf.zeros((2, *SIZE, 3)),
+        tf.constant(random(2, *SIZE, 1)),
+        tf.constant(random(2, *SIZE, 1, seed=1)),
+    )
+    output = CascadeOutput((Stage(flow, flow, warped),) * 2, Affine(tf.zeros((2, 3, 3)), tf.zeros((2, 3))))
+    found = {}
+    for name, similarity in losses.SIMILARITIES.items():
+        config = CascadeConfig(image_size=SIZE, similarity=name)
+        found[name] = float(losses.cascade_losses(fixed, output, config)["1_raw_loss"])
+        assert found[name] == pytest.approx(float(tf.reduce_sum(similarity(fixed, warped))), rel=1e-6)
+    assert len(set(found.values())) == 3
+
+
+@SIMILARITIES
+def test_gradients_of_a_similarity_against_finite_differences(similarity):
+    fixed, warped = random(2, 7, 12, 10, 1), random(2, 7, 12, 10, 1, seed=1)
+    warped = 0.1 + 0.8 * (0.5 * warped + 0.5 * fixed)
+    with tf.GradientTape() as tape:
+        variable = tf.constant(warped)
+        tape.watch(variable)
+        values = similarity(tf.constant(fixed), variable)
+    gradient = tape.gradient(values, variable).numpy()
+    for pair in range(2):
+        direction = gradient[pair] / np.linalg.norm(gradient[pair])
+        ends = np.stack([warped[pair] + h * direction for h in (0.05, -0.05)])
+        high, low = similarity(tf.constant(fixed[[pair, pair]]), tf.constant(ends)).numpy()
+        assert (high - low) / 0.1 == pytest.approx(np.linalg.norm(gradient[pair]), rel=0.02)
+
+
+@SIMILARITIES
+@pytest.mark.parametrize("flat", ["fixed", "warped", "both"])
+def test_a_constant_image_has_a_loss_of_1_and_a_finite_gradient(similarity, flat):
+    images = {side: tf.constant(random(1, *SIZE, 1, seed=k)) for k, side in enumerate(("fixed", "warped"))}
+    for side in images if flat == "both" else [flat]:
+        images[side] = tf.fill((1, *SIZE, 1), 0.7)
+    with tf.GradientTape() as tape:
+        tape.watch(images["warped"])
+        loss = similarity(images["fixed"], images["warped"])
+    assert float(loss[0]) == pytest.approx(1, abs=1e-5)
+    assert np.isfinite(tape.gradient(loss, images["warped"])).all()
+
+
+@SIMILARITIES
+def test_a_nan_in_the_warped_image_is_a_nan_in_the_loss_of_its_pair(similarity):
+    warped = random(2, *SIZE, 1, seed=1)
+    warped[1, 2, 3, 1] = np.nan
+    loss = similarity(tf.constant(random(2, *SIZE, 1)), tf.constant(warped))
+    np.testing.assert_array_equal(np.isnan(loss), [False, True])
+
+
+@SIMILARITIES
+@pytest.mark.parametrize("size", [(20, 24, 2), (9, 1, 10)], ids=str)
+def test_a_similarity_of_thin_volumes_is_least_at_the_same_image(similarity, size):
+    fixed, other = tf.constant(random(1, *size, 1)), tf.constant(random(1, *size, 1, seed=1))
+    assert float(similarity(fixed, fixed)[0]) < float(similarity(fixed, other)[0])
+
+
+def test_local_correlation_against_scipy():
+    fixed, warped = random(2, 13, 6, 17, 1), random(2, 13, 6, 17, 1, seed=1)
+    warped[1] = np.where(np.arange(13)[:, None, None, None] < 6, 3 * fixed[1], 1 - fixed[1]) + 0.1 * warped[1]
+
+    def mean(image):
+        sums, count = (ndimage.uniform_filter(a, 9, mode="constant") for a in (image, np.ones_like(image)))
+        return sums / count
+
+    expected = []
+    for f, w in zip(fixed[..., 0].astype(np.float64), warped[..., 0].astype(np.float64), strict=True):
+        covariance = mean(f * w) - mean(f) * mean(w)
+        variances = [mean(image**2) - mean(image) ** 2 + 1e-5 for image in (f, w)]
+        expected.append(1 - (covariance**2 / variances[0] / variances[1]).mean())
+    np.testing.assert_allclose(losses.local_correlation_loss(fixed, warped), expected, atol=2e-5)
+
+
+def test_local_correlation_of_linear_relations():
+    fixed = random(1, 24, 9, 10, 1)
+    factor = np.where(np.arange(24) < 12, -2, 0.5).astype(np.float32)[:, None, None, None]
+    warped = np.concatenate([fixed, 3 - 2 * fixed, factor * fixed + 1, random(1, 24, 9, 10, 1, seed=1)])
+    same, inverted, two, independent = losses.local_correlation_loss(np.repeat(fixed, 4, 0), warped).numpy()
+    assert same == pytest.approx(0, abs=1e-3)
+    assert inverted == pytest.approx(0, abs=1e-3)
+    assert two < 0.35  # only the windows across the border of the two relations
+    assert independent > 0.95
+
+
+def plain_information(fixed, warped, bins=32):
+    """1 - MI / H(fixed) in double precision, with SciPy's B-spline."""
+    window = BSpline.basis_element([-2, -1, 0, 1, 2], extrapolate=False)
+    place = 1 + warped.ravel().astype(np.float64)[:, None] * (bins - 3)
+    weights = np.nan_to_num(window(place - np.arange(bins)))
+    rows = np.eye(bins)[np.rint(1 + fixed.ravel() * (bins - 3)).astype(int)]
+    joint = rows.T @ weights / fixed.size
+    outer = joint.sum(1, keepdims=True) * joint.sum(0, keepdims=True)
+    share = joint[joint > 0]
+    p = joint.sum(1)[joint.sum(1) > 0]
+    return 1 - (share * np.log(share / outer[joint > 0])).sum() / -(p * np.log(p)).sum()
+
+
+def test_mutual_information_against_numpy():
+    fixed, other = random(3, 13, 6, 17, 1), random(3, 13, 6, 17, 1, seed=1)
+    warped = np.stack([other[0], 0.5 * fixed[1] + 0.5 * other[1], np.abs(2 * fixed[2] - 1)])
+    expected = [plain_information(f, w) for f, w in zip(fixed, warped, strict=True)]
+    np.testing.assert_allclose(losses.mutual_information_loss(fixed, warped), expected, atol=2e-5)
+
+
+def test_mutual_information_of_few_grey_values():
+    """Grey values three bins apart share no bin: every relation that is one to one leaves nothing open."""
+    levels = np.random.default_rng(0).integers(0, 3, (1, *SIZE, 1))
+    fixed = (levels / 2).astype(np.float32)
+    remapped = np.float32([0.6, 0.0, 0.9])[levels]
+    merged = np.float32([0.2, 0.9, 0.2])[levels]
+    share = np.bincount(levels.ravel()) / levels.size
+    entropy = -(share * np.log(share)).sum()
+    told = -sum(p * np.log(p) for p in (share[1], 1 - share[1]))
+    warped = np.concatenate([fixed, 1 - fixed, remapped, merged])
+    values = losses.mutual_information_loss(np.repeat(fixed, 4, 0), warped)
+    np.testing.assert_allclose(values, [0, 0, 0, 1 - told / entropy], atol=1e-5)
+    # Independent by design: along x the one changes, along y the other.
+    x, y, _ = np.indices((8, 8, 3), dtype=np.float32)[:, None, ..., None] // 4
+    assert float(losses.mutual_information_loss(x, y)[0]) == pytest.approx(1, abs=1e-5)
+
+
+def test_mutual_information_counts_every_voxel_of_a_large_background():
+    fixed = np.zeros((1, 128, 128, 64, 1), np.float32)
+    fixed[:, 30:60, 20:90, 10:40] = 1
+    share = fixed.mean(dtype=np.float64)
+    warped = np.where(np.arange(64)[:, None] < 32, fixed, 0).astype(np.float32)
+    joint = np.array([1 - share, warped.mean(dtype=np.float64), share - warped.mean(dtype=np.float64)])
+    one, two = (-(p * np.log(p)).sum() for p in (np.array([share, 1 - share]), np.array([joint[1], 1 - joint[1]])))
+    expected = 1 - (one + two + (joint * np.log(joint)).sum()) / one
+    assert float(losses.mutual_information_loss(fixed, warped)[0]) == pytest.approx(expected, abs=1e-4)

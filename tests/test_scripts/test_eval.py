@@ -56,8 +56,8 @@ def home(tmp_path_factory):
         "files": {"s": {"type": "HDF5", "path": str(home / "scans.h5")}},
         "image_size": SIZE,
         "image_type": "liver",
-        "subsets": {"all": ids, "four": ids[:4], "one": ids[:1]},
-        "schemes": {"2": {"all": 1.0}, "four": {"four": 1.0}, "lonely": {"one": 1.0}},
+        "subsets": {"all": ids, "four": ids[:4], "one": ids[:1], "two": ids[:2]},
+        "schemes": {"2": {"all": 1.0}, "four": {"four": 1.0}, "lonely": {"one": 1.0}, "two": {"two": 1.0}},
     }
     (home / "data.json").write_text(json.dumps(config))
     network = rule_network("VTN", 1, image_size=SIZE, channels=4)
@@ -276,6 +276,43 @@ def test_everything_kept_of_every_cascade(work):
     assert set(found["settings"]["versions"]) == {"python", "tensorflow", "keras", "numpy"}
 
 
+def test_refinement_reports_before_and_after(work):
+    assert run("-c", "small", "-v", "two", "--metrics", "overlap,similarity,surface") == 0
+    assert run("-c", "small", "-v", "two", "--metrics", "overlap,similarity,surface", "--refine", "6") == 0
+    plain, refined = (
+        list(csv.DictReader((work / "evaluate" / f"small-model-7-{name}.csv").read_text().splitlines()))
+        for name in ("two", "refine6-two")
+    )
+    for before, after in zip(plain, refined, strict=True):
+        for name in ("similarity", "dice", "hd95_mm"):
+            np.testing.assert_allclose(float(after[f"unrefined_{name}"]), float(before[name]), rtol=1e-3, atol=1e-4)
+        assert float(after["similarity"]) > float(before["similarity"]) + 0.01
+        assert after["similarity_before"] == before["similarity_before"]
+    found = json.loads((work / "evaluate" / "small-model-7-refine6-two.json").read_text())
+    assert found["settings"]["refine"] == 6
+    assert found["summary"]["unrefined_similarity"]["count"] == 2
+
+
+def test_a_refined_result_is_one_more_cascade(work):
+    assert run("-c", "small", "-v", "two", "--metrics", "similarity", "--refine", "2", "--per_cascade") == 0
+    found = json.loads((work / "evaluate" / "small-model-7-refine2-two.json").read_text())
+    means = [part["summary"]["similarity"]["mean"] for part in found["cascades"]]
+    assert len(means) == 4
+    assert means[3] > means[2] == pytest.approx(found["summary"]["unrefined_similarity"]["mean"])
+
+
+def test_adaptive_repeats_are_at_least_as_similar_and_reported(work):
+    assert run("-c", "small", "-v", "two", "--metrics", "similarity") == 0
+    assert run("-c", "small", "-v", "two", "--metrics", "similarity", "-r", "auto") == 0
+    once, auto = (
+        json.loads((work / "evaluate" / f"small-model-7-{name}.json").read_text()) for name in ("two", "repauto-two")
+    )
+    assert auto["settings"]["rep"] == "auto"
+    assert auto["summary"]["rep"]["count"] == 2
+    assert auto["summary"]["rep"]["mean"] >= 1
+    assert auto["summary"]["similarity"]["mean"] >= once["summary"]["similarity"]["mean"] - 1e-5
+
+
 # The command line
 
 
@@ -293,6 +330,11 @@ def test_help_is_quick_and_names_every_metric():
     [
         (("--batch", "0"), "--batch is 0"),
         (("--figures", "-1"), "--figures is -1"),
+        (("--refine", "-1"), "--refine is -1"),
+        (("-r", "often"), "-r 'often' is neither a whole number from 1 nor auto"),
+        (("-r", "0"), "-r '0' is neither"),
+        (("-r", "auto", "--per_cascade"), "leave out --per_cascade"),
+        (("-r", "auto", "-g", "0,1"), "work on one device"),
         (("--shard", "3/2"), "--shard '3/2' is not i/n"),
         (("--shard", "0/2"), "--shard '0/2' is not i/n"),
         (("--shard", "2"), "--shard '2' is not i/n"),

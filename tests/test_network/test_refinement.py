@@ -1,0 +1,186 @@
+"""Refinement and adaptive repeats: splines against SciPy, known deformations, and a network with a known course."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from scipy.interpolate import BSpline
+
+from data_util import phantoms
+from errors import UserError
+from network import losses, metrics, refinement
+from network.config import CascadeConfig
+from network.spatial_transformer import warp
+from tests.test_network.golden import rule_network
+
+SIZE = (26, 22, 18)
+CONFIG = CascadeConfig(image_size=SIZE)
+
+
+def blobs(seed, pairs=1):
+    """Smooth images 0..1 of low contrast at the edge: float32 [pairs, X, Y, Z, 1]."""
+    rng = np.random.default_rng(seed)
+    x = [np.linspace(0, 1, n) for n in SIZE]
+    waves = [np.sin(np.pi * np.outer(np.arange(1, 6), axis)) for axis in x]
+    image = np.einsum("pabc,ax,by,cz->pxyz", rng.normal(0, 1, (pairs, 5, 5, 5)), *waves)
+    return tf.constant((0.5 + 0.1 * image)[..., None].clip(0, 1).astype(np.float32))
+
+
+def bump(*length):
+    """A flow of that many voxels in the middle, none at the edge: float32 [1, X, Y, Z, 3]."""
+    x, y, z = (np.sin(np.pi * np.linspace(0, 1, n)) for n in SIZE)
+    return tf.constant(np.einsum("x,y,z,k->xyzk", x, y, z, length)[None].astype(np.float32))
+
+
+@pytest.mark.parametrize("spacing", [4, 7])
+def test_splines_against_scipy(spacing):
+    control = np.random.default_rng(0).normal(size=40)
+    matrix = refinement._spline_matrix(22, spacing)
+    # Point k lies at (k - 1) * spacing.
+    knots = (np.arange(44) - 3) * spacing
+    expected = BSpline(knots, control, 3)(np.arange(22))
+    np.testing.assert_allclose(matrix @ control[: matrix.shape[1]], expected, atol=1e-5)
+    np.testing.assert_allclose(matrix @ (np.arange(matrix.shape[1]) - 1.0) * spacing, np.arange(22), atol=1e-4)
+
+
+def test_refinement_finds_a_known_flow():
+    moving, true_flow = blobs(0), bump(1.5, -1.0, 0.5)
+    fixed = warp(moving, true_flow)
+    start = refinement.identity(moving)
+    output = refinement.refine(start, fixed, moving, CONFIG, 60)
+    before, after = (float(metrics.flow_error(flow, true_flow)[0]) for flow in (start.flow, output.flow))
+    assert after < 0.35 * before
+    assert float(losses.correlation(fixed, output.warped)[0]) > 0.995
+
+
+def test_a_refined_result_is_the_networks_and_one_more_stage():
+    network = rule_network("VoxelMorph", 1, image_size=SIZE, channels=2)
+    fixed, moving = blobs(0), blobs(1)
+    kept = network.get_weights()
+    first = network((fixed, moving))
+    output = refinement.refine(first, fixed, moving, network.config, 5)
+    assert len(output.stages) == 3
+    for one, other in zip(output.stages, first.stages, strict=False):
+        np.testing.assert_array_equal(one.composed_flow, other.composed_flow)
+    flow = output.stages[-1].flow
+    composed = flow + warp(first.flow, flow)
+    np.testing.assert_allclose(output.flow, composed, atol=1e-5)
+    np.testing.assert_allclose(output.warped, warp(moving, composed), atol=1e-5)
+    np.testing.assert_array_equal(output.affine.matrix, first.affine.matrix)
+    for one, other in zip(kept, network.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert losses.correlation(fixed, output.warped)[0] > losses.correlation(fixed, first.warped)[0]
+
+
+@pytest.mark.parametrize("similarity", losses.SIMILARITIES)
+def test_every_step_reports_the_training_loss_which_falls(similarity):
+    config = CONFIG.replace(similarity=similarity, reg_factor=0.5)
+    moving = blobs(2)
+    fixed = warp(moving, bump(1.0, 1.0, -1.0))
+    seen = []
+    refinement.refine(refinement.identity(moving), fixed, moving, config, 12, lambda *step: seen.append(step))
+    assert [step for step, _ in seen] == list(range(1, 13))
+    assert float(seen[0][1][0]) == pytest.approx(float(losses.SIMILARITIES[similarity](fixed, moving)[0]), rel=1e-4)
+    assert seen[-1][1][0] < 0.9 * seen[0][1][0]
+
+
+def test_mutual_information_registers_two_modalities_where_correlation_cannot():
+    """The MR's grey values neither rise nor fall with the CT's: fat is bright, bone and vessels are dark."""
+    size = (32, 32, 32)
+    source = phantoms.make_phantom(size, 3)
+    true_flow = phantoms.smooth_flow(size, 7, amplitude=2.9)
+    deformed = phantoms.deform(source, true_flow)
+    organ = tf.constant(deformed.segmentation[None, ..., None] > 128)
+    ct = tf.constant(deformed.volume[None, ..., None] / np.float32(255))
+    grey = np.interp(source.volume, [0, 30, 55, 75, 105, 150, 185, 205, 255], [5, 20, 230, 60, 90, 120, 30, 35, 5])
+    mr = tf.constant((grey[None, ..., None] / 255).astype(np.float32))
+    start = refinement.identity(mr)
+    errors = {"none": float(metrics.flow_error(start.flow, true_flow, organ)[0])}
+    for similarity in ("ncc", "mi"):
+        config = CascadeConfig(image_size=size, similarity=similarity)
+        output = refinement.refine(start, ct, mr, config, 50)
+        errors[similarity] = float(metrics.flow_error(output.flow, true_flow, organ)[0])
+    assert errors["mi"] < 0.5 * errors["none"] < 0.5 * errors["ncc"], errors
+
+
+def test_pairs_of_a_batch_are_refined_by_themselves_and_the_step_is_made_once():
+    moving = blobs(3, pairs=2)
+    fixed = warp(moving, tf.concat([bump(1, 0, 0), bump(0, -1, 0.5)], 0))
+    together = refinement.refine(refinement.identity(moving), fixed, moving, CONFIG, 8)
+    traces = set()
+    for i in range(2):
+        one = slice(i, i + 1)
+        alone = refinement.refine(refinement.identity(moving[one]), fixed[one], moving[one], CONFIG, 8)
+        np.testing.assert_allclose(together.flow[one], alone.flow, atol=2e-3)
+        traces.add(refinement._descend.experimental_get_tracing_count())
+    assert len(traces) == 1
+
+
+def test_a_number_of_steps_below_1_is_refused():
+    moving = blobs(0)
+    with pytest.raises(UserError, match="0 steps of refinement"):
+        refinement.refine(refinement.identity(moving), moving, moving, CONFIG, 0)
+
+
+# Adaptive repeats
+
+
+class Course:
+    """Stands for a network whose flow after `rep` repeats is the share `shares[rep - 1]` of the true one."""
+
+    def __init__(self, true_flow, shares, folded=()):
+        self.true_flow, self.shares, self.folded, self.asked = true_flow, shares, folded, []
+
+    def __call__(self, images, rep):
+        self.asked.append(rep)
+        flow = self.shares[rep - 1] * self.true_flow
+        if rep in self.folded:
+            flow *= np.where(np.indices(SIZE).sum(0) % 8 < 4, 1.0, -2.0)[None, ..., None].astype(np.float32) * 2
+        stage = refinement.Stage(flow, flow, warp(images[1], flow))
+        return refinement.CascadeOutput((stage,), None)
+
+
+@pytest.mark.parametrize(
+    ("shares", "options", "rep", "asked"),
+    [
+        ((0.3, 0.7, 1.0, 0.4, 1.0), {}, 3, 4),
+        ((0.3, 0.7, 0.7005, 1.0), {}, 2, 3),
+        ((0.3, 0.7, 0.7005, 1.0), {"threshold": -1.0, "most": 4}, 4, 4),
+        ((0.3, 0.5, 0.7, 1.0), {"most": 2}, 2, 2),
+        ((1.0, 0.5), {}, 1, 2),
+        ((0.3,), {"most": 1}, 1, 1),
+    ],
+)
+def test_repeats_go_on_while_the_similarity_rises(shares, options, rep, asked):
+    moving, true_flow = blobs(4), bump(2.0, 1.0, -1.0)
+    network = Course(true_flow, shares)
+    output, found = refinement.repeat_while_better(network, warp(moving, true_flow), moving, **options)
+    assert found == rep
+    assert network.asked == list(range(1, asked + 1))
+    np.testing.assert_allclose(output.flow, shares[rep - 1] * true_flow)
+
+
+@pytest.mark.parametrize(("bound", "rep"), [(0.01, 1), (1.0, 2)])
+def test_repeats_end_where_the_flow_folds(bound, rep):
+    moving, true_flow = blobs(4), bump(2.0, 1.0, -1.0)
+    network = Course(true_flow, (0.5, 1.0, 0.1), folded=(2,))
+    fixed = network((moving, moving), 2).warped
+    assert refinement.repeat_while_better(network, fixed, moving, folding_bound=bound)[1] == rep
+
+
+def test_a_networks_repeats_share_its_weights():
+    once = rule_network("VoxelMorph", 1, image_size=SIZE, channels=2)
+    twice = rule_network("VoxelMorph", 1, 2, image_size=SIZE, channels=2)
+    images = blobs(5), blobs(6)
+    output = once(images, rep=2)
+    assert len(output.stages) == 3
+    np.testing.assert_allclose(output.flow, twice(images).flow, atol=1e-4)
+    np.testing.assert_allclose(once(images).flow, twice(images, rep=1).flow, atol=1e-4)
+    assert len(once(images).stages) == 2
+
+
+def test_repeats_of_several_pairs_or_none_are_refused():
+    images = blobs(5, pairs=2), blobs(6, pairs=2)
+    with pytest.raises(UserError, match="2 pairs"):
+        refinement.repeat_while_better(None, *images)
+    with pytest.raises(UserError, match="at most 0 repeats"):
+        refinement.repeat_while_better(None, images[0][:1], images[1][:1], most=0)
