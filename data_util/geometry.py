@@ -4,7 +4,7 @@ A volume for the network is a scan resampled on a frame: a box of the scan with 
 the network finds there goes back to the scan, or to millimetres, through the same frame. Points are [n, 3].
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import SimpleITK as sitk
@@ -30,6 +30,16 @@ class Frame:
         """The frame that a SimpleITK image lies on."""
         return cls(image.GetSize(), image.GetSpacing(), image.GetOrigin(), image.GetDirection())
 
+    @classmethod
+    def load(cls, attributes, prefix=""):
+        """The frame that `save` wrote into the attributes of an HDF5 group."""
+        return cls(*(tuple(attributes[f"{prefix}{field.name}"].tolist()) for field in fields(cls)))
+
+    def save(self, attributes, prefix=""):
+        """Write the frame into the attributes of an HDF5 group, as PREFIXsize, -spacing, -origin and -direction."""
+        for name, values in vars(self).items():
+            attributes[f"{prefix}{name}"] = values
+
     @property
     def matrix(self):
         """Millimetres a voxel: float64 [3, 3], place = origin + matrix @ voxel."""
@@ -54,6 +64,19 @@ class Frame:
             tuple(float(mm) for mm in self.spacing * step),
             tuple(float(mm) for mm in self.to_physical(low)),
             self.direction,
+        )
+
+    def flipped(self, axes):
+        """Frame of the same voxels' places whose axes of these numbers run the other way."""
+        first = np.zeros(3)
+        signs = np.ones(3)
+        for axis in axes:
+            first[axis], signs[axis] = self.size[axis] - 1, -1
+        return Frame(
+            self.size,
+            self.spacing,
+            tuple(float(mm) for mm in self.to_physical(first)),
+            tuple(float(part) for part in (np.reshape(self.direction, (3, 3)) * signs).ravel()),
         )
 
     def put(self, array):

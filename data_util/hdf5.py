@@ -178,7 +178,7 @@ class ScanStore:
         if not matches:
             raise UserError(f"'{pattern}' matches no scan in {path}; mend the pattern or get the right file")
         prefix = "" if file_key == "/" else f"{file_key}/"
-        return [prefix + match for match in sorted(matches, key=_natural)]
+        return [prefix + match for match in sorted(matches, key=natural_order)]
 
     @contextmanager
     def _group(self, scan_id):
@@ -226,7 +226,7 @@ def _reading(path):
         ) from error
 
 
-def _natural(key):
+def natural_order(key):
     """Sort key under which numbers within names count as numbers: S2 before S10."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", key)], key
 

@@ -9,48 +9,40 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
+from data_util.dicom import SOURCE_TAGS, find_series, read_file, read_series
 from errors import UserError
 
 
-def read_image(path):
+def read_image(path, series=None):
     """Read a scan, a DICOM folder or an image file: str or Path -> three-dimensional SimpleITK image in LPS.
 
-    Of a folder the series with most slices is read, ordered by position; grey values come in their unit (CT: HU).
-    Raises UserError where there is nothing, no image, or one that is not a single volume of plain grey values.
+    Of a folder the series with this id is read, or else the one with most slices; grey values come in their unit
+    (CT: HU). An image of a DICOM series carries the patient and study of its source, as `dicom.source_tags` reads
+    them. Raises UserError where there is nothing, no image, or one that is not a single volume of plain grey values,
+    and as `dicom.read_series`.
     """
     path = Path(path)
     if not path.exists():
         raise UserError(f"{path}: no such file or folder; give an image file or a folder of DICOM slices")
-    source = _largest_series(path) if path.is_dir() else str(path)
-    try:
-        image = sitk.ReadImage(source)
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise UserError(f"{path}: cannot be read as an image; give DICOM, NIfTI, NRRD or MHA ({reason})") from error
+    if path.is_dir():
+        return orient(read_series(find_series(path, series)))
+    if series is not None:
+        raise UserError(f"{path} is a file, which has no series {series!r}; name a series of a DICOM folder only")
+    image = read_file(path)
     if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
         kind = f"{image.GetDimension()} dimensions and {image.GetNumberOfComponentsPerPixel()} values a voxel"
         raise UserError(f"{path}: has {kind}; give one three-dimensional volume of grey values")
+    if not np.isfinite(sitk.GetArrayViewFromImage(image)).all():
+        raise UserError(f"{path}: has grey values that are no numbers (NaN or infinite); replace them, by air for one")
     return orient(image)
-
-
-def _largest_series(folder):
-    """List the files of the folder's largest DICOM series, ordered by position. A series' id may be empty.
-
-    An empty id asks GDCM for its first series, and sorts first: so it is that very series where there is one.
-    """
-    reader = sitk.ImageSeriesReader
-    warns = sitk.ProcessObject.GetGlobalWarningDisplay()
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)  # of finding none, which the error below says better
-    ids = reader.GetGDCMSeriesIDs(str(folder))
-    sitk.ProcessObject.SetGlobalWarningDisplay(warns)
-    if not ids:
-        raise UserError(f"{folder}: no DICOM slices in this folder; give the folder that holds them, or an image file")
-    return max((reader.GetGDCMSeriesFileNames(str(folder), i) for i in ids), key=len)
 
 
 def orient(image):
     """Return the image with its axes flipped and swapped to LPS; every voxel keeps its place in the patient."""
-    return sitk.DICOMOrient(image, "LPS")
+    turned = sitk.DICOMOrient(image, "LPS")
+    for tag in filter(image.HasMetaDataKey, SOURCE_TAGS):
+        turned.SetMetaData(tag, image.GetMetaData(tag))
+    return turned
 
 
 def to_array(image):

@@ -33,7 +33,7 @@ class NewScan:
     """One scan to be written, as the files hold it.
 
     volume        uint8 [X, Y, Z], 0..255
-    segmentation  uint8 [X, Y, Z], 0 or 255
+    segmentation  uint8 [X, Y, Z], 0 or 255, or label values; or None
     points        float32 [n, 3] landmarks in voxels, or None
     spacing       three floats, mm a voxel, or None
     flow          [X, Y, Z, 3] in voxels where the scan is a known deformation: this(p) = source(p + flow(p)); or None
@@ -41,7 +41,7 @@ class NewScan:
     """
 
     volume: np.ndarray
-    segmentation: np.ndarray
+    segmentation: np.ndarray | None
     points: np.ndarray | None = None
     spacing: tuple | None = None
     flow: np.ndarray | None = None
@@ -299,7 +299,7 @@ def write_scans(prefix, scans, size, image_type, subsets, schemes, overwrite=Fal
     try:
         with h5py.File(new_data, "w") as file:
             for k, scan in enumerate(scans):
-                _write_scan(file.create_group(str(k)), scan)
+                write_scan(file.create_group(str(k)), scan)
         new_config.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         os.replace(new_data, data)
         os.replace(new_config, config)
@@ -311,13 +311,16 @@ def write_scans(prefix, scans, size, image_type, subsets, schemes, overwrite=Fal
     return data, config
 
 
-def _write_scan(group, scan):
+def write_scan(group, scan):
+    """Write a NewScan into an empty HDF5 group."""
+
     def add(name, array):
         chunk = (min(8, array.shape[0]), *array.shape[1:])
         return group.create_dataset(name, data=array, chunks=chunk, compression="gzip", compression_opts=4)
 
     add("volume", scan.volume)
-    add("segmentation", scan.segmentation)
+    if scan.segmentation is not None:
+        add("segmentation", scan.segmentation)
     if scan.points is not None:
         group["point"] = np.asarray(scan.points, dtype=np.float32)
     if scan.spacing is not None:

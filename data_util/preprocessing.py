@@ -1,14 +1,20 @@
-"""From a CT in Hounsfield units to the volume the network sees: crop to a mask, resize, window. NumPy and SciPy alone.
+"""From a scan to the volume the network sees: the scan resampled on a frame around an organ, its grey values windowed.
 
-Arrays are [x, y, z]; points are [n, 3] in voxels of their own array.
+Scans are three-dimensional SimpleITK images in LPS, masks bool [x, y, z] on a scan's grid, volumes uint8 [X, Y, Z].
 """
 
-from dataclasses import dataclass
-
 import numpy as np
-from scipy import ndimage
+import SimpleITK as sitk
 
+from data_util.geometry import Frame
+from data_util.images import to_array
+from data_util.organs import REGIONS, check_hounsfield
 from errors import UserError
+
+# What a scan can be prepared as: an organ of `organs.REGIONS`, or the whole of it.
+KINDS = (*REGIONS, "none")
+WINDOWS = {"liver": (120, 290), "body": (40, 400)}  # level and width in HU
+BRAIN_PERCENTILES = (1, 99)
 
 
 def window(volume, level=120, width=290):
@@ -42,57 +48,71 @@ def crop_box(mask, margin=0.1, minimum=5):
     return low, high
 
 
-def resize(volume, size, order=1):
-    """Resample a volume [X, Y, Z] to `size` voxels; its dtype stays. `order` 1 is linear, 0 nearest (for labels).
+def crop_frame(image, mask, size, margin=0.1, minimum=5):
+    """Frame of `size` voxels over the surroundings of a mask, as `crop_box` gives them.
 
-    The first and the last voxel's centres stay in the corners, as in scipy.ndimage.zoom: voxel i of n new ones shows
-    the place i (N - 1) / (n - 1) of N old ones. Nothing is smoothed before a reduction.
+    Raises UserError for an empty mask, a mask on another grid than the image, and where the box or `size` is a single
+    voxel along an axis.
     """
-    return ndimage.zoom(volume, np.divide(size, volume.shape), order=order, mode="nearest", grid_mode=False)
-
-
-@dataclass(frozen=True, eq=False)
-class Crop:
-    """A scan cropped to a mask and resized.
-
-    volume  uint8 [X, Y, Z], windowed.
-    mask    uint8 [X, Y, Z], 0 or 255.
-    low     int [3], the first voxel of the scan that is in the crop.
-    high    int [3], the first one beyond it.
-    """
-
-    volume: np.ndarray
-    mask: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
-
-    @property
-    def step(self):
-        """Scan voxels from one voxel of the crop to the next, float [3]; times the scan's spacing, the crop's in mm."""
-        return (self.high - self.low - 1) / (np.array(self.volume.shape) - 1)
-
-    def to_crop(self, points):
-        """Where points of the scan lie in the crop: [n, 3] -> [n, 3], in voxels. Exact inverse of `to_scan`."""
-        return (np.asarray(points) - self.low) / self.step
-
-    def to_scan(self, points):
-        """Where points of the crop lie in the scan: [n, 3] -> [n, 3], in voxels."""
-        return np.asarray(points) * self.step + self.low
-
-
-def crop_to_mask(volume, mask, size, level=120, width=290, margin=0.1, minimum=5):
-    """Crop a CT (HU) and its mask to the mask's surroundings, resize both to `size`, and window the CT: -> Crop.
-
-    In this order, so that the grey values are interpolated before they are clipped; the image linearly, the mask by
-    nearest voxel. Raises UserError for an empty mask, a mask of another shape than the volume, and where the crop
-    or `size` is a single voxel along an axis.
-    """
-    if volume.shape != mask.shape:
-        raise UserError(f"the mask is {mask.shape} and the volume {volume.shape}: they must be on the same grid")
+    frame = Frame.of(image)
+    if mask.shape != frame.size:
+        raise UserError(f"the mask is {mask.shape} and the volume {frame.size}: they must be on the same grid")
     low, high = crop_box(mask, margin, minimum)
     if min(high - low) < 2 or min(size) < 2:
-        raise UserError(f"a crop of {tuple(high - low)} voxels to {tuple(size)}: it needs at least 2 along each axis")
-    box = tuple(map(slice, low, high))
-    grey = resize(np.asarray(volume[box], dtype=np.float32), size, order=1)
-    inside = resize(np.asarray(mask[box] != 0, dtype=np.uint8), size, order=0)
-    return Crop(volume=window(grey, level, width), mask=inside * np.uint8(255), low=low, high=high)
+        box = tuple(int(n) for n in high - low)
+        raise UserError(f"a crop of {box} voxels to {tuple(size)}: it needs at least 2 along each axis")
+    return frame.box(low, high, size)
+
+
+def find_region(image, kind):
+    """Find the organ of a kind of scan: bool [x, y, z] on the scan's grid, or None for 'none', the whole scan.
+
+    Raises UserError for an unknown kind, a liver or body in a scan that is no CT in HU, and where nothing is found.
+    """
+    _check_kind(kind)
+    if kind in WINDOWS:
+        check_hounsfield(image)
+    return None if kind == "none" else REGIONS[kind](image)
+
+
+def find_frame(image, kind, size, mask=None):
+    """Frame of `size` voxels over what the network is to see of a scan.
+
+    Args:
+        image: the scan, in LPS.
+        kind: one of KINDS.
+        size: (X, Y, Z), voxels of the frame.
+        mask: bool [x, y, z] on the scan's grid, the organ; of `find_region` where None.
+
+    Raises UserError as `find_region` and `crop_frame` do.
+    """
+    region = find_region(image, kind) if mask is None else mask
+    return crop_frame(image, np.ones(image.GetSize(), bool) if region is None else region, size)
+
+
+def prepare(image, frame, kind):
+    """Resample a scan on a frame and map its grey values to 0..255: uint8 [X, Y, Z].
+
+    Grey values are interpolated linearly as they are in the scan, and mapped and clipped after. `kind` is one of KINDS
+    or a window (level, width). A liver and a body are windowed, a brain between its 1st and 99th percentile in the
+    frame; 'none' keeps values that lie in 0..255 and maps the range of others to it.
+
+    Raises UserError for an unknown kind, and where the grey values of a brain or of 'none' are all the same.
+    """
+    grey = to_array(frame.resample(sitk.Cast(image, sitk.sitkFloat32)))
+    if not isinstance(kind, str):
+        return window(grey, *kind)
+    _check_kind(kind)
+    if kind in WINDOWS:
+        return window(grey, *WINDOWS[kind])
+    low, high = np.percentile(grey, BRAIN_PERCENTILES) if kind == "brain" else (grey.min(), grey.max())
+    if kind == "none" and low >= 0 and 1 < high <= 255:
+        low, high = 0, 255
+    if low == high:
+        raise UserError(f"the scan is {low:g} everywhere, so nothing can be seen in it; check the file")
+    return window(grey, (low + high) / 2, high - low)
+
+
+def _check_kind(kind):
+    if kind not in KINDS:
+        raise UserError(f"unknown kind of scan {kind!r}; known are {', '.join(KINDS)}")

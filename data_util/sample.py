@@ -19,9 +19,9 @@ from pathlib import Path
 
 import numpy as np
 
-from data_util.images import match_labels, read_image, to_array
+from data_util.images import from_array, match_labels, read_image, to_array
 from data_util.phantoms import NewScan, deform, known_pair, placement_flow, smooth_flow, write_scans
-from data_util.preprocessing import crop_to_mask
+from data_util.preprocessing import crop_frame, prepare
 from errors import UserError, run
 
 PACKAGE, VERSION = "totalsegmentator", "2.18.0"
@@ -113,7 +113,7 @@ def extract(archive, folder):
 
 
 def read_ct(image_path, labels_path):
-    """Read a CT and its liver mask on the CT's grid: (HU [x, y, z], bool [x, y, z], spacing in mm [3]), in LPS.
+    """Read a CT and its liver on the CT's grid: (SimpleITK image in HU, bool [x, y, z]), in LPS.
 
     Raises UserError where one cannot be read, or no voxel is liver.
     """
@@ -121,28 +121,29 @@ def read_ct(image_path, labels_path):
     liver = to_array(match_labels(read_image(labels_path), image)) == LIVER
     if not liver.any():
         raise UserError(f"{labels_path}: no voxel has the liver's value {LIVER} where {image_path} lies")
-    return to_array(image), liver, np.array(image.GetSpacing())
+    return image, liver
 
 
 def common_slab(cts):
     """Cut each CT along z to the length of liver that all of them show, taken from the liver's upper end downwards.
 
-    List of (HU, mask, spacing) as of `read_ct` -> the same list, cut.
+    List of (image, liver) as of `read_ct` -> the same list, cut.
     """
-    rows = [np.flatnonzero(liver.any(axis=(0, 1))) for _, liver, _ in cts]
-    length = min((z[-1] - z[0] + 1) * spacing[2] for z, (_, _, spacing) in zip(rows, cts, strict=True))
+    rows = [np.flatnonzero(liver.any(axis=(0, 1))) for _, liver in cts]
+    length = min((z[-1] - z[0] + 1) * image.GetSpacing()[2] for z, (image, _) in zip(rows, cts, strict=True))
     cut = []
-    for z, (ct, liver, spacing) in zip(rows, cts, strict=True):
-        top = z[-1] + 1
-        slab = slice(top - max(2, round(length / spacing[2])), top)
-        cut.append((ct[..., slab], liver[..., slab], spacing))
+    for z, (image, liver) in zip(rows, cts, strict=True):
+        top = int(z[-1]) + 1
+        first = top - max(2, round(length / image.GetSpacing()[2]))
+        cut.append((image[:, :, first:top], liver[..., first:top]))
     return cut
 
 
-def make_scan(ct, liver, spacing, size):
+def make_scan(image, liver, size):
     """Crop to the liver's surroundings, resample to `size`, window: -> NewScan, its spacing that of its own voxels."""
-    crop = crop_to_mask(ct, liver, size)
-    return NewScan(volume=crop.volume, segmentation=crop.mask, spacing=tuple(float(s) for s in spacing * crop.step))
+    frame = crop_frame(image, liver, size)
+    mask = frame.resample(from_array(liver.astype(np.uint8) * np.uint8(255), image), nearest=True)
+    return NewScan(volume=prepare(image, frame, "liver"), segmentation=to_array(mask), spacing=frame.spacing)
 
 
 def write_dataset(prefix, size, seed=0, overwrite=False):

@@ -1,11 +1,13 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from scipy import ndimage
 
-from data_util.preprocessing import Crop, crop_box, crop_to_mask, resize, window
+from data_util.geometry import Frame
+from data_util.preprocessing import KINDS, crop_box, crop_frame, find_frame, prepare, window
 from errors import UserError
+
+TILTED = (0.8, -0.6, 0, 0.6, 0.8, 0, 0, 0, 1)
+SPACING, ORIGIN = (0.9, 1.4, 2.5), (-40, 12, 300)
 
 
 def ramp(size):
@@ -49,75 +51,49 @@ def test_an_empty_mask_is_refused():
         crop_box(np.zeros((4, 4, 4)))
 
 
-@settings(max_examples=30, deadline=None)
-@given(st.tuples(*[st.integers(2, 9)] * 3), st.tuples(*[st.integers(2, 12)] * 3))
-def test_resize_keeps_the_corners_and_linear_functions(old, new):
-    resized = resize(ramp(old), new)
-    assert resized.shape == new
-    places = np.meshgrid(*[np.linspace(0, n - 1, m) for n, m in zip(old, new, strict=True)], indexing="ij")
-    np.testing.assert_allclose(resized, 3 * places[0] + 5 * places[1] + 7 * places[2], atol=1e-3)
+def scan_of(array, direction=TILTED):
+    """An anisotropic, oblique scan."""
+    return Frame(array.shape, SPACING, ORIGIN, direction).put(array)
 
 
-def test_resize_agrees_with_an_independent_reading_and_keeps_labels():
-    volume = np.random.default_rng(0).integers(0, 9, (7, 10, 5)).astype(np.uint8)
-    places = np.meshgrid(
-        *[np.linspace(0, n - 1, m) for n, m in zip(volume.shape, (12, 6, 8), strict=True)], indexing="ij"
-    )
-    np.testing.assert_allclose(
-        resize(volume.astype(np.float32), (12, 6, 8)),
-        ndimage.map_coordinates(volume.astype(float), places, order=1),
-        atol=1e-4,
-    )
-    labels = resize(volume, (12, 6, 8), order=0)
-    assert labels.dtype == np.uint8
-    np.testing.assert_array_equal(labels, ndimage.map_coordinates(volume, places, order=0))
-    np.testing.assert_array_equal(resize(volume, volume.shape, order=0), volume)
-
-
-def test_a_crop_shows_the_scan_at_the_mapped_places():
-    scan = ramp((40, 30, 50)) - 25
-    mask = np.zeros(scan.shape, np.uint8)
-    mask[12:22, 8:20, 20:28] = 3 * np.random.default_rng(0).integers(0, 2, (10, 12, 8))
-    mask[12, 8, 20] = mask[21, 19, 27] = 3
-    crop = crop_to_mask(scan, mask, (24, 16, 32), level=300, width=1000)
-    assert crop.volume.shape == crop.mask.shape == (24, 16, 32)
-    assert set(np.unique(crop.mask)) == {0, 255}
-    np.testing.assert_array_equal(crop.low, [7, 3, 15])
-    np.testing.assert_array_equal(crop.high, [27, 25, 33])
-    voxels = np.array([[0, 0, 0], [23, 15, 31], [11, 4, 20], [3, 9, 1]])
-    places = crop.to_scan(voxels)
-    np.testing.assert_allclose(places[0], crop.low)
-    np.testing.assert_allclose(places[1], crop.high - 1)
-    grey = 3 * places[:, 0] + 5 * places[:, 1] + 7 * places[:, 2] - 25
-    # The scan is cut off at whole grey values, so the crop is at most one below.
-    below = (grey + 200) * 255 / 1000 - crop.volume[tuple(voxels.T)]
+@pytest.mark.parametrize("size", [(24, 16, 32), (9, 30, 14)])
+def test_a_crop_shows_the_scan_at_its_frames_places(size):
+    scan = scan_of((ramp((40, 30, 50)) - 25).astype(np.float32))
+    mask = np.zeros(scan.GetSize(), bool)
+    mask[12, 8, 20] = mask[21, 19, 27] = True
+    frame = crop_frame(scan, mask, size)
+    assert frame.size == size
+    # From the centre of voxel (7, 3, 15) to that of (26, 24, 32), whatever the size.
+    corners = Frame.of(scan).to_voxel(frame.to_physical([(0, 0, 0), np.subtract(size, 1)]))
+    np.testing.assert_allclose(corners, [[7, 3, 15], [26, 24, 32]], atol=1e-9)
+    volume = prepare(scan, frame, (300, 1000))
+    assert volume.dtype == np.uint8
+    places = np.meshgrid(*[np.linspace(*ends, n) for ends, n in zip(corners.T, size, strict=True)], indexing="ij")
+    grey = 3 * places[0] + 5 * places[1] + 7 * places[2] - 25
+    # Cut off at whole grey values, so at most one below.
+    below = (grey + 200) * 255 / 1000 - volume
     assert np.all((below > -1e-2) & (below < 1 + 1e-2))
-    nearest = np.rint(crop.to_scan(np.argwhere(np.ones(crop.mask.shape)))).astype(int)
-    np.testing.assert_array_equal(crop.mask.ravel() > 0, mask[tuple(nearest.T)] > 0)
 
 
-@settings(max_examples=30, deadline=None)
-@given(st.data())
-def test_mapping_points_there_and_back_changes_nothing(data):
-    low = np.array(data.draw(st.tuples(*[st.integers(0, 50)] * 3)))
-    high = low + data.draw(st.tuples(*[st.integers(2, 100)] * 3))
-    crop = Crop(np.zeros(data.draw(st.tuples(*[st.integers(2, 40)] * 3))), None, low, high)
-    points = np.array(data.draw(st.lists(st.tuples(*[st.floats(-50, 200)] * 3), min_size=1, max_size=4)))
-    np.testing.assert_allclose(crop.to_scan(crop.to_crop(points)), points, atol=1e-9)
-
-
-def test_step_gives_the_crops_spacing():
-    crop = Crop(np.zeros((11, 21, 41)), None, np.array([5, 0, 2]), np.array([26, 11, 43]))
-    np.testing.assert_allclose(crop.step * np.array([3, 2, 1]), [6, 1, 1])
+def test_a_prepared_volume_agrees_with_an_independent_reading():
+    array = np.random.default_rng(0).integers(-100, 300, (17, 20, 15)).astype(np.int16)
+    mask = np.zeros(array.shape, bool)
+    mask[6:9, 8:12, 6:9] = True
+    frame = crop_frame(scan_of(array), mask, (12, 26, 18))
+    box = array[1:14, 3:17, 1:14].astype(np.float32)
+    expected = ndimage.zoom(box, np.divide((12, 26, 18), box.shape), order=1, mode="nearest", grid_mode=False)
+    difference = window(expected).astype(int) - prepare(scan_of(array), frame, "liver")
+    assert np.abs(difference).max() <= 1
+    assert np.mean(difference != 0) < 1e-3
 
 
 def test_grey_values_are_interpolated_before_they_are_clipped():
-    scan = np.full((13, 12, 12), -1000.0)
-    scan[6:] = 1000.0
-    mask = np.ones(scan.shape, np.uint8)
-    crop = crop_to_mask(scan, mask, (25, 12, 12), level=0, width=4000)
-    assert crop.volume[11, 5, 5] == window([0.0], 0, 4000)[0]
-    assert crop_to_mask(scan, mask, (25, 12, 12), level=800, width=100).volume[11, 5, 5] == 0
+    array = np.full((13, 12, 12), -1000, np.int16)
+    array[6:] = 1000
+    scan = scan_of(array)
+    frame = crop_frame(scan, np.ones(array.shape, bool), (25, 12, 12))
+    assert prepare(scan, frame, (0, 4000))[11, 5, 5] == window([0.0], 0, 4000)[0]
+    assert prepare(scan, frame, (800, 100))[11, 5, 5] == 0
 
 
 @pytest.mark.parametrize(
@@ -130,4 +106,43 @@ def test_grey_values_are_interpolated_before_they_are_clipped():
 )
 def test_what_cannot_be_cropped_is_refused(shape, mask_shape, size, message):
     with pytest.raises(UserError, match=message):
-        crop_to_mask(np.zeros(shape), np.ones(mask_shape), size)
+        crop_frame(scan_of(np.zeros(shape)), np.ones(mask_shape, bool), size)
+
+
+def test_a_mask_decides_the_frame_whatever_the_kind():
+    scan = scan_of(ramp((30, 28, 26)))
+    mask = np.zeros(scan.GetSize(), bool)
+    mask[10:14, 9:12, 8:15] = True
+    frames = {find_frame(scan, kind, (16, 12, 20), mask) for kind in KINDS}
+    assert frames == {crop_frame(scan, mask, (16, 12, 20))}
+    assert find_frame(scan, "none", (30, 28, 26)) == Frame.of(scan).box((0, 0, 0), (30, 28, 26), (30, 28, 26))
+
+
+def test_each_kind_has_its_grey_values():
+    array = np.linspace(-1000, 3000, 4001, dtype=np.float32)[:4000].reshape(20, 20, 10)
+    scan = scan_of(array)
+    frame = Frame.of(scan)
+    np.testing.assert_array_equal(prepare(scan, frame, "liver"), window(array, 120, 290))
+    np.testing.assert_array_equal(prepare(scan, frame, "body"), window(array, 40, 400))
+    np.testing.assert_allclose(prepare(scan, frame, "none"), (array + 1000) * 255 / 3999, atol=1.01)
+    brain = prepare(scan, frame, "brain")
+    low, high = np.quantile(array, (0.01, 0.99))
+    np.testing.assert_allclose(brain, np.clip((array - low) * 255 / (high - low), 0, 255), atol=1.01)
+    published = np.random.default_rng(0).integers(3, 250, (6, 5, 4)).astype(np.uint8)
+    kept = scan_of(published)
+    np.testing.assert_array_equal(prepare(kept, Frame.of(kept), "none"), published)
+
+
+@pytest.mark.parametrize("kind", ["none", "brain"])
+def test_a_scan_in_which_nothing_can_be_seen_is_refused(kind):
+    scan = scan_of(np.full((6, 5, 4), -7, np.int16))
+    with pytest.raises(UserError, match="-7 everywhere"):
+        prepare(scan, Frame.of(scan), kind)
+
+
+def test_an_unknown_kind_is_refused():
+    scan = scan_of(np.zeros((6, 5, 4)))
+    with pytest.raises(UserError, match="'heart'; known are liver, body, brain, none"):
+        prepare(scan, Frame.of(scan), "heart")
+    with pytest.raises(UserError, match="heart"):
+        find_frame(scan, "heart", (4, 4, 4))

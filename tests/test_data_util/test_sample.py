@@ -152,11 +152,12 @@ def test_a_broken_archive_is_refused(archive, tmp_path):
 def test_liver_and_ct_are_on_one_grid_whatever_their_files_orientation(archive, tmp_path):
     sample.extract(archive, tmp_path)
     for image, labels in sample.CTS:
-        ct, liver, spacing = sample.read_ct(tmp_path / image, tmp_path / labels)
+        scan, liver = sample.read_ct(tmp_path / image, tmp_path / labels)
+        ct = to_array(scan)
         assert ct.shape == liver.shape
         assert ct[liver].min() > 50
         assert ct[~liver & (ct < 300)].max() < 50
-        np.testing.assert_allclose(spacing, read_image(tmp_path / image).GetSpacing())
+        np.testing.assert_allclose(scan.GetSpacing(), read_image(tmp_path / image).GetSpacing())
 
 
 def test_a_label_image_elsewhere_has_no_liver(archive, tmp_path):
@@ -173,9 +174,15 @@ def test_cts_are_cut_to_the_length_of_liver_they_share_at_its_upper_end():
     long[1, 1, 4:31] = True  # 27 slices of 2 mm, up to z = 30
     short[1, 1, :8] = True  # 8 slices of 2.5 mm: 20 mm
     z = np.arange(40.0) * np.ones((3, 3, 1))
-    first, second = sample.common_slab([(z, long, np.array([1, 1, 2])), (z[..., :9], short, np.array([1, 1, 2.5]))])
-    np.testing.assert_array_equal(first[0][0, 0], np.arange(21, 31))
-    np.testing.assert_array_equal(second[0][0, 0], np.arange(8))
+    scans = []
+    for array, thickness in ((z, 2), (z[..., :9], 2.5)):
+        scans.append(sitk.GetImageFromArray(array.transpose(2, 1, 0)))
+        scans[-1].SetSpacing((1, 1, thickness))
+    first, second = sample.common_slab([(scans[0], long), (scans[1], short)])
+    np.testing.assert_array_equal(to_array(first[0])[0, 0], np.arange(21, 31))
+    np.testing.assert_array_equal(to_array(second[0])[0, 0], np.arange(8))
+    assert first[0].GetOrigin() == (0, 0, 42)
+    assert first[1].shape == (3, 3, 10)
     assert first[1].any(axis=(0, 1)).all()
 
 
@@ -234,5 +241,5 @@ def test_sizes_and_seeds_that_make_no_set_are_refused(downloads, tmp_path, optio
 def test_the_second_axis_of_a_read_ct_runs_to_the_back(archive, tmp_path):
     sample.extract(archive, tmp_path)
     flipped = to_array(sitk.ReadImage(str(tmp_path / sample.CTS[0][0])))
-    ct, _, _ = sample.read_ct(*(tmp_path / name for name in sample.CTS[0]))
-    np.testing.assert_array_equal(ct, flipped[::-1, ::-1])
+    ct, _ = sample.read_ct(*(tmp_path / name for name in sample.CTS[0]))
+    np.testing.assert_array_equal(to_array(ct), flipped[::-1, ::-1])

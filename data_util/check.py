@@ -1,0 +1,351 @@
+"""Look a data set over before it is trained on: count its scans and pairs, and name what is wrong with them.
+
+    python -m data_util.check datasets/mine.json
+
+An error is what stops a training, or makes its results or scores wrong, and ends the command with status 1; a warning
+is what may be meant. `--fix` writes a mended copy beside the files and leaves them as they are.
+"""
+
+import argparse
+import hashlib
+import sys
+from contextlib import suppress
+from dataclasses import dataclass
+
+import h5py
+import numpy as np
+import tqdm
+
+from data_util.config import load_config
+from data_util.hdf5 import ScanStore, natural_order
+from data_util.mend import mend
+from data_util.sheet import sheet_figure
+from errors import UserError, run
+
+ERROR, WARNING = "error", "warning"
+MOST_DRAWN = 48  # scans of a contact sheet
+CACHE_BYTES = 2**28
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something wrong: ERROR or WARNING, where (a scan's id, a subset, a scheme), what, and how --fix mends it.
+
+    `mend` is one of mend.MENDS for a scan, ("entry", subset, id) for an id to be left out of the config, or None.
+    """
+
+    level: str
+    where: str
+    what: str
+    mend: str | tuple | None = None
+
+
+class Check:
+    """A config (DatasetConfig) looked over.
+
+    Args:
+        config: the config.
+        schemes: names of the schemes to look at; all where None.
+        paired: whether the pairs are neighbouring scans.
+
+    Attributes:
+        findings: list of Finding.
+        rows: a (scheme, subset, scans, pairs, pairs with --paired) for each subset of a scheme.
+        scans: ids of all scans looked at.
+        readable: those of them that could be read whole.
+
+    Raises:
+        UserError: there is no such scheme.
+    """
+
+    def __init__(self, config, schemes=None, paired=False):
+        for name in schemes or ():
+            if name not in config.schemes:
+                raise UserError(f"{config.path}: no scheme '{name}'; known are {', '.join(config.schemes)}")
+        self.config, self.paired = config, paired
+        self.findings, self.rows = [], []
+        self.store = ScanStore(config.files, CACHE_BYTES)
+        self._schemes = {name: config.schemes[name] for name in schemes or config.schemes}
+        wanted = {subset for parts in self._schemes.values() for subset in parts}
+        self._subsets = {name: self._expand(name) for name in config.subsets if name in wanted}
+        self._atlas = [] if config.atlas is None else self._expand("atlas", (config.atlas,))
+        self.scans = list(dict.fromkeys(scan for ids in (*self._subsets.values(), self._atlas) for scan in ids))
+        self._about, self._labels, hashes = {}, {}, {}
+        self.readable = []
+        for scan_id in tqdm.tqdm(self.scans, desc=config.path.name, unit="scan"):
+            try:
+                self._look_at(scan_id, hashes)
+                self.readable.append(scan_id)
+            except UserError as error:
+                self._add(ERROR, scan_id, f"{error}")
+        self._compare_copies(hashes)
+        self._compare_labels()
+        self._count()
+        self._compare_schemes()
+        if schemes is None:
+            self._find_unused()
+        self.store.close()
+
+    def _add(self, level, where, what, mend=None):
+        self.findings.append(Finding(level, where, what, mend))
+
+    def _expand(self, name, entries=None):
+        """The ids of a subset; each entry that gives none is a finding."""
+        ids = []
+        for entry in self.config.subsets[name] if entries is None else entries:
+            try:
+                ids += self.store.expand([entry])
+            except UserError as error:
+                mendable = entries is None and self._is_absent(entry)
+                self._add(ERROR, f"subset {name}", f"{error}", ("entry", name, entry) if mendable else None)
+        return list(dict.fromkeys(ids))
+
+    def _is_absent(self, entry):
+        """Whether an id's file is there, whole, and the scan is not in it."""
+        with suppress(UserError, OSError):
+            path, key = self.store.locate(entry)
+            with h5py.File(path, "r") as file:
+                return key not in file and not any(c in key for c in "*?[")
+        return False
+
+    # ------------------------------------------------------------------------------------------------- one scan
+
+    def _look_at(self, scan_id, hashes):
+        about = self.store.describe(scan_id)
+        self._about[scan_id] = about
+        if about.shape != self.config.image_size:
+            size, wanted = ("x".join(map(str, shape)) for shape in (about.shape, self.config.image_size))
+            self._add(ERROR, scan_id, f"volume is {size}, but image_size is {wanted}; resample it or change image_size")
+        scan = self.store.read(scan_id, segmentation=False)
+        hashes.setdefault(hashlib.blake2b(scan.volume.tobytes(), digest_size=16).digest(), []).append(scan_id)
+        self._look_at_volume(scan_id, scan.volume)
+        if scan.points is not None:
+            self._look_at_points(scan_id, scan.points, about.shape)
+        if about.flow_source is not None:
+            self.store.describe(about.flow_source)
+        path, key = self.store.locate(scan_id)
+        with h5py.File(path, "r") as file:
+            if doubts := file[key].attrs.get("doubts"):
+                self._add(WARNING, scan_id, f"its crop may be wrong: {doubts}")
+        if about.has_segmentation:
+            self._look_at_segmentation(scan_id, self.store.read(scan_id).segmentation)
+
+    def _look_at_volume(self, scan_id, volume):
+        wrong = np.count_nonzero(~np.isfinite(volume))
+        if wrong:
+            self._add(ERROR, scan_id, f"volume has {wrong} voxels that are NaN or infinite; write it again without")
+            return
+        low, high = volume.min(), volume.max()
+        if low == high:
+            self._add(ERROR, scan_id, f"volume is {low:g} everywhere; look at its source")
+        elif low < 0 or high > 255:
+            self._add(ERROR, scan_id, f"volume goes from {low:g} to {high:g}; map its grey values to 0..255")
+        elif high <= 1:
+            mend = "scale" if volume.dtype.kind == "f" else None
+            self._add(ERROR, scan_id, f"volume goes from {low:g} to {high:g}, all but black; map it to 0..255", mend)
+        elif volume.dtype != np.uint8:
+            whole = volume.dtype.kind in "iu" or not (volume % 1).any()
+            what = f"volume is {volume.dtype}; uint8 is smaller and read faster"
+            self._add(WARNING, scan_id, what, "uint8" if whole else None)
+
+    def _look_at_points(self, scan_id, points, shape):
+        outside = np.flatnonzero(((points < 0) | (points > np.array(shape) - 1)).any(axis=1))
+        if len(outside):
+            place = ", ".join(f"{part:g}" for part in points[outside[0]])
+            self._add(
+                ERROR,
+                scan_id,
+                f"{len(outside)} of {len(points)} landmarks lie outside the volume, number {outside[0]} at ({place}); "
+                "store voxel coordinates [x, y, z], NaN for a missing one",
+            )
+
+    def _look_at_segmentation(self, scan_id, segmentation):
+        values = [int(value) for value in np.unique(segmentation)]
+        inside = [value for value in values if value != 0]
+        self._labels[scan_id] = inside
+        if not inside:
+            self._add(ERROR, scan_id, "segmentation is 0 everywhere, so it has no Dice; leave it out or mend it")
+        elif self.config.labels is None and set(inside) != {255}:
+            shown = ", ".join(map(str, values[:8])) + ", ..." * (len(values) > 8)
+            if len(inside) == 1:
+                what = f"mask has the values {shown}, not 0 and 255, so its Dice is 0 or NaN; write it as 0 and 255"
+                self._add(ERROR, scan_id, what, "mask")
+            else:
+                what = f"mask has the values {shown}, not 0 and 255; name the labels in segmentation_class_value"
+                self._add(ERROR, scan_id, what)
+
+    # ------------------------------------------------------------------------------------------------- all scans
+
+    def _compare_copies(self, hashes):
+        for ids in hashes.values():
+            if len(ids) > 1:
+                self._add(WARNING, _listed(ids), "these scans have the very same volume; keep one of them")
+
+    def _compare_labels(self):
+        for what, having in (
+            ("segmentation", [scan for scan, about in self._about.items() if about.has_segmentation]),
+            ("landmarks", [scan for scan, about in self._about.items() if about.landmarks]),
+        ):
+            for name, ids in self._subsets.items():
+                without = [scan for scan in ids if scan in self._about and scan not in having]
+                if without and any(scan in having for scan in ids):
+                    self._add(WARNING, f"subset {name}", f"no {what} in {_listed(without)}; their pairs are not scored")
+        if self.config.labels is None:
+            return
+        for name, value in self.config.labels.items():
+            without = [scan for scan, found in self._labels.items() if value not in found]
+            if without:
+                level = ERROR if len(without) == len(self._labels) else WARNING
+                self._add(level, f"label {name}", f"no voxel of its value {value} in {_listed(without)}")
+        unknown = sorted({v for found in self._labels.values() for v in found} - set(self.config.labels.values()))
+        if unknown:
+            what = f"segmentations have values that it does not name: {_listed(list(map(str, unknown)))}; not scored"
+            self._add(WARNING, "segmentation_class_value", what)
+
+    def _count(self):
+        """Count pairs, and see that the scans of a pair go together."""
+        for scheme, parts in self._schemes.items():
+            for name in parts:
+                ids, n = self._subsets[name], len(self._subsets[name])
+                others = [scan for scan in ids if scan not in self._atlas]
+                pairs = len(others) if self._atlas else n * (n - 1)
+                self.rows.append((scheme, name, n, pairs, "-" if self._atlas else n if n % 2 == 0 else "odd"))
+                if self.paired and self._atlas:
+                    self._add(ERROR, f"scheme {scheme}", "the config has an atlas, which does not go with --paired")
+                elif self.paired and n % 2:
+                    what = f"subset {name} has {n} scans, an odd number; with --paired every two neighbours are a pair"
+                    self._add(ERROR, f"scheme {scheme}", what)
+                if pairs == 0:
+                    self._add(ERROR, f"scheme {scheme}", f"subset {name} has {n} scans and so no pair; add scans")
+                neighbours = [ids[k : k + 2] for k in range(0, n - 1, 2)]
+                for group in neighbours if self.paired else [[*others, *self._atlas] if self._atlas else ids]:
+                    self._compare_landmarks(f"scheme {scheme}", group)
+
+    def _compare_landmarks(self, where, ids):
+        counts = {}
+        for scan_id in ids:
+            if scan_id in self._about and self._about[scan_id].landmarks:
+                counts.setdefault(self._about[scan_id].landmarks, []).append(scan_id)
+        if len(counts) > 1:
+            told = ", ".join(f"{count} in {_listed(scans, 3)}" for count, scans in sorted(counts.items()))
+            what = f"landmarks differ in number: {told}; store the same ones in every scan, NaN for a missing one"
+            self._add(ERROR, where, what)
+
+    def _compare_schemes(self):
+        """Name scans that a scheme for training shares with others."""
+        for training in (name for name in self._schemes if name == "1" or name.startswith("finetune-train-")):
+            trained = {scan for name in self._schemes[training] for scan in self._subsets[name]} - set(self._atlas)
+            for scheme, parts in self._schemes.items():
+                if scheme == "1" or scheme.startswith("finetune-train-"):
+                    continue
+                shared = [scan for name in parts for scan in self._subsets[name] if scan in trained]
+                if shared:
+                    what = f"shares {_listed(shared)} with scheme {training}, which is trained on; keep them apart"
+                    self._add(ERROR, f"scheme {scheme}", what)
+
+    def _find_unused(self):
+        """Name what is in the files and not in the config, or in the config and of no use."""
+        for name in ("1", "2"):
+            if name not in self.config.schemes:
+                use = "train.py needs it" if name == "1" else "without it a training is not validated"
+                self._add(WARNING, "schemes", f"there is no scheme '{name}'; {use}")
+        for name in self.config.subsets:
+            if name not in self._subsets:
+                self._add(WARNING, f"subset {name}", "is in no scheme, so it is never used")
+        used = set(self.scans)
+        for key, path in self.config.files.items():
+            prefix = "" if key == "/" else f"{key}/"
+            unused = [prefix + group for group in _scans_in(path) if prefix + group not in used]
+            if unused:
+                self._add(WARNING, f"file {path}", f"{_listed(unused)} are in no subset")
+
+
+def _listed(names, most=5):
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _scans_in(path):
+    """Paths of all groups of a file that have a volume; none where it cannot be read, which its subsets tell."""
+    found = []
+
+    def visit(name, item):
+        if isinstance(item, h5py.Group) and "volume" in item:
+            found.append(name)
+
+    with suppress(OSError), h5py.File(path, "r") as file:
+        file.visititems(visit)
+    return sorted(found, key=natural_order)
+
+
+# ---------------------------------------------------------------------------------------------------- command
+
+
+def draw(check, path):
+    """Draw the mid-slices of the scans that a Check looked at, at most MOST_DRAWN of them, evenly spread."""
+    faulty = {finding.where for finding in check.findings if finding.level == ERROR}
+    store = ScanStore(check.config.files, CACHE_BYTES)
+    readable = check.readable
+    if not readable:
+        raise UserError(f"{path}: there is no scan that can be drawn; mend the errors first")
+    count = min(len(readable), MOST_DRAWN)
+    shown = [readable[k * len(readable) // count] for k in range(count)]
+    sheet_figure(path, shown, store.read, faulty)
+
+
+def told(check):
+    """What a Check found, as lines: the table of schemes, the table of findings, equal ones together, and their sum."""
+    lines = _table([("scheme", "subset", "scans", "pairs", "paired"), *check.rows])
+    where = {}
+    for finding in check.findings:
+        where.setdefault((finding.level, finding.what, bool(finding.mend)), []).append(finding.where)
+    rows = [
+        (level, _listed(names, 3), what + " (--fix mends it)" * mendable)
+        for (level, what, mendable), names in sorted(where.items(), key=lambda item: item[0][0])
+    ]
+    if rows:
+        lines += ["", *_table([("level", "where", "what"), *rows])]
+    counts = ", ".join(f"{sum(f.level == level for f in check.findings)} {level}s" for level in (ERROR, WARNING))
+    return [*lines, "", f"{check.config.path}: {len(check.scans)} scans, {counts}"]
+
+
+def _table(rows):
+    widths = [max(len(str(cell)) for cell in column) for column in zip(*rows, strict=True)]
+    return ["  ".join(f"{cell!s:<{w}}" for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def build_parser():
+    """The command's flags."""
+    parser = argparse.ArgumentParser(prog="python -m data_util.check", description="Look a data set over.")
+    add = parser.add_argument
+    add("config", metavar="CONFIG", help="the set's .json")
+    add("-v", "--val_subset", help="schemes to look at, comma-separated (all)")
+    add("--paired", action="store_true", help="the pairs are neighbouring scans, as for eval.py --paired")
+    add("--fix", action="store_true", help="write a mended copy, NAME_fixed.json and .h5, and look it over")
+    add(
+        "--figure", metavar="FILE", help=f"draw mid-slices with label outlines of up to {MOST_DRAWN} scans (.png, .pdf)"
+    )
+    return parser
+
+
+def main(argv=None):
+    """Run the command; status 1 where there is an error."""
+    args = build_parser().parse_args(argv)
+    names = [name.strip() for name in args.val_subset.split(",")] if args.val_subset else None
+    check = Check(load_config(args.config), names, args.paired)
+    print("\n".join(told(check)))
+    if args.fix:
+        if any(finding.mend for finding in check.findings):
+            *files, config = mend(check.config, check.findings)
+            print(f"mended: {', '.join(map(str, (*files, config)))}; looked over again:\n")
+            check = Check(load_config(config), names, args.paired)
+            print("\n".join(told(check)))
+        else:
+            print("--fix: nothing here can be mended without knowing what was meant; nothing was written")
+    if args.figure:
+        draw(check, args.figure)
+        print(f"figure: {args.figure}")
+    return int(any(finding.level == ERROR for finding in check.findings))
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

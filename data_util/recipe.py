@@ -1,0 +1,135 @@
+"""How one scan becomes a volume of a data set: cropped, resampled on a frame, its grey values mapped to 0..255."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import SimpleITK as sitk
+
+from data_util.geometry import Frame
+from data_util.images import match_labels, read_image, to_array
+from data_util.organs import REGIONS, doubts
+from data_util.phantoms import NewScan
+from data_util.preprocessing import find_frame, window
+from data_util.sources import read_points
+from errors import UserError
+
+CROPS = (*REGIONS, "mask", "none")
+ALL_LABELS = "all"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a scan becomes a volume.
+
+    size         voxels of the volume along x, y, z.
+    spacing      mm a voxel along x, y, z: the volume lies around the crop's middle; None: it spans the crop.
+    crop         one of CROPS: what the volume shows. 'mask' is what the labels mark.
+    window       (level, width) of the grey values, or None.
+    percentiles  (low, high) of the volume's grey values, which become 0 and 255, or None; one of the two is given.
+    labels       name -> values that become one label, the first of them; 'all': values as they are; None: any value
+                 above 0 is the mask, and there must be but one. One label alone is a mask, 0 and 255.
+    """
+
+    size: tuple
+    spacing: tuple | None
+    crop: str
+    window: tuple | None
+    percentiles: tuple | None
+    labels: dict | str | None
+
+
+def make_scan(source, recipe):
+    """Make a scan's volume: (Source, Recipe) -> (NewScan, Frame of the volume, Frame of the scan, facts).
+
+    The facts are attributes to keep: `window` (level, width) and, where the crop may be wrong, `doubts`, a text.
+    Raises UserError where a file cannot be read or used.
+    """
+    image = read_image(source.image)
+    labels = None if source.label is None else read_labels(source.label, recipe.labels)
+    mask, facts = None, {}
+    if recipe.crop == "mask":
+        if labels is None:
+            raise UserError(f"{source.image}: has no labels to crop to; add them, or take another --crop")
+        mask = to_array(match_labels(labels, image)) > 0
+        if not mask.any():
+            raise UserError(f"{source.label}: marks no voxel where {source.image} lies; check the geometry of both")
+    elif recipe.crop != "none":
+        mask = REGIONS[recipe.crop](image)
+        facts["doubts"] = "; ".join(doubts(image, mask, recipe.crop))
+    frame = find_frame(image, "none", recipe.size, mask)
+    if recipe.spacing is not None:
+        middle = (np.array(recipe.size) - 1) / 2
+        fine = replace(frame, spacing=recipe.spacing)
+        origin = frame.to_physical(middle) - fine.to_physical(middle) + fine.origin
+        frame = replace(fine, origin=tuple(float(mm) for mm in origin))
+    volume, facts["window"] = _grey_values(image, frame, recipe)
+    segmentation = None
+    if labels is not None:
+        segmentation = to_array(frame.resample(labels, nearest=True))
+        if not segmentation.any():
+            raise UserError(f"{source.label}: marks no voxel of the crop of {source.image}; check the geometry of both")
+    scan = NewScan(
+        volume=volume,
+        segmentation=segmentation,
+        points=None if source.points is None else _points_in(frame, read_points(source.points)),
+        spacing=frame.spacing,
+    )
+    return scan, frame, Frame.of(image), {name: value for name, value in facts.items() if value != ""}
+
+
+def _grey_values(image, frame, recipe):
+    """The image on a frame, uint8 [X, Y, Z], and the (level, width) shown; outside it is as its darkest voxel."""
+    image = sitk.Cast(image, sitk.sitkFloat32)
+    darkest = float(sitk.GetArrayViewFromImage(image).min())
+    grey = to_array(frame.resample(image, outside=darkest))
+    if grey.min() == grey.max():
+        raise UserError(f"the scan is {grey.min():g} all over its crop, so nothing can be seen in it; check the image")
+    shown = recipe.window
+    if shown is None:
+        low, high = (float(value) for value in np.percentile(grey, recipe.percentiles))
+        if low == high:
+            raise UserError(f"the crop's grey values are {low:g} at both percentiles of --window; take wider ones")
+        shown = (low + high) / 2, high - low
+    return window(grey, *shown), shown
+
+
+def read_labels(path, wanted):
+    """Read a label image and keep what is wanted (as in Recipe.labels): SimpleITK image of uint8 or uint16.
+
+    Raises UserError where it has values that cannot be labels, or none that is wanted.
+    """
+    image = read_image(path)
+    array = to_array(image)
+    values = np.unique(array)
+    if (values % 1).any() or values.min() < 0 or values.max() > 65535:
+        raise UserError(f"{path}: labels must be whole numbers from 0 to 65535, not {values[0]:g} to {values[-1]:g}")
+    values = [int(value) for value in values if value > 0]
+    if wanted is None:
+        if len(values) > 1:
+            raise UserError(
+                f"{path}: has the labels {_listed(values)}; say which to keep, as --labels liver=5,spleen=1, or "
+                f"--labels {ALL_LABELS}"
+            )
+        wanted = {"mask": values}
+    kept = array.astype(np.uint16)
+    if wanted != ALL_LABELS:
+        table = np.zeros(65536, np.uint16)
+        for merged in wanted.values():
+            table[merged] = 255 if len(wanted) == 1 else merged[0]
+        kept = table[kept]
+    if not kept.any():
+        raise UserError(f"{path}: has no voxel of the labels wanted; its values are {_listed(values) or 'only 0'}")
+    labels = sitk.GetImageFromArray(np.swapaxes(kept.astype(np.uint8) if kept.max() < 256 else kept, 0, 2))
+    labels.CopyInformation(image)
+    return labels
+
+
+def _listed(values, most=8):
+    return ", ".join(f"{value}" for value in values[:most]) + (f" and {len(values) - most} more" * (len(values) > most))
+
+
+def _points_in(frame, places):
+    """Landmarks in voxels, float32 [L, 3]; those outside the frame are NaN: nothing can be measured there."""
+    points = frame.to_voxel(places)
+    inside = ((points >= 0) & (points <= np.array(frame.size) - 1)).all(axis=1)
+    return np.where(inside[:, None], points, np.nan).astype(np.float32)

@@ -1,0 +1,150 @@
+"""What a network found on two frames, as a transform between two scans in the patient's millimetres.
+
+ITK's convention: a transform and a displacement field lead from a place in the fixed scan to the one in the moving scan
+that shows the same. So a fixed landmark p lies at p + displacement(p) in the moving scan, and reading the moving scan
+there gives the warped scan. A moving landmark is carried to the fixed scan by the inverse. Points are [n, 3] in mm.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import SimpleITK as sitk
+from scipy import ndimage
+
+from data_util.geometry import Frame
+
+INVERSE_STEPS = 200
+INVERSE_TOLERANCE = 1e-4  # mm
+
+
+@dataclass(frozen=True, eq=False)
+class PairTransform:
+    """Leads from places in a fixed scan to places in a moving scan.
+
+    fixed, moving  frames of the volumes that the network saw.
+    matrix, shift  affine cascade, [3, 3] and [3] in voxels: W and b of x -> (W + I) x + b, x from the fixed centre.
+    flow           composed flow [X, Y, Z, 3] of all cascades in voxels: warped(p) = moving(p + flow(p)).
+
+    Outside the fixed frame the affine part goes on exactly and the rest of the flow repeats its edge.
+    """
+
+    fixed: Frame
+    moving: Frame
+    matrix: np.ndarray
+    shift: np.ndarray
+    flow: np.ndarray
+
+    @cached_property
+    def _affine(self):
+        """Matrix [3, 3] and offset [3] in mm: place -> matrix @ place + offset."""
+        linear = self.matrix.astype(np.float64) + np.eye(3)
+        centre = (np.array(self.fixed.size) - 1) / 2
+        # Fixed voxel p -> moving voxel linear p + constant.
+        constant = centre + self.shift - linear @ centre
+        matrix = self.moving.matrix @ linear @ np.linalg.inv(self.fixed.matrix)
+        return matrix, self.moving.matrix @ constant + self.moving.origin - matrix @ np.array(self.fixed.origin)
+
+    @cached_property
+    def _rest(self):
+        """What the deformable cascades add to the affine one, in mm of the moving scan: float32 [3, X, Y, Z]."""
+        size = self.flow.shape[:3]
+        centred = [np.arange(n) - (n - 1) / 2 for n in size]
+        rest = np.moveaxis(self.flow, -1, 0) - sum(_linear(self.shift, self.matrix, centred))
+        return np.tensordot(self.moving.matrix, rest, axes=1).astype(np.float32)
+
+    @property
+    def affine(self):
+        """The affine cascade alone: SimpleITK transform from fixed to moving places."""
+        matrix, offset = self._affine
+        transform = sitk.AffineTransform(3)
+        transform.SetMatrix(matrix.ravel())
+        transform.SetTranslation(offset)
+        return transform
+
+    def to_moving(self, points):
+        """Places in the moving scan of places in the fixed scan."""
+        points = np.asarray(points, np.float64)
+        matrix, offset = self._affine
+        return points @ matrix.T + offset + self._rest_at(points)
+
+    def to_fixed(self, points):
+        """Places in the fixed scan of places in the moving scan, and the error of each: ([n, 3], [n] in mm).
+
+        By fixed-point iteration. The error is how far the place found, led to the moving scan, is from its point: near
+        zero but where the flow is so steep that the iteration does not settle. Where the flow folds, several places
+        lead to a point, and one of them is found.
+        """
+        points = np.asarray(points, np.float64)
+        matrix, offset = self._affine
+        found = np.linalg.solve(matrix, (points - offset).T).T
+        for _ in range(INVERSE_STEPS):
+            error = self.to_moving(found) - points
+            if np.abs(error).max(initial=0) < INVERSE_TOLERANCE:
+                break
+            found -= np.linalg.solve(matrix, error.T).T
+        return found, np.linalg.norm(self.to_moving(found) - points, axis=1)
+
+    def _rest_at(self, points):
+        voxels = self.fixed.to_voxel(points).T
+        parts = [ndimage.map_coordinates(part, voxels, order=1, mode="nearest") for part in self._rest]
+        return np.stack(parts, axis=-1)
+
+    def displacement(self, frame):
+        """Displacement field in mm on a frame whose axes lie along the fixed frame's: float32 [x, y, z, 3].
+
+        The rest of the flow is interpolated axis by axis, so that a whole scan takes about a second.
+        """
+        first = self.fixed.to_voxel(frame.to_physical((0, 0, 0)))
+        steps = np.linalg.solve(self.fixed.matrix, frame.matrix)
+        if not np.allclose(steps, np.diag(np.diag(steps)), atol=1e-4):
+            raise ValueError("the axes of the two frames are not parallel")
+        x, y, z = (
+            _linear_weights(first[axis] + steps[axis, axis] * np.arange(n), self.fixed.size[axis])
+            for axis, n in enumerate(frame.size)
+        )
+        field = y @ (self._rest @ z.T)
+        field = (x @ field.reshape(3, len(x.T), -1)).reshape(3, *frame.size)
+        matrix, offset = self._affine
+        linear = matrix - np.eye(3)
+        for part in _linear(linear @ frame.origin + offset, linear @ frame.matrix, [np.arange(n) for n in frame.size]):
+            field += part
+        return np.moveaxis(field, 0, -1)
+
+    def warp(self, image, frame, outside=None):
+        """Read the moving scan on a frame whose axes lie along the fixed frame's, linearly, once: (warped, field).
+
+        Both are SimpleITK images on that frame: of the scan's pixel type, and of displacements in mm. What lies outside
+        the moving scan gets its lowest grey value, or `outside`.
+        """
+        field = frame.put(self.displacement(frame))
+        if outside is None:
+            outside = float(sitk.GetArrayViewFromImage(image).min())
+        warped = _read_at(sitk.Cast(image, sitk.sitkFloat32), field, sitk.sitkLinear, outside)
+        if image.GetPixelID() not in (sitk.sitkFloat32, sitk.sitkFloat64):
+            warped = sitk.Round(warped)  # a cast alone cuts fractions off
+        return sitk.Cast(warped, image.GetPixelID()), field
+
+
+def warp_labels(labels, field):
+    """Carry a label image of the moving scan along a displacement field, to its grid: nearest voxel, 0 outside."""
+    return _read_at(labels, field, sitk.sitkNearestNeighbor, 0)
+
+
+def _read_at(image, field, interpolator, outside):
+    frame = Frame.of(field)
+    return sitk.Warp(image, field, interpolator, frame.size, frame.origin, frame.spacing, frame.direction, outside)
+
+
+def _linear_weights(places, count):
+    """Matrix [n, count], float32, that reads `count` values linearly at places in voxels, the edge repeated."""
+    places = np.clip(places, 0, count - 1)
+    distance = np.abs(places[:, None] - np.arange(count))
+    return np.maximum(1 - distance, 0).astype(np.float32)
+
+
+def _linear(constant, matrix, axes):
+    """Four float32 arrays [3, X or 1, Y or 1, Z or 1] with the sum constant + matrix @ (x, y, z) on a grid's axes."""
+    x, y, z = (np.outer(matrix[:, k], axis).astype(np.float32) for k, axis in enumerate(axes))
+    first = np.asarray(constant, np.float32)[:, None, None, None]
+    return first, x[:, :, None, None], y[:, None, :, None], z[:, None, None, :]
