@@ -1,0 +1,145 @@
+"""Files of two registered scans: what demo.py leaves in its output folder.
+
+In the fixed scan's own space and resolution:
+
+    warped.nii.gz        the moving scan, interpolated once
+    displacement.nii.gz  vectors in mm, from a place in the fixed scan to the one in the moving scan (ITK's convention)
+    affine.tfm           the affine cascade alone, as an ITK transform of the same direction
+    labels.nii.gz        the moving scan's labels, nearest voxel
+    points.csv           the moving scan's landmarks in the fixed scan, x,y,z in mm (LPS), and the error of the inverse
+
+On the grid that the network saw, those of the original:
+
+    fixed, moving, warped_moving_k      PNG of slices, and a DICOM series in the scan's own unit, after each cascade k
+    flow_k.png                          the composed flow of the cascades up to k; 0 is the affine one
+"""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+
+from data_util import demo_figures
+from data_util.dicom import FRAME_UID, source_tags, write_series
+from data_util.geometry import Frame
+from data_util.images import orient, to_array, write_image
+from data_util.preprocessing import WINDOWS
+from data_util.transforms import PairTransform, warp_labels
+from errors import UserError
+
+
+def read_points(path):
+    """Landmarks of a CSV file: float64 [n, 3] from its columns x, y, z, or from its first three without a header.
+
+    Raises UserError where a row has not three numbers, or the file none.
+    """
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            rows = [row for row in csv.reader(file) if any(cell.strip() for cell in row)]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as CSV ({error}); give a file with columns x,y,z in mm") from error
+    columns = [0, 1, 2]
+    if rows and not _is_number(rows[0][0]):
+        names = [cell.strip().lower() for cell in rows.pop(0)]
+        if not {"x", "y", "z"} <= set(names):
+            raise UserError(f"{path}: has columns {', '.join(names)}; it needs x,y,z in mm (LPS)")
+        columns = [names.index(name) for name in "xyz"]
+    points = []
+    for number, row in enumerate(rows, 1):
+        try:
+            points.append([float(row[column]) for column in columns])
+        except (ValueError, IndexError):
+            raise UserError(f"{path}: point {number} is {','.join(row)!r}, not three numbers x,y,z in mm") from None
+    if not points or not np.isfinite(points).all():
+        raise UserError(f"{path}: has no points, or some without a place; give a row x,y,z in mm for each")
+    return np.array(points)
+
+
+def _is_number(text):
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def write_output(folder, result, labels=None, points=None):
+    """Write everything of a `register.Registration` into a folder that is there, but for its report.
+
+    Args:
+        folder: where to.
+        result: the registration.
+        labels: SimpleITK image of the moving scan's labels, or None.
+        points: landmarks of the moving scan in mm, [n, 3], or None.
+
+    Raises UserError where a file cannot be written.
+    """
+    folder = Path(folder)
+    write_image(result.warped, folder / "warped.nii.gz")
+    write_image(result.displacement, folder / "displacement.nii.gz")
+    sitk.WriteTransform(result.transform.affine, str(folder / "affine.tfm"))
+    if labels is not None:
+        write_image(warp_labels(labels, result.displacement), folder / "labels.nii.gz")
+    if points is not None:
+        places, errors = result.transform.to_fixed(points)
+        rows = np.column_stack([places, errors])
+        np.savetxt(folder / "points.csv", rows, "%.4f", ",", header="x,y,z,error", comments="")
+    write_series_of(folder, result)
+    draw(folder, result)
+
+
+def write_series_of(folder, result):
+    """Write the DICOM series: both scans on their frames, and the moving one on the fixed frame after each cascade.
+
+    They have the scans' own grey values, read once from the scan in full resolution.
+    """
+    tags = {role: source_tags(scan.image) for role, scan in (("fixed", result.fixed), ("moving", result.moving))}
+    for role, scan in (("fixed", result.fixed), ("moving", result.moving)):
+        volume = scan.frame.resample(sitk.Cast(scan.image, sitk.sitkFloat32))
+        write_series(orient(volume), folder / role, tags[role], role)
+    in_fixed = {**tags["moving"], FRAME_UID: tags["fixed"][FRAME_UID]}
+    moving = sitk.Cast(result.moving.image, sitk.sitkFloat32)
+    affine = result.transform.matrix, result.transform.shift
+    for k, step in enumerate(result.steps):
+        transform = PairTransform(result.fixed.frame, result.moving.frame, *affine, step.flow)
+        warped, _ = transform.warp(moving, result.fixed.frame)
+        write_series(orient(warped), folder / f"warped_moving_{k}", in_fixed, f"warped_moving_{k}")
+
+
+def draw(folder, result):
+    """Draw the pictures: slices of the volumes, the flow after each cascade, and the summary."""
+    fixed, moving = result.fixed, result.moving
+    volumes = [scan.in_lps(scan.volume) for scan in (fixed, moving)]
+    for role, scan, volume in zip(("fixed", "moving"), (fixed, moving), volumes, strict=True):
+        demo_figures.slices_figure(folder / f"{role}.png", volume, scan.frame.spacing)
+    for k, step in enumerate(result.steps):
+        demo_figures.flow_image(folder / f"flow_{k}.png", fixed.in_lps(step.flow))
+        warped = fixed.in_lps(step.warped)
+        demo_figures.slices_figure(folder / f"warped_moving_{k}.png", warped, fixed.frame.spacing)
+    demo_figures.summary_figure(
+        folder / "summary.png",
+        [_shown(scan, result.report["settings"]["preprocess"]) for scan in (fixed, moving)],
+        (*volumes, warped),
+        fixed.in_lps(result.steps[-1].flow),
+        fixed.frame.spacing,
+        headline(result.report),
+        result.report["doubts"],
+    )
+
+
+def headline(report):
+    """Say in a line how similar the volumes are before and after, and how much of the flow folds."""
+    similarity, folded = report["similarity"], 100 * report["folding"][-1]
+    return f"Correlation {similarity[0]:.3f} -> {similarity[-1]:.3f}, folding {folded:.2f} %"
+
+
+def _shown(scan, kind):
+    """A scan as `summary_figure` takes it, in the window of its kind or of what the network saw of it."""
+    array = to_array(scan.image)
+    if kind in WINDOWS:
+        shown = WINDOWS[kind]
+    else:
+        low, high = np.percentile(array, (1, 99))
+        shown = ((low + high) / 2, max(high - low, 1e-6))
+    return array, Frame.of(scan.image).spacing, scan.region, scan.box, shown
