@@ -1,6 +1,8 @@
 """What the scripts share: flags and devices."""
 
 import argparse
+import json
+import os
 
 from errors import UserError
 
@@ -12,13 +14,17 @@ def parser(description):
 
 def add_shared_flags(flags):
     """The flags that mean the same in every script."""
-    flags.add_argument("-g", "--gpu", default="0", help="GPU ids, such as 0 or 0,1; -1 for the CPU (0)")
+    flags.add_argument(
+        "-g", "--gpu", default="0", help="GPU ids, such as 0 or 0,1; -1: CPU; cpu:N: CPU as N devices (0)"
+    )
     flags.add_argument(
         "--fast_reconstruction",
         action=argparse.BooleanOptionalAction,
         default=True,
         help="warp by compiled kernels that save memory; otherwise by the plain formulation (on)",
     )
+    flags.add_argument("--precision", default="float32", help="float32, mixed_bfloat16 or mixed_float16 (float32)")
+    flags.add_argument("--jit", action="store_true", help="compile the whole network with XLA, on GPUs")
     flags.add_argument("--net_args", default=None, help='network options, "key=value, key=value"')
 
 
@@ -47,35 +53,115 @@ def is_paired(data_args):
     return paired
 
 
-def devices(gpu, batch):
-    """`tf.distribute` strategy for the value of -g.
+def execution(args):
+    """The options of `CascadeConfig` that the flags set: how to compute, not what.
+
+    Raises:
+        UserError: --jit on a CPU.
+    """
+    if args.jit and not _gpu_ids(args.gpu):
+        raise UserError(f"--jit with -g {args.gpu}: XLA's convolutions are very slow on a CPU; leave --jit out")
+    return {"fast_reconstruction": args.fast_reconstruction, "precision": args.precision, "jit": args.jit}
+
+
+def devices(gpu, batch, machines=False):
+    """`tf.distribute` strategy for the value of -g and, where several `machines` can be used, the cluster of TF_CONFIG.
 
     Args:
-        gpu: "-1" (CPU), or GPU ids such as "0,1".
+        gpu: GPU ids such as "0,1"; "-1" (CPU); or "cpu:N", the CPU as N devices.
         batch: pairs in a (global) batch.
 
     Raises:
-        UserError: a GPU is not there, or the batch does not divide evenly over the devices.
+        UserError: a GPU is not there, the batch does not divide evenly over the devices, or the cluster is of no use.
     """
-    ids = [part.strip() for part in gpu.split(",")]
-    if ids != ["-1"] and not (all(part.isdigit() for part in ids) and len(set(ids)) == len(ids)):
-        raise UserError(f"-g {gpu!r} is not a list of GPU ids; write -g 0, -g 0,1 or -g -1 for the CPU")
-    if batch % len(ids):
-        nearest = [n for n in (batch // len(ids) * len(ids), (batch // len(ids) + 1) * len(ids)) if n]
-        hint = " or ".join(str(n) for n in nearest)
-        raise UserError(f"--batch {batch} does not divide by {len(ids)} GPUs; use --batch {hint}")
+    ids, n = _gpu_ids(gpu), device_count(gpu)
+    workers = cluster()["workers"]
+    if workers > 1 and not machines:
+        raise UserError("TF_CONFIG names several workers, but only train.py works on several machines; unset it")
+    if batch % (n * workers):
+        total = n * workers
+        nearest = [b for b in (batch // total * total, (batch // total + 1) * total) if b]
+        hint = " or ".join(str(b) for b in nearest)
+        where = f"{total} devices" if workers == 1 else f"{total} devices on {workers} workers"
+        raise UserError(f"--batch {batch} does not divide by {where}; use --batch {hint}")
+    if workers > 1 and not ids and n > 1:
+        raise UserError(f"-g {gpu}: with TF_CONFIG each worker has one CPU; use -g -1")
     import tensorflow as tf
 
-    if ids == ["-1"]:
-        tf.config.set_visible_devices([], "GPU")
-        return tf.distribute.get_strategy()
+    chosen = _visible_gpus(tf, gpu, ids)
+    if workers > 1:
+        # Before anything else is computed, as TensorFlow demands; it waits here for the other workers.
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    if not chosen and n > 1:
+        _split_cpu(tf, n)
+        return tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(n)])
+    return tf.distribute.get_strategy() if n == 1 else tf.distribute.MirroredStrategy()
+
+
+def cluster():
+    """This process's place among the workers of TF_CONFIG: {"workers": how many, "index": from 0}; the chief is 0.
+
+    Raises:
+        UserError: TF_CONFIG is not what TensorFlow documents.
+    """
+    text = os.environ.get("TF_CONFIG", "")
+    if not text:
+        return {"workers": 1, "index": 0}
+    try:
+        config = json.loads(text)
+        workers = [address for kind in ("chief", "worker") for address in config["cluster"].get(kind, [])]
+        kind, index = config["task"]["type"], int(config["task"]["index"])
+        if kind == "worker":
+            index += len(config["cluster"].get("chief", []))
+        if kind not in ("chief", "worker") or not 0 <= index < len(workers):
+            raise ValueError(f"no task {kind} {config['task']['index']}")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"TF_CONFIG {text!r} cannot be used ({error}); write "
+            '{"cluster": {"worker": ["host:port", ...]}, "task": {"type": "worker", "index": 0}}, or unset it'
+        ) from error
+    return {"workers": len(workers), "index": index}
+
+
+def _gpu_ids(gpu):
+    """GPU ids in a value of -g, [] for the CPU."""
+    if gpu == "-1" or gpu.startswith("cpu:"):
+        return []
+    ids = [part.strip() for part in gpu.split(",")]
+    if not (all(part.isdigit() for part in ids) and len(set(ids)) == len(ids)):
+        raise UserError(f"-g {gpu!r} is not a list of GPU ids; write -g 0, -g 0,1, -g -1 for the CPU, or -g cpu:2")
+    return [int(part) for part in ids]
+
+
+def device_count(gpu):
+    """How many devices a value of -g means."""
+    ids = _gpu_ids(gpu)
+    if ids or gpu == "-1":
+        return max(len(ids), 1)
+    number = gpu.removeprefix("cpu:")
+    if not number.isdigit() or int(number) < 1:
+        raise UserError(f"-g {gpu!r}: {number!r} is not a number of devices; write -g cpu:2")
+    return int(number)
+
+
+def _visible_gpus(tf, gpu, ids):
+    """Show TensorFlow the chosen GPUs alone, with memory taken as it is needed."""
     found = tf.config.list_physical_devices("GPU")
-    for part in ids:
-        if int(part) >= len(found):
+    for k in ids:
+        if k >= len(found):
             there = f"GPUs 0..{len(found) - 1}" if found else "no GPU that TensorFlow can use"
-            raise UserError(f"-g {gpu}: GPU {part} is not there, this machine has {there}; use -g -1 for the CPU")
-    chosen = [found[int(part)] for part in ids]
+            raise UserError(f"-g {gpu}: GPU {k} is not there, this machine has {there}; use -g -1 for the CPU")
+    chosen = [found[k] for k in ids]
     tf.config.set_visible_devices(chosen, "GPU")
     for device in chosen:
         tf.config.experimental.set_memory_growth(device, True)
-    return tf.distribute.get_strategy() if len(ids) == 1 else tf.distribute.MirroredStrategy()
+    return chosen
+
+
+def _split_cpu(tf, n):
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    try:
+        tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * n)
+    except RuntimeError:  # TensorFlow has started: fine where it started so
+        if len(tf.config.list_logical_devices("CPU")) < n:
+            raise

@@ -59,7 +59,9 @@ def main(arguments=None):
 
     labels = None if args.labels is None else read_image(args.labels)
     points = None if args.points is None else read_points(args.points)
-    cli.devices(args.gpu, 1)
+    if cli.device_count(args.gpu) > 1:
+        raise UserError(f"-g {args.gpu}: a pair is registered on one device; name one, such as -g 0")
+    cli.devices(args.gpu, batch=1)
 
     import tqdm
 
@@ -79,7 +81,7 @@ def main(arguments=None):
             refine=args.refine,
             orientation=args.orientation,
             net_args=args.net_args,
-            fast_reconstruction=args.fast_reconstruction,
+            **cli.execution(args),
             on_step=lambda *_: bar.update(),
         )
     output.parent.mkdir(parents=True, exist_ok=True)

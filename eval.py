@@ -55,7 +55,7 @@ def main(arguments=None):
         raise UserError(
             "-r auto gives every pair a number of cascades of its own: leave out --per_cascade, or give -r N"
         )
-    if (rep == "auto" or args.refine) and "," in args.gpu:
+    if (rep == "auto" or args.refine) and cli.device_count(args.gpu) > 1:
         raise UserError(
             f"-r auto and --refine work on one device, not on -g {args.gpu}; give one, and --shard the pairs"
         )
@@ -82,7 +82,7 @@ def main(arguments=None):
     path = f"{prefix.parent}:{prefix.name.removeprefix('model-')}"
     with strategy.scope():
         network = checkpoints.load_model(
-            path, 1 if rep == "auto" else rep, data.image_size, args.net_args, args.fast_reconstruction
+            path, 1 if rep == "auto" else rep, data.image_size, args.net_args, **cli.execution(args)
         )
     checkpoint = f"{prefix.parent.resolve().name}-{prefix.name}"
     for name, scheme in schemes.items():

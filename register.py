@@ -103,8 +103,8 @@ def register(
     image_size=None,
     orientation=None,
     net_args="",
-    fast_reconstruction=True,
     on_step=None,
+    **execution,
 ):
     """Register a moving scan to a fixed one.
 
@@ -119,8 +119,9 @@ def register(
         image_size: (X, Y, Z) to work at; None is the run's, or 128 x 128 x 128 without a run.
         orientation: where the network's axes run to, as in the data it was trained on: three letters, L or R, P or A,
             S or I. None is LPS, or RPI for a published run.
-        net_args, fast_reconstruction: as in `network.load_model`.
+        net_args: as in `network.load_model`.
         on_step: function of (step, loss) called after every step of refinement.
+        execution: how to compute, as in `network.load_model`.
 
     Returns:
         `Registration`.
@@ -137,7 +138,7 @@ def register(
     images = [_image(*source) for source in ((fixed, fixed_series), (moving, moving_series))]
     masks = [None if mask is None else _image(mask) for mask in (fixed_mask, moving_mask)]
     clock.stop("read")
-    prefix, config, trained_on = _find_run(checkpoint, image_size, net_args, fast_reconstruction)
+    prefix, config, trained_on = _find_run(checkpoint, image_size, net_args, execution)
     orientation = orientation or trained_on
     flips = _flips(orientation)
     clock.stop("load")
@@ -226,7 +227,7 @@ def _scan(role, image, mask, kind, size, flips):
         raise UserError(f"{role} scan: {error}") from error
 
 
-def _find_run(checkpoint, image_size, net_args, fast):
+def _find_run(checkpoint, image_size, net_args, execution):
     """Path of a checkpoint, the options of its run, and its orientation; without one: None, the defaults, and LPS."""
     from network import CascadeConfig, checkpoints
 
@@ -236,7 +237,7 @@ def _find_run(checkpoint, image_size, net_args, fast):
         config = checkpoints.load_config(prefix.parent)
         orientation = LPS if (prefix.parent / checkpoints.CONFIG_FILE).is_file() else PUBLISHED
     config = config.with_net_args(net_args)
-    config = config.replace(fast_reconstruction=fast, image_size=image_size or config.image_size)
+    config = config.executed(**execution).replace(image_size=image_size or config.image_size)
     return prefix, config, orientation
 
 

@@ -20,6 +20,7 @@ DEFAULTS = {
     "epochs": 5.0,
     "data_args": "",
     "lr": 1e-4,
+    "precision": "float32",
     "seed": 0,
 }
 
@@ -51,7 +52,9 @@ def build_parser():
     add("--name", default=None, help="added to the name of the run")
     add("--logs", default="", help="folder in logs/ for TensorBoard")
     add_inherited("--seed", type=int, help="seed of weights, pairs and augmentation")
+    add("--rematerialize", action="store_true", help="compute activations again in the backward pass: less memory")
     cli.add_shared_flags(flags)
+    flags.set_defaults(precision=None)  # that of the run
     return flags
 
 
@@ -66,7 +69,8 @@ def main(arguments=None):
     data = load_data_config(args.dataset)
     paired = cli.is_paired(args.data_args)
     config = model_config(args, source, data.image_size)
-    strategy = cli.devices(args.gpu, args.batch)
+    strategy = cli.devices(args.gpu, args.batch, machines=True)
+    is_chief = cli.cluster()["index"] == 0  # it alone writes
 
     import keras
 
@@ -96,8 +100,11 @@ def main(arguments=None):
     with user_errors():
         shown = next(iter((validation or scheme).evaluation(1, [0])))
 
-    run = None if args.debug else make_run(args, config, source)
-    progress = callbacks.Progress("debug" if run is None else run.name, total)
+    run = make_run(args, config, source) if is_chief and not args.debug else None
+    progress = callbacks.Progress("debug" if run is None else run.name, total, is_chief)
+    if is_chief:
+        needed = training.estimate_memory(network, args.batch // strategy.num_replicas_in_sync) / 2**30
+        print(f"A step will need about {needed:.1f} GiB of memory on each device")
     steps = [
         callbacks.LearningRate(args.lr, args.round),
         progress,
@@ -112,7 +119,7 @@ def main(arguments=None):
         writer = tf.summary.create_file_writer(str(LOGS / args.logs / run.name))
         saver = callbacks.SaveCheckpoints(run, args.round, total)
         steps += [callbacks.Log(run, writer), saver, callbacks.Pictures(writer, shown, training_pictures)]
-    if validation is not None:
+    if validation is not None and is_chief:
         sample = validation.sample(args.val_pairs, seed=0)
         every = 1 if args.debug else args.val_steps
         batches = lambda: validation.evaluation(args.batch, sample)  # noqa: E731
@@ -120,9 +127,29 @@ def main(arguments=None):
     steps.append(callbacks.StopAtSignal(saver))  # last: what a step leads to is done before the run ends
     try:
         with user_errors():
-            trainer.fit(scheme.training(args.batch, args.seed, step, total), callbacks=steps, verbose=0, shuffle=False)
+            trainer.fit(
+                strategy.distribute_datasets_from_function(
+                    lambda context: scheme.training(
+                        args.batch,
+                        args.seed,
+                        step,
+                        total,
+                        context.num_replicas_in_sync,
+                        context.input_pipeline_id,
+                        context.num_input_pipelines,
+                    )
+                ),
+                callbacks=steps,
+                steps_per_epoch=total - step,
+                verbose=0,
+                shuffle=False,
+            )
     finally:
         progress.close()
+    if cli.cluster()["workers"] > 1:
+        strategy.reduce("SUM", 0.0, axis=None)  # nobody leaves before the chief has saved
+    if not is_chief:
+        return
     print(f"Finished: {total} steps" + ("" if run is None else f", checkpoint {run}/model-{total}"))
 
 
@@ -169,7 +196,7 @@ def model_config(args, source, image_size):
     """The network's config by the flags and the checkpoint `source`, if any."""
     from network.config import CascadeConfig
 
-    options = {"rep": args.rep, "image_size": image_size, "fast_reconstruction": args.fast_reconstruction}
+    options = {"rep": args.rep, "image_size": image_size, "rematerialize": args.rematerialize, **cli.execution(args)}
     if source is None:
         base_network = "VTN" if args.base_network is None else args.base_network
         n_cascades = 1 if args.n_cascades is None else args.n_cascades

@@ -148,8 +148,12 @@ class Scheme(Sequence):
         order = self._order(seed)
         return [self._drawn(order, n) for n in range(step * batch, (step + 1) * batch)]
 
-    def training(self, batch, seed, start_step, stop_step):
+    def training(self, batch, seed, start_step, stop_step, devices=1, worker=0, workers=1):
         """Batches of training steps start_step .. stop_step - 1, counted from 0: keys fixed, moving and seed.
+
+        `batch` pairs make a step. They are divided evenly and in order among the `workers`, of which this is number
+        `worker`, and a worker's share among its devices: the dataset gives one device's part after another, for
+        `devices` in all.
 
         A step's batch depends on `batch`, `seed` (int) and the step alone, so a run that goes on at a later step sees
         what it would have seen. Pairs are decoded by several threads and batched ahead of their use.
@@ -158,7 +162,10 @@ class Scheme(Sequence):
         volume = tf.TensorSpec((*self.image_size, 1), tf.float32)
         spec = {"fixed": volume, "moving": volume, "seed": tf.TensorSpec((2,), tf.int32)}
 
-        def read(n):
+        share = batch // workers
+
+        def read(k):
+            n = k // share * batch + worker * share + k % share
             fixed, moving = (self._store.read(scan_id, segmentation=False) for scan_id in self._drawn(order, n))
             return {
                 "fixed": _unit_range(fixed.volume),
@@ -166,7 +173,7 @@ class Scheme(Sequence):
                 "seed": np.array([seed % 2**31, n % 2**31], np.int32),
             }
 
-        return _batches(read, spec, range(start_step * batch, stop_step * batch), batch)
+        return _batches(read, spec, range(start_step * share, stop_step * share), batch // devices)
 
     def evaluation(self, batch, indices=None):
         """Full Batches of the pairs `indices` (default: all) in that order; the last one is filled up to `batch`.

@@ -66,7 +66,7 @@ class AffineNetwork(keras.layers.Layer):
         self.encoder.build(images)
         for layer in self.encoder.convolutions:
             images = layer.compute_output_shape(images)
-        whole = {"kernel_size": images[1:4], "padding": "valid", "use_bias": False}
+        whole = {"kernel_size": images[1:4], "padding": "valid", "use_bias": False, "dtype": "float32"}
         self.matrix_head = convolution(9, "conv7_W", **whole)
         self.shift_head = convolution(3, "conv7_b", **whole)
         self.matrix_head.build(images)

@@ -46,7 +46,8 @@ class VTN(BaseNetwork):
             k: UpConvolution(Encoder.LAYERS[skip][0] * self.channels, name=f"deconv{k}")
             for k, skip in self.SKIPS.items()
         }
-        self.head = FlowUpConvolution(3, name="upsamp1to0")
+        # A flow of many voxels needs float32, in whatever precision the rest computes.
+        self.head = FlowUpConvolution(3, name="upsamp1to0", dtype="float32")
 
     @property
     def convolutions(self):
@@ -87,7 +88,9 @@ class VoxelMorph(BaseNetwork):
         super().__init__(**kwargs)
         self.encoders = [convolution(k * self.channels, name, stride) for name, (k, stride) in self.ENCODER.items()]
         self.decoders = [convolution(k * self.channels, name) for name, (k, _) in self.DECODER.items()]
-        self.head = convolution(3, "flow", kernel_initializer=keras.initializers.RandomNormal(stddev=1e-5))
+        self.head = convolution(
+            3, "flow", kernel_initializer=keras.initializers.RandomNormal(stddev=1e-5), dtype="float32"
+        )
 
     @property
     def convolutions(self):

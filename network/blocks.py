@@ -57,9 +57,9 @@ class UpConvolution(keras.layers.Layer):
 class FlowUpConvolution(UpConvolution):
     """The same in less time, where the grid is large and the output channels are few, as those of a flow are.
 
-    Along each axis an even output voxel meets two of the kernel's four taps, and an odd one the other two. So the eight
-    output voxels to a coarse one are eight convolutions of 2^3 taps on the coarse grid: done as one that has eight times
-    the channels, and interleaved. The gradient is that of the transposed convolution.
+    Along each axis an even output voxel meets two of the kernel's four taps, and an odd one the other two. So the
+    eight output voxels to a coarse one are eight convolutions of 2^3 taps on the coarse grid: done as one that has
+    eight times the channels, and interleaved. The gradient is that of the transposed convolution.
     """
 
     def upsample(self, features, kernel, shape):

@@ -245,12 +245,19 @@ class StopAtSignal(keras.callbacks.Callback):
 class Progress(keras.callbacks.Callback):
     """Progress bar with steps/s, loss, rate, and the share of time spent waiting for data."""
 
-    def __init__(self, name, total):
+    def __init__(self, name, total, shown=True):
         super().__init__()
-        self.name, self.total, self.bar = name, total, None
+        self.name, self.total, self.shown, self.bar = name, total, shown, None
 
     def on_train_begin(self, logs=None):
-        self.bar = tqdm.tqdm(total=self.total, initial=self.model.step, desc=self.name, unit="step", file=sys.stderr)
+        self.bar = tqdm.tqdm(
+            total=self.total,
+            initial=self.model.step,
+            desc=self.name,
+            unit="step",
+            file=sys.stderr,
+            disable=not self.shown,
+        )
         self.started = time.perf_counter()
 
     def on_train_batch_end(self, batch, logs=None):

@@ -106,7 +106,7 @@ def load_config(folder):
     return config.with_net_args(args.get("net_args", ""))
 
 
-def load_model(path, rep=1, image_size=None, net_args="", fast_reconstruction=True):
+def load_model(path, rep=1, image_size=None, net_args="", **execution):
     """A trained network from a run folder.
 
     Args:
@@ -114,7 +114,7 @@ def load_model(path, rep=1, image_size=None, net_args="", fast_reconstruction=Tr
         rep: how often each deformable cascade is applied in a row.
         image_size: (X, Y, Z) to work at; None is the size that the run was trained at.
         net_args: options that override the run's, as on the command line.
-        fast_reconstruction: whether warps run as compiled kernels.
+        execution: how to compute, as in `CascadeConfig.executed`.
 
     Returns:
         `RecursiveCascadedNetwork` with its weights; `.config` tells what it is.
@@ -124,9 +124,7 @@ def load_model(path, rep=1, image_size=None, net_args="", fast_reconstruction=Tr
     """
     prefix = find_checkpoint(path)
     config = load_config(prefix.parent).with_net_args(net_args)
-    config = config.replace(
-        rep=rep, fast_reconstruction=fast_reconstruction, image_size=image_size or config.image_size
-    )
+    config = config.executed(**execution).replace(rep=rep, image_size=image_size or config.image_size)
     network = build_network(config)
     restore(network, prefix)
     return network

@@ -11,7 +11,11 @@ from errors import UserError
 
 BASE_NETWORK_NAMES = ("VTN", "VoxelMorph")
 AUGMENTATIONS = (None, "identity")
+PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 SIMILARITY_NAMES = ("ncc", "lncc", "mi")
+
+# How a model computes, which changes nothing in what it is: option -> default.
+EXECUTION = {"fast_reconstruction": True, "precision": "float32", "rematerialize": False, "jit": False}
 
 # The options that --net_args may set, as users of the original know them.
 NET_ARGS = (
@@ -46,6 +50,9 @@ class CascadeConfig:
         leaky_slope: slope of the leaky ReLU below zero.
         augmentation: None (random deformation of the moving image in training) or 'identity' (none).
         fast_reconstruction: whether warps run as compiled kernels that recompute in the backward pass.
+        precision: what the convolutions compute in, but for the one that gives a flow; all else is float32.
+        rematerialize: whether the backward pass computes a cascade's activations again instead of keeping them.
+        jit: whether XLA compiles the whole network; on a CPU its convolutions are slow.
 
     Raises:
         UserError: an option has a value outside its range.
@@ -65,6 +72,9 @@ class CascadeConfig:
     leaky_slope: float = 0.1
     augmentation: str | None = None
     fast_reconstruction: bool = True
+    precision: str = "float32"
+    rematerialize: bool = False
+    jit: bool = False
 
     def __post_init__(self):
         _check(isinstance(self.image_size, (tuple, list)), "image_size", self.image_size, "three whole numbers from 2")
@@ -78,9 +88,10 @@ class CascadeConfig:
             value = getattr(self, name)
             _check(_is_number(value) and value >= 0, name, value, "a number from 0")
         _check(self.similarity in SIMILARITY_NAMES, "similarity", self.similarity, SIMILARITY_NAMES)
-        for name in ("warp_gradient", "warp_padding", "fast_reconstruction"):
+        for name in ("warp_gradient", "warp_padding", "fast_reconstruction", "rematerialize", "jit"):
             _check(isinstance(getattr(self, name), bool), name, getattr(self, name), (True, False))
         _check(_is_int(self.channels, 1), "channels", self.channels, "a whole number from 1")
+        _check(self.precision in PRECISIONS, "precision", self.precision, PRECISIONS)
         _check(self.augmentation in AUGMENTATIONS, "augmentation", self.augmentation, AUGMENTATIONS)
 
     @property
@@ -110,6 +121,10 @@ class CascadeConfig:
             UserError: malformed text, an unknown key or a value outside its range.
         """
         return self.replace(**parse_assignments(text, NET_ARGS, "--net_args"))
+
+    def executed(self, **execution):
+        """Copy that computes as the options of `EXECUTION` say, or else by their defaults."""
+        return self.replace(**{**EXECUTION, **execution})
 
     def to_dict(self):
         """All options, fit for JSON."""

@@ -191,8 +191,6 @@ def evaluate(
             stages, maps, pictures = run(_split(batch, strategy))
         wanted = [i for i in np.flatnonzero(about["valid"]) if images_of is None or about["index"][i] in images_of]
         stages = [{name: _gather(value, strategy) for name, value in stage.items()} for stage in stages]
-        if refine_steps:
-            stages = _with_unrefined(stages, per_cascade)
         stages[-1].update(notes)
         return _Measured(
             about,
@@ -204,7 +202,7 @@ def evaluate(
 
     with concurrent.futures.ThreadPoolExecutor() as pool:
         for measured in _one_ahead(pool, on_device, map(dict, batches)):
-            yield from _results(pool, measured, labels)
+            yield from _results(pool, measured, labels, refine_steps > 0, per_cascade)
 
 
 class _Measured(typing.NamedTuple):
@@ -228,7 +226,7 @@ def _one_ahead(pool, function, items):
         yield running.result()
 
 
-def _results(pool, measured, labels):
+def _results(pool, measured, labels, refined, per_cascade):
     """`PairResult` of each valid pair of a batch. The surfaces are measured here, a thread a pair."""
     about, started = measured.about, time.perf_counter()
     pairs = np.flatnonzero(about["valid"])
@@ -236,12 +234,13 @@ def _results(pool, measured, labels):
         fixed, warped = measured.maps
         for stage, label_map in zip(measured.stages, warped, strict=True):
             stage.update(_surfaces(pool, fixed, label_map, labels, about["fixed_spacing"], pairs))
+    stages = _with_unrefined(measured.stages, per_cascade) if refined else measured.stages
     seconds = (measured.seconds + time.perf_counter() - started) / max(len(pairs), 1)
     for i in pairs:
         yield PairResult(
             int(about["index"][i]),
             *(text.decode() for text in about["ids"][i]),
-            tuple({name: value[i] for name, value in stage.items()} for stage in measured.stages),
+            tuple({name: value[i] for name, value in stage.items()} for stage in stages),
             seconds,
             measured.images.get(i, {}),
             about["fixed_spacing"][i],

@@ -1,5 +1,6 @@
 """The recursive cascaded network (paper, section 3): each cascade warps the moving image a little further."""
 
+import contextlib
 import typing
 
 import keras
@@ -51,9 +52,14 @@ class RecursiveCascadedNetwork(keras.Model):
     """
 
     def __init__(self, config, **kwargs):
-        super().__init__(**kwargs)
+        super().__init__(**kwargs, dtype="float32")
         self.config = config
         base_network = BASE_NETWORKS[config.base_network]
+        with _layers_in(config.precision):
+            self._make_stems(config, base_network)
+        self._compiled = tf.function(self._apply, jit_compile=True) if config.jit else self._apply
+
+    def _make_stems(self, config, base_network):
         self.affine = AffineNetwork(config.leaky_slope, name="affine_stem")
         self.cascades = [
             base_network(
@@ -68,21 +74,30 @@ class RecursiveCascadedNetwork(keras.Model):
     def call(self, inputs, rep=None):
         """Apply the cascades, each of them `rep` times in a row (`config.rep` where it is None)."""
         fixed, moving = inputs
+        return self._compiled(fixed, moving, rep or self.config.rep)
+
+    def _apply(self, fixed, moving, rep):
         options = {"padding": self.config.warp_padding, "fast": self.config.fast_reconstruction}
         affine = self.affine([fixed, moving])
         shape = tf.shape(fixed)
         flow = affine_flow(affine, [shape[1], shape[2], shape[3]])
         stages = [Stage(flow, flow, warp(moving, flow, **options))]
-        for i in self.config.replace(rep=rep or self.config.rep).stage_cascades:
+        for i in self.config.replace(rep=rep).stage_cascades:
             last = stages[-1]
             seen = last.warped if self.config.warp_gradient else tf.stop_gradient(last.warped)
-            flow = self.cascades[i]([fixed, seen])
+            flow = self._flow(i, fixed, seen)
             if len(stages) == 1:
                 composed = compose_affine(affine, last.composed_flow, flow)
             else:
                 composed = compose(last.composed_flow, flow, **options)
             stages.append(Stage(flow, composed, warp(moving, composed, **options)))
         return CascadeOutput(tuple(stages), affine)
+
+    def _flow(self, i, fixed, seen):
+        def cascade(fixed, seen):
+            return tf.cast(self.cascades[i]([fixed, seen]), tf.float32)
+
+        return (tf.recompute_grad(cascade) if self.config.rematerialize else cascade)(fixed, seen)
 
     def named_weights(self):
         """Every weight under its name in the published checkpoints, such as 'gaffdfrm/affine_stem/conv1/W'."""
@@ -101,6 +116,17 @@ class RecursiveCascadedNetwork(keras.Model):
     @classmethod
     def from_config(cls, config):
         return cls(CascadeConfig.from_dict(config["config"], "config"), name=config["name"])
+
+
+@contextlib.contextmanager
+def _layers_in(precision):
+    """While this is entered, layers are made with Keras's dtype policy of that name."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(precision)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
 
 
 def build_network(config):

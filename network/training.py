@@ -1,14 +1,24 @@
 """Training: the Keras model that is compiled and fitted."""
 
+import math
 import time
 
 import keras
 import tensorflow as tf
 
+from errors import UserError
+
 from .augmentation import augment, draw_control_points
 from .losses import cascade_losses
 
 GRADIENT = "squared_gradient"
+# In float16 small gradients vanish: those of the activations are computed so many times larger.
+LOSS_SCALES = {"float32": 1.0, "mixed_bfloat16": 1.0, "mixed_float16": 1024.0}
+# What the backward pass keeps of a cascade in full: the inputs of its convolutions and of its activations.
+_KEPT_OPERATIONS = ("BiasAdd", "Conv3D", "Conv3DBackpropInputV2", "LeakyRelu", "ConcatV2", "Reshape")
+
+# How TensorFlow tells that a worker on another machine is gone.
+_LOST = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.DeadlineExceededError)
 
 
 def learning_rate(step, steps_per_epoch, initial):
@@ -22,6 +32,27 @@ def adam(network):
     optimizer = keras.optimizers.Adam(beta_1=0.9, beta_2=0.999, epsilon=1e-8)
     optimizer.build(network.trainable_variables)
     return optimizer
+
+
+def estimate_memory(network, pairs):
+    """Bytes that a training step needs on a device with so many pairs of the batch: an estimate from the graph.
+
+    Weights, their gradients and Adam's moments; of each cascade, the activations that the backward pass keeps (with
+    `rematerialize`, of one cascade at a time) with the gradient of the largest; and the flows and images of each stage.
+    """
+    config, voxels = network.config, math.prod(network.config.image_size)
+    weights = 4 * 4 * sum(math.prod(weight.shape) for weight in network.trainable_variables)
+    kept = []
+    for stem in (network.affine, *network.cascades[:1]):
+        image = tf.TensorSpec((1, *config.image_size, 1))
+        graph = tf.function(lambda a, b, stem=stem: stem([a, b])).get_concrete_function(image, image).graph
+        outputs = [op.outputs[0] for op in graph.get_operations() if op.type in _KEPT_OPERATIONS]
+        sizes = [out.dtype.size * out.shape.num_elements() for out in outputs if out.shape.is_fully_defined()]
+        kept.append((sum(sizes), max(sizes)))
+    at_once = 1 if config.rematerialize else len(config.stage_cascades)
+    activations = kept[0][0] + at_once * kept[-1][0] + 2 * kept[-1][1]
+    stages = (1 + len(config.stage_cascades)) * 4 * voxels * (3 + 3 + 1 + 1)
+    return weights + pairs * (activations + stages)
 
 
 class Trainer(keras.Model):
@@ -46,16 +77,20 @@ class Trainer(keras.Model):
         self.built = True
 
     def train_step(self, batch):
-        config = self.network.config
+        config, scale = self.network.config, LOSS_SCALES[self.network.config.precision]
         if config.augmentation is None:
             batch = augment(batch, draw_control_points(batch["seed"], config.image_size))
         with tf.GradientTape() as tape:
             output = self.network((batch["fixed"], batch["moving"]))
             terms = cascade_losses(batch["fixed"], output, config)
+            scaled = terms["loss"] * scale
         weights = self.network.trainable_variables
-        gradients = tape.gradient(terms["loss"], weights)
+        gradients = [gradient / scale for gradient in tape.gradient(scaled, weights)]
         self.optimizer.apply_gradients(zip(gradients, weights, strict=True))
         return {**terms, GRADIENT: tf.add_n([tf.reduce_sum(tf.square(g)) for g in gradients])}
+
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        """Nothing is left to build; Keras would take a first batch, and fail on a dict over several machines."""
 
     def make_train_function(self, force=False):
         # Keras fetches the batch inside its compiled step; here it is fetched outside, so that waiting can be timed.
@@ -64,13 +99,23 @@ class Trainer(keras.Model):
         @tf.function
         def run(batch):
             terms = strategy.run(self.train_step, args=(batch,))
-            return {name: strategy.reduce("SUM", term, axis=None) for name, term in terms.items()}
+            # One sum over the devices, not one a term.
+            values = strategy.reduce(
+                "SUM", strategy.run(lambda t: tf.stack(list(t.values())), args=(terms,)), axis=None
+            )
+            return dict(zip(terms, tf.unstack(values), strict=True))
 
         def train_function(iterator):
             started = time.perf_counter()
-            batch = next(iterator)
-            self.seconds_waiting += time.perf_counter() - started
-            terms = run(batch)
+            try:
+                batch = next(iterator)
+                self.seconds_waiting += time.perf_counter() - started
+                terms = run(batch)
+            except _LOST as error:
+                raise UserError(
+                    f"step {self.step + 1}: another worker was lost; see what it said, and "
+                    "start all workers again with -c and this run, to go on from its last checkpoint"
+                ) from error
             self.step += 1
             return terms
 

@@ -150,3 +150,13 @@ def test_doubts_tell_size_and_side():
     mirrored = sitk.Flip(image, (True, False, False))
     mirrored.CopyInformation(image)
     assert "patient's left" in doubts(mirrored, organ[::-1], "liver")[-1]
+
+
+def test_a_brain_alone_may_be_a_body():
+    image = sitk.Image(20, 20, 20, sitk.sitkUInt8)
+    image.SetSpacing((10, 10, 10))  # a voxel is 1 ml
+    mask = np.zeros((20, 20, 20), bool)
+    mask[:8, :8, :7] = True
+    assert doubts(image, mask, "body") == ["the body found has 448 ml, where 500 to 150000 are usual"]
+    mask[:12, :14, :11] = True
+    assert doubts(image, mask, "body") == doubts(image, mask, "brain") == []

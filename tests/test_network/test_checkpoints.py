@@ -27,10 +27,10 @@ def published(tmp_path_factory):
     return folder
 
 
-def trained(config=SMALL, seed=0):
+def trained(seed=0):
     """A network and its optimizer, whose state has something in it."""
     keras.utils.set_random_seed(seed)
-    network = build_network(config)
+    network = build_network(SMALL)
     optimizer = adam(network)
     for i, variable in enumerate(optimizer.variables[2:]):
         variable.assign(tf.random.stateless_uniform(variable.shape, (seed, i)))
@@ -38,19 +38,20 @@ def trained(config=SMALL, seed=0):
     return network, optimizer
 
 
-def run_folder(folder, config=SMALL, steps=(5,)):
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(config.to_dict()))
-    network, optimizer = trained(config)
-    for step in steps:
-        checkpoints.save(folder, network, optimizer, step)
-    return network, optimizer
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A run folder that no test changes, and the network and the optimizer saved in it."""
+    folder = tmp_path_factory.mktemp("saved")
+    (folder / "config.json").write_text(json.dumps(SMALL.to_dict()))
+    network, optimizer = trained()
+    checkpoints.save(folder, network, optimizer, 5)
+    return folder, network, optimizer
 
 
-def test_saving_and_restoring_weights_and_adam(tmp_path):
-    network, optimizer = run_folder(tmp_path / "run")
+def test_saving_and_restoring_weights_and_adam(saved):
+    folder, network, optimizer = saved
     other, other_optimizer = trained(seed=1)
-    checkpoints.restore(other, tmp_path / "run" / "model-5", other_optimizer)
+    checkpoints.restore(other, folder / "model-5", other_optimizer)
     for a, b in zip(network.weights, other.weights, strict=True):
         np.testing.assert_array_equal(a, b)
     kept = [v for v in optimizer.variables if "learning_rate" not in v.path]
@@ -66,9 +67,8 @@ def test_adams_count_survives_the_published_form(steps):
     assert 1 - 0.999 ** checkpoints._adam_steps(0.0) == 1
 
 
-def test_the_original_could_read_ours(tmp_path):
-    run_folder(tmp_path / "run")
-    shapes = tf.train.load_checkpoint(str(tmp_path / "run" / "model-5")).get_variable_to_shape_map()
+def test_the_original_could_read_ours(saved):
+    shapes = tf.train.load_checkpoint(str(saved[0] / "model-5")).get_variable_to_shape_map()
     assert "gaffdfrm/deform_stem_1/upsamp1to0/W/Adam_1" in shapes
     assert {"beta1_power", "beta2_power", "is_training"} < set(shapes)
 
@@ -79,7 +79,9 @@ def test_a_published_run_loads_by_its_args(published, monkeypatch):
     monkeypatch.chdir(published.parent.parent)
     shutil.copytree(published, "weights/VTN-1-rule", dirs_exist_ok=True)
     for name in ("VTN-1-rule", "weights/VTN-1-rule:99500", str(published), f"{published}:1"):
-        network = load_model(name, rep=2, net_args="leaky_slope=0.0")
+        assert checkpoints.find_checkpoint(name).resolve().parent.name == "VTN-1-rule"
+        assert checkpoints.find_checkpoint(name).name == "model-99500"
+    network = load_model("VTN-1-rule", rep=2, net_args="leaky_slope=0.0")
     assert network.config == CascadeConfig("VTN", 1, 2, leaky_slope=0.0)
     name = "gaffdfrm/deform_stem_0/deconv2/W"
     np.testing.assert_array_equal(network.named_weights()[name], rule.weight(name, (4, 4, 4, 32, 131)))
@@ -106,20 +108,19 @@ def test_finding_runs_and_steps(tmp_path, monkeypatch):
 
 def test_old_checkpoints_go_but_one_every_five_hours(tmp_path):
     folder = tmp_path / "run"
-    run_folder(folder, steps=(0,))
+    folder.mkdir()
     hours = {1: 0, 2: 1, 3: 4.9, 4: 5, 5: 9, 6: 12, 7: 13, 8: 14, 9: 15, 10: 16, 11: 17}
     for step, hour in hours.items():
-        shutil.copy(folder / "model-0.index", folder / f"model-{step}.index")
-        shutil.copy(folder / "model-0.data-00000-of-00001", folder / f"model-{step}.data-00000-of-00001")
+        (folder / f"model-{step}.index").touch()
+        (folder / f"model-{step}.data-00000-of-00001").touch()
         os.utime(folder / f"model-{step}.index", (hour * 3600, hour * 3600))
-    (folder / "model-0.index").unlink()
     checkpoints._prune(folder)
     assert checkpoints.list_steps(folder) == [1, 4, 6, 7, 8, 9, 10, 11]
     assert not (folder / "model-2.data-00000-of-00001").exists()
 
 
-def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
-    network, optimizer = run_folder(tmp_path / "run")
+def test_a_write_that_fails_leaves_what_was_there(saved, monkeypatch):
+    folder, network, optimizer = saved
 
     def killed(source, target):
         if str(source).endswith(".index"):
@@ -128,9 +129,9 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
 
     monkeypatch.setattr(checkpoints.os, "replace", killed)
     with pytest.raises(KeyboardInterrupt):
-        checkpoints.save(tmp_path / "run", network, optimizer, 6)
-    assert checkpoints.list_steps(tmp_path / "run") == [5]
-    checkpoints.restore(network, checkpoints.checkpoint_prefix(tmp_path / "run", 5))
+        checkpoints.save(folder, network, optimizer, 6)
+    assert checkpoints.list_steps(folder) == [5]
+    checkpoints.restore(network, checkpoints.checkpoint_prefix(folder, 5))
 
 
 WRONG = {
@@ -143,27 +144,27 @@ WRONG = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_a_checkpoint_that_does_not_fit_says_why_and_changes_nothing(case, tmp_path):
-    run_folder(tmp_path / "run")
+def test_a_checkpoint_that_does_not_fit_says_why_and_changes_nothing(case, saved):
     config, message = WRONG[case]
     network = build_network(config)
     before = network.get_weights()
     with pytest.raises(UserError, match=message):
-        checkpoints.restore(network, tmp_path / "run" / "model-5")
+        checkpoints.restore(network, saved[0] / "model-5")
     for a, b in zip(before, network.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
-def test_another_size_on_the_same_affine_grid_is_welcome(tmp_path):
-    network, _ = run_folder(tmp_path / "run")
-    other = load_model(tmp_path / "run", image_size=(20, 18, 30))
+def test_another_size_on_the_same_affine_grid_is_welcome(saved):
+    folder, network, _ = saved
+    other = load_model(folder, image_size=(20, 18, 30))
     assert other.config.image_size == (20, 18, 30)
     np.testing.assert_array_equal(other.weights[0], network.weights[0])
 
 
 @pytest.mark.parametrize("ending", [".index", ".data-00000-of-00001"])
-def test_a_damaged_checkpoint(ending, tmp_path):
-    network, _ = run_folder(tmp_path / "run")
+def test_a_damaged_checkpoint(ending, saved, tmp_path):
+    folder, network, _ = saved
+    shutil.copytree(folder, tmp_path / "run")
     file = tmp_path / "run" / f"model-5{ending}"
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(UserError, match=r"model-5 cannot be read .*copy or download it again"):

@@ -59,7 +59,11 @@ FORWARD = {
 }
 
 
-@pytest.mark.parametrize("name", FORWARD)
+# Repeats: test_layers.py has a short test of them.
+SLOW = ("forward_vtn1_rep3",)
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in FORWARD])
 def test_forward(name):
     golden, (architecture, labels) = recorded(name), FORWARD[name]
     network, batch = rule_network(*architecture), rule_batch(kind="labels" if labels else "organ")
@@ -103,17 +107,17 @@ def test_gradients_and_adam_steps():
     assert set(norms) == {str(name) for name in golden["names"]}
     for name, norm in zip(golden["names"], golden["grad_norm"], strict=True):
         assert norms[str(name)] == pytest.approx(norm, rel=1e-3), name
-    losses = train_losses(network, batch, adam(network), 4)
-    np.testing.assert_allclose(losses, golden["losses"], rtol=1e-3)
+    losses = train_losses(network, batch, adam(network), 3)
+    np.testing.assert_allclose(losses, golden["losses"][:3], rtol=1e-3)
 
 
 def test_training_goes_on_from_a_published_checkpoint(tmp_path):
     make_checkpoint.write(str(tmp_path), "VTN", 1)
     network = build_network(CascadeConfig("VTN", 1, augmentation="identity"))
     checkpoints.restore(network, tmp_path / "model-99500")
-    losses = train_losses(network, rule_batch((1, 2), (2, 1)), adam(network), 4)
+    losses = train_losses(network, rule_batch((1, 2), (2, 1)), adam(network), 2)
     golden = json.loads((GOLDEN / "train_two_scans_vtn1.json").read_text())
-    np.testing.assert_allclose(losses, golden["loss"], rtol=1e-3)
+    np.testing.assert_allclose(losses, golden["loss"][:2], rtol=1e-3)
 
 
 def train_losses(network, batch, optimizer, steps):
@@ -130,7 +134,7 @@ def train_losses(network, batch, optimizer, steps):
 def test_names_and_shapes_of_the_published_variables(base_network):
     table = json.loads((GOLDEN / "variables.json").read_text())
     wanted = dict(table["affine"])
-    for i in range(3):
+    for i in range(2):
         wanted.update({name.replace("{i}", str(i)): shape for name, shape in table[base_network].items()})
-    network = build_network(CascadeConfig(base_network, 3))
+    network = build_network(CascadeConfig(base_network, 2))
     assert {name: list(weight.shape) for name, weight in network.named_weights().items()} == wanted

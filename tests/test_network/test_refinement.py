@@ -9,6 +9,7 @@ from data_util import phantoms
 from errors import UserError
 from network import losses, metrics, refinement
 from network.config import CascadeConfig
+from network.recursive_cascaded_networks import build_network
 from network.spatial_transformer import warp
 from tests.test_network.golden import rule_network
 
@@ -29,6 +30,12 @@ def bump(*length):
     """A flow of that many voxels in the middle, none at the edge: float32 [1, X, Y, Z, 3]."""
     x, y, z = (np.sin(np.pi * np.linspace(0, 1, n)) for n in SIZE)
     return tf.constant(np.einsum("x,y,z,k->xyzk", x, y, z, length)[None].astype(np.float32))
+
+
+@pytest.fixture(scope="module")
+def network():
+    """One cascade whose flow is some voxels long; its weights stay as they are."""
+    return rule_network("VoxelMorph", 1, image_size=SIZE, channels=2)
 
 
 @pytest.mark.parametrize("spacing", [4, 7])
@@ -52,8 +59,7 @@ def test_refinement_finds_a_known_flow():
     assert float(losses.correlation(fixed, output.warped)[0]) > 0.995
 
 
-def test_a_refined_result_is_the_networks_and_one_more_stage():
-    network = rule_network("VoxelMorph", 1, image_size=SIZE, channels=2)
+def test_a_refined_result_is_the_networks_and_one_more_stage(network):
     fixed, moving = blobs(0), blobs(1)
     kept = network.get_weights()
     first = network((fixed, moving))
@@ -167,15 +173,15 @@ def test_repeats_end_where_the_flow_folds(bound, rep):
     assert refinement.repeat_while_better(network, fixed, moving, folding_bound=bound)[1] == rep
 
 
-def test_a_networks_repeats_share_its_weights():
-    once = rule_network("VoxelMorph", 1, image_size=SIZE, channels=2)
-    twice = rule_network("VoxelMorph", 1, 2, image_size=SIZE, channels=2)
+def test_a_networks_repeats_share_its_weights(network):
+    twice = build_network(network.config.replace(rep=2))
+    twice.set_weights(network.get_weights())
     images = blobs(5), blobs(6)
-    output = once(images, rep=2)
-    assert len(output.stages) == 3
-    np.testing.assert_allclose(output.flow, twice(images).flow, atol=1e-4)
-    np.testing.assert_allclose(once(images).flow, twice(images, rep=1).flow, atol=1e-4)
-    assert len(once(images).stages) == 2
+    repeated, plain = network(images, rep=2), network(images)
+    assert len(repeated.stages) == 3
+    assert len(plain.stages) == 2
+    np.testing.assert_allclose(repeated.flow, twice(images).flow, atol=1e-4)
+    np.testing.assert_allclose(plain.flow, twice(images, rep=1).flow, atol=1e-4)
 
 
 def test_repeats_of_several_pairs_or_none_are_refused():

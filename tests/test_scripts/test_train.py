@@ -23,13 +23,34 @@ from network import checkpoints
 ROOT = pathlib.Path(__file__).parents[2]
 
 
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    """A small data set, p.json and p.h5, that looks for its file from the folder above."""
+    home = tmp_path_factory.mktemp("dataset")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(home)
+        pathlib.Path("datasets").mkdir()
+        write_dataset("datasets/p", (16, 16, 16), 4, 1, 0)
+    return home / "datasets"
+
+
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
-    """A working folder with a small data set, datasets/p.json."""
+def folder(dataset, tmp_path, monkeypatch):
+    """A working folder with the data set as datasets/p.json."""
     monkeypatch.chdir(tmp_path)
-    pathlib.Path("datasets").mkdir()
-    write_dataset("datasets/p", (16, 16, 16), 4, 1, 0)
+    shutil.copytree(dataset, "datasets")
     return tmp_path
+
+
+@pytest.fixture(scope="module")
+def started(dataset, tmp_path_factory):
+    """The run of an affine network that was stopped after its first step."""
+    home = tmp_path_factory.mktemp("started")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(home)
+        shutil.copytree(dataset, "datasets")
+        assert run("-n", "0", "-r", "2", "--lr", "3e-4", "--seed", "5", "--name", "a", "--epochs", "0.3") == 0
+        return only_run("_a").resolve()
 
 
 FLAGS = [
@@ -52,6 +73,10 @@ def rows_of(path):
         return list(csv.DictReader(file))
 
 
+def steps_of(run):
+    return [int(row["step"]) for row in rows_of(run / "log.csv")]
+
+
 def weights_of(folder, step):
     reader = tf.train.load_checkpoint(str(folder / f"model-{step}"))
     return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
@@ -63,7 +88,7 @@ def test_a_run_and_everything_it_leaves(folder, capsys):
     assert checkpoints.list_steps(made) == [3, 6]
     assert not list(made.glob(".partial*"))
     rows = rows_of(made / "log.csv")
-    assert [row["step"] for row in rows] == ["1", "2", "3", "4", "5", "6"]
+    assert steps_of(made) == [1, 2, 3, 4, 5, 6]
     assert list(rows[0])[:3] == ["step", "loss", "lr"]
     assert {"0_det_loss", "1_reg_loss", "4_reg_loss", "3_raw_loss", "4_raw_loss"} < set(rows[0])
     assert {row["lr"] for row in rows} == {"0.0001"}
@@ -96,34 +121,41 @@ def test_pictures(folder, monkeypatch):
     assert sorted(tags) == sorted(2 * ["fixed", "moving", "warped", "warped_grid"])
 
 
-@pytest.mark.parametrize("stop", [pytest.param("1", marks=pytest.mark.slow), "4"])
+@pytest.mark.parametrize("stop", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_a_run_stopped_and_continued_ends_with_the_same_weights(folder, stop):
-    assert run("--name", "whole", "--seed", "3") == 0
-    assert run("--name", "start", "--seed", "3", "--epochs", str(int(stop) / 3)) == 0
-    assert run("--name", "end", "--seed", "3", "-c", str(only_run("_start"))) == 0
+    flags = ["-b", "VoxelMorph", "--seed", "3"]
+    assert run(*flags, "--name", "whole") == 0
+    assert run(*flags, "--name", "start", "--epochs", str(stop / 3)) == 0
+    assert run(*flags, "--name", "end", "-c", str(only_run("_start"))) == 0
     whole, end = weights_of(only_run("_whole"), 6), weights_of(only_run("_end"), 6)
     assert set(whole) == set(end)
     for name, value in whole.items():
         np.testing.assert_array_equal(end[name], value, name)
-    assert [row["step"] for row in rows_of(only_run("_end") / "log.csv")] == [str(s) for s in range(int(stop) + 1, 7)]
+    assert steps_of(only_run("_end")) == list(range(stop + 1, 7))
 
 
-def test_another_seed_is_another_run(folder):
-    for seed in ("3", "4"):
-        assert run("-n", "0", "--name", seed, "--seed", seed, "--epochs", "0.3") == 0
-    assert rows_of(only_run("_3") / "log.csv") != rows_of(only_run("_4") / "log.csv")
+def test_another_seed_is_another_run(folder, started):
+    flags = ["-n", "0", "-r", "2", "--lr", "3e-4", "--epochs", "0.3"]
+    assert run(*flags, "--seed", "4") == 0
+    assert rows_of(only_run() / "log.csv") != rows_of(started / "log.csv")
 
 
-def test_clear_steps_and_finetune_start_anew(folder):
-    assert run("--name", "a") == 0
-    source = str(only_run("_a"))
-    assert run("--name", "b", "-c", source, "--clear_steps", "--epochs", "1") == 0
+def test_clear_steps_starts_anew(folder, started):
+    assert run("--name", "b", "-c", str(started), "--clear_steps", "--epochs", "1") == 0
     assert checkpoints.list_steps(only_run("_b")) == [3]
+    assert steps_of(only_run("_b")) == [1, 2, 3]
+
+
+def test_a_finetuning_starts_anew_and_goes_on(folder, started):
     config = json.loads(pathlib.Path("datasets/p.json").read_text())
     config["schemes"]["finetune-train-pig"] = config["schemes"]["1"]
     pathlib.Path("datasets/p.json").write_text(json.dumps(config))
-    assert run("-c", source, "--finetune", "pig", "--epochs", "1") == 0
-    assert checkpoints.list_steps(only_run("_a_ftpig")) == [3]
+    assert run("-c", str(started), "--finetune", "pig", "--epochs", "0.3") == 0
+    first = only_run("_a_ftpig")
+    assert steps_of(first) == checkpoints.list_steps(first) == [1]
+    assert run("-c", str(first), "--finetune", "pig", "--epochs", "1") == 0
+    assert steps_of(only_run("_ftpig_1")) == [2, 3]
+    assert checkpoints.list_steps(only_run("_ftpig_1")) == [3]
 
 
 def test_debug_writes_nothing_and_validates_every_step(folder, capsys):
@@ -142,11 +174,11 @@ def test_a_config_without_validation_scheme_says_so(folder, capsys):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(folder, capsys):
-    assert run("-n", "1", "--name", "a", "--lr", "1e30") == 1
+    assert run("-n", "0", "--name", "a", "--lr", "1e30") == 1
     error = capsys.readouterr().err
     line = next(line for line in error.splitlines() if line.startswith("error:"))
     assert "is not finite (loss" in line
-    assert "1_raw_loss" in line
+    assert "0_raw_loss" in line
     assert "p/" in line
     assert "lower --lr" in line
     for step in checkpoints.list_steps(only_run("_a")):
@@ -177,13 +209,12 @@ def test_a_run_stopped_by_sigterm_and_continued_ends_with_the_same_weights(folde
         np.testing.assert_array_equal(end[name], value, name)
 
 
-def test_a_continued_run_keeps_the_flags_that_are_not_given(folder):
-    assert run("-n", "0", "-r", "2", "--lr", "3e-4", "--seed", "5", "--name", "a", "--epochs", "0.3") == 0
-    assert errors.run(train.main, ["-c", str(only_run("_a")), "-g", "-1", "--epochs", "1", "--name", "b"]) == 0
-    before, after = (json.loads((only_run(name) / "args.json").read_text()) for name in ("_a", "_b"))
+def test_a_continued_run_keeps_the_flags_that_are_not_given(folder, started):
+    assert errors.run(train.main, ["-c", str(started), "-g", "-1", "--epochs", "1"]) == 0
+    before, after = (json.loads((made / "args.json").read_text()) for made in (started, only_run()))
     kept = ("rep", "dataset", "batch", "round", "data_args", "lr", "seed")
     assert {name: after[name] for name in kept} == {name: before[name] for name in kept}
-    assert [row["lr"] for row in rows_of(only_run("_b") / "log.csv")] == ["0.0003"] * 2
+    assert [row["lr"] for row in rows_of(only_run() / "log.csv")] == ["0.0003"] * 2
 
 
 def test_labels_are_validated(folder):
@@ -194,29 +225,18 @@ def test_labels_are_validated(folder):
     assert 0 < float(rows_of(only_run() / "validation.csv")[0]["dice_score"]) < 1
 
 
-def test_a_finetuning_goes_on(folder):
-    config = json.loads(pathlib.Path("datasets/p.json").read_text())
-    config["schemes"]["finetune-train-pig"] = config["schemes"]["1"]
-    pathlib.Path("datasets/p.json").write_text(json.dumps(config))
-    assert run("-n", "0", "--name", "a", "--epochs", "0.3") == 0
-    assert run("-c", str(only_run("_a")), "--finetune", "pig", "--epochs", "0.3") == 0
-    assert run("-c", str(only_run("_ftpig")), "--finetune", "pig", "--epochs", "1") == 0
-    (again,) = pathlib.Path("weights").glob("*_ftpig_1")
-    assert [row["step"] for row in rows_of(again / "log.csv")] == ["2", "3"]
-
-
-def broken_key():
+def broken_key(_):
     config = json.loads(pathlib.Path("datasets/p.json").read_text())
     config["subsets"]["train"].append("p/none")
     pathlib.Path("datasets/p.json").write_text(json.dumps(config))
 
 
-def unknown_config_key():
+def unknown_config_key(_):
     config = json.loads(pathlib.Path("datasets/p.json").read_text())
     pathlib.Path("datasets/p.json").write_text(json.dumps({**config, "colour": 1}))
 
 
-def wrong_size():
+def wrong_size(_):
     with h5py.File("datasets/p.h5", "a") as file:
         key = next(iter(file))
         for name in ("volume", "segmentation"):
@@ -224,29 +244,26 @@ def wrong_size():
             file[key][name] = np.zeros((16, 16, 17), np.uint8)
 
 
-def empty_checkpoint():
+def empty_checkpoint(_):
     pathlib.Path("empty").mkdir()
 
 
-def other_checkpoint():
-    assert run("-n", "1", "--name", "other", "--epochs", "0.3") == 0
-    pathlib.Path(only_run("_other")).rename("other")
-    for leftover in ("weights", "logs"):
-        shutil.rmtree(leftover)
+def other_checkpoint(started):
+    shutil.copytree(started, "other")
 
 
-def unwritable():
+def unwritable(_):
     pathlib.Path("weights").write_text("not a folder")
 
 
-def unwritable_logs():
+def unwritable_logs(_):
     pathlib.Path("weights").mkdir()
     pathlib.Path("logs").write_text("not a folder")
 
 
 MISTAKES = {
     "missing config": (None, ["-d", "datasets/no.json"], "datasets/no.json"),
-    "missing file": (lambda: os.remove("datasets/p.h5"), [], "p.h5"),
+    "missing file": (lambda _: os.remove("datasets/p.h5"), [], "p.h5"),
     "missing key": (broken_key, [], "p/none"),
     "unknown key in the config": (unknown_config_key, [], "unknown key 'colour'"),
     "wrong volume size": (wrong_size, [], "16x16x17"),
@@ -275,13 +292,12 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_one_line_and_leaves_nothing(mistake, folder, capsys):
+def test_a_mistake_is_one_line_and_leaves_nothing(mistake, folder, started, capsys):
     make, flags, message = MISTAKES[mistake]
     if make is not None:
-        make()
+        make(started)
     before = sorted(pathlib.Path().rglob("*"))
-    capsys.readouterr()
-    assert run("-n", "1", *flags) == 1
+    assert run("-n", "0", *flags) == 1
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     assert message in line
     assert sorted(pathlib.Path().rglob("*")) == before

@@ -1,0 +1,1 @@
+"""How fast and lean the toolkit is, side by side with plain formulations: `python -m benchmarks`."""

@@ -1,0 +1,157 @@
+"""Measure all cases and write the table: python -m benchmarks -o docs/benchmarks
+
+The variants of a case take turns in one process, so that a noisy machine is noisy to all; the table gives medians and
+their ratios. Peak memory is that of a fresh process a variant, the compilation of its kernels included.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import platform
+import statistics
+import subprocess
+import sys
+import time
+
+# Settings that hold OpenBLAS back.
+for setting in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"):
+    os.environ.pop(setting, None)
+
+import network  # noqa: E402, F401, I001  (before TensorFlow: it sets what that reads)
+import tensorflow as tf  # noqa: E402
+
+from benchmarks import memory  # noqa: E402
+from benchmarks.cases import cases  # noqa: E402
+
+OTHERS = ("plain", "op by op", "torch")
+MIB = 2**20
+tf.get_logger().setLevel("ERROR")  # each variant is traced anew, on purpose
+
+
+def main():
+    """Measure and write OUTPUT.md and OUTPUT.json."""
+    flags = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure speed and memory.")
+    flags.add_argument("-o", "--output", default="docs/benchmarks", help="prefix of the .md and .json (%(default)s)")
+    flags.add_argument("--size", type=int, default=128, help="voxels an axis (128)")
+    flags.add_argument("--rounds", type=int, default=7, help="times that each variant is run (7)")
+    flags.add_argument("--only", default="", help="only the cases with this in their name")
+    flags.add_argument("--peak", nargs=2, metavar=("CASE", "VARIANT"), help="print the peak memory of one, in bytes")
+    args = flags.parse_args()
+    chosen = [case for case in cases(args.size) if args.only in case.name]
+    if args.peak:
+        case = next(case for case in chosen if case.name == args.peak[0])
+        print(memory.peak_of(lambda: case.variants[args.peak[1]]()()))
+        return
+    bounds = {"bytes": copy_bandwidth(), "operations": matrix_peak()}
+    rows = [measure(case, args, bounds) for case in chosen]
+    result = {
+        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {devices()}",
+        "versions": {"python": platform.python_version(), "tensorflow": tf.__version__},
+        "size": args.size,
+        "copy_bytes_per_second": bounds["bytes"],
+        "matrix_operations_per_second": bounds["operations"],
+        "rows": rows,
+    }
+    output = pathlib.Path(args.output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.with_suffix(".json").write_text(json.dumps(result, indent=2) + "\n")
+    output.with_suffix(".md").write_text(table(result))
+    print(f"{output}.md")
+
+
+def measure(case, args, bounds):
+    """A row of the table: medians in seconds and peaks in bytes by variant, and the bound in seconds."""
+    runs = {}
+    for name, make in case.variants.items():
+        try:
+            runs[name] = make()
+        except ImportError:
+            continue  # torch is optional
+        runs[name]()
+    seconds = {name: [] for name in runs}
+    for _ in range(args.rounds):
+        for name, run in runs.items():
+            started = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - started)
+    del runs
+    moved = (case.moved or 0) / bounds["bytes"]
+    computed = (case.operations or 0) / bounds["operations"]
+    row = {
+        "name": case.name,
+        "seconds": {name: statistics.median(times) for name, times in seconds.items()},
+        "peak_bytes": {name: peak(case, name, args.size) for name in ("ours", "plain")},
+        "bound_seconds": max(moved, computed) or None,
+    }
+    print(json.dumps(row), file=sys.stderr)
+    return row
+
+
+def peak(case, variant, size):
+    """Peak memory of a variant in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks", "--size", str(size), "--peak", case.name, variant]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+
+
+def copy_bandwidth():
+    """Bytes a second that this machine reads and writes while it copies on all cores."""
+    source = tf.random.uniform([2**26])
+    copy = tf.function(lambda a: a + 1.0)
+    return 2 * 4 * 2**26 / _best(lambda: copy(source))
+
+
+def matrix_peak():
+    """Floating-point operations a second of a matrix product."""
+    side = 2048
+    a = tf.random.uniform([side, side])
+    product = tf.function(lambda a: a @ a)
+    return 2 * side**3 / _best(lambda: product(a))
+
+
+def _best(run):
+    times = []
+    for _ in range(8):
+        started = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - started)
+    return min(times)
+
+
+def devices():
+    """What TensorFlow computes on."""
+    gpus = [tf.config.experimental.get_device_details(gpu).get("device_name", "GPU") for gpu in _gpus()]
+    return ", ".join(gpus) or "no GPU"
+
+
+def _gpus():
+    return tf.config.list_physical_devices("GPU")
+
+
+def table(result):
+    """The result as Markdown."""
+    lines = [
+        "# Benchmarks",
+        "",
+        f"`python -m benchmarks` on {result['machine']}; TensorFlow {result['versions']['tensorflow']}, volumes of "
+        f"{result['size']}^3, batch 1. Ratios of medians; above 1, ours is faster. *plain*: eight gathers by stacked",
+        "indices, a warp a label, TensorFlow's own gradients, losses and metrics op by op (`benchmarks/plain.py`).",
+        "*op by op*: `--no-fast_reconstruction`. *torch*: `grid_sample`. *bound*: the time for the bytes that must",
+        f"move at the measured {result['copy_bytes_per_second'] / 1e9:.1f} GB/s, or the convolutions' operations at "
+        f"the {result['matrix_operations_per_second'] / 1e9:.0f} GFLOP/s of a matrix product.",
+        "",
+        "| what | ours, ms | plain | op by op | torch | bound, ms | peak ours, MiB | peak plain, MiB | peak ratio |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in result["rows"]:
+        ours = row["seconds"]["ours"]
+        ratios = [f"{row['seconds'][name] / ours:.1f}x" if name in row["seconds"] else "" for name in OTHERS]
+        bound = f"{1000 * row['bound_seconds']:.0f}" if row["bound_seconds"] else ""
+        peaks = [row["peak_bytes"][name] / MIB for name in ("ours", "plain")]
+        cells = [row["name"], f"{1000 * ours:.0f}", *ratios, bound, *(f"{p:.0f}" for p in peaks)]
+        lines.append("| " + " | ".join([*cells, f"{peaks[0] / peaks[1]:.2f}x"]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""The plain formulations that the benchmarks compare with: what one writes first, and TensorFlow's own gradients."""
+
+import contextlib
+import itertools
+from unittest import mock
+
+import tensorflow as tf
+
+from network import affine, blocks, evaluation, losses, metrics, spatial_transformer
+
+
+def warp(image, flow):
+    """Eight gathers by stacked indices, weighted and summed."""
+    shape = tf.shape(image)
+    sizes = [shape[1], shape[2], shape[3]]
+    grid = tf.meshgrid(*(tf.range(n, dtype=tf.float32) for n in sizes), indexing="ij")
+    places, lower, upper = [], [], []
+    for axis in range(3):
+        last = sizes[axis] - 1
+        places.append(tf.clip_by_value(flow[..., axis] + grid[axis], 0.0, tf.cast(last, tf.float32)))
+        lower.append(tf.cast(tf.floor(places[axis]), tf.int32))
+        upper.append(tf.minimum(lower[axis] + 1, last))
+    pair = tf.broadcast_to(tf.reshape(tf.range(shape[0]), [-1, 1, 1, 1]), tf.shape(lower[0]))
+    total = 0.0
+    for corner in itertools.product((0, 1), repeat=3):
+        index = [(upper if high else lower)[axis] for axis, high in enumerate(corner)]
+        weight = 1.0
+        for axis, high in enumerate(corner):
+            fraction = places[axis] - tf.cast(lower[axis], tf.float32)
+            weight = weight * (fraction if high else 1.0 - fraction)
+        total += weight[..., None] * tf.gather_nd(image, tf.stack([pair, *index], axis=-1))
+    return total
+
+
+def vote(labels):
+    """Label maps carried by one warp of a 0/255 mask for each label."""
+
+    def carry(segmentation, flow):
+        elected = tf.zeros_like(segmentation)
+        for label in labels:
+            mask = tf.where(segmentation == label, 255.0, 0.0)
+            elected = tf.where(warp(mask, flow) > spatial_transformer.FOREGROUND, label, elected)
+        return elected
+
+    return carry
+
+
+def jacobian_std(flow):
+    """Standard deviation of the determinant, by a batch of 3x3 determinants."""
+    here = flow[:, :-1, :-1, :-1]
+    along = (flow[:, 1:, :-1, :-1], flow[:, :-1, 1:, :-1], flow[:, :-1, :-1, 1:])
+    jacobian = tf.stack([d - here for d in along], axis=-1) + tf.eye(3)
+    return tf.math.reduce_std(tf.linalg.det(jacobian), axis=[1, 2, 3])
+
+
+@contextlib.contextmanager
+def everywhere(labels=()):
+    """While this is entered, whatever network is traced runs on plain formulations."""
+    compiled = {
+        affine: ("_compose_affine",),
+        evaluation: ("correlation",),
+        losses: ("correlation", "smoothness_loss"),
+        metrics: ("jacobian_determinant", "folding", "sd_log_jacobian"),
+    }
+    with contextlib.ExitStack() as stack:
+        for module, names in compiled.items():
+            for name in names:
+                stack.enter_context(mock.patch.object(module, name, getattr(module, name).__wrapped__))
+        stack.enter_context(mock.patch.object(metrics, "jacobian_std", jacobian_std))
+        stack.enter_context(mock.patch.object(spatial_transformer, "_fast_warp", warp))
+        stack.enter_context(mock.patch.object(spatial_transformer, "_vote", vote(labels)))
+        plain_up = blocks.UpConvolution.upsample
+        stack.enter_context(mock.patch.object(blocks.FlowUpConvolution, "upsample", plain_up))
+        yield

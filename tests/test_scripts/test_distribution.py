@@ -1,0 +1,192 @@
+"""train.py and eval.py on several devices and machines give what one device gives; each run is a process of its own."""
+
+import csv
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from data_util.phantoms import write_dataset
+
+ROOT = pathlib.Path(__file__).parents[2]
+FLAGS = ("--batch", "4", "--val_pairs", "2")
+# Few channels: what is tested is the division of work, not the convolutions.
+MODELS = {
+    "VTN-1": ("-b", "VTN", "-n", "1", "-r", "2", "--net_args", "channels=4"),
+    "VoxelMorph-2": ("-b", "VoxelMorph", "-n", "2", "-r", "2", "--net_args", "channels=4"),
+}
+CASES = [(model, 32) for model in MODELS] + [pytest.param((m, 64), marks=pytest.mark.slow) for m in MODELS]
+FIVE_STEPS = ("--round", "5", "--epochs", "1", "--val_steps", "100")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A working folder with data sets p<N>.json of N^3 voxels."""
+    home = tmp_path_factory.mktemp("distribution")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(home)
+        pathlib.Path("datasets").mkdir()
+        for size in (16, 32, 64):
+            write_dataset(f"datasets/p{size}", (size,) * 3, 4, 3, 0)
+    return home
+
+
+def start(home, script, *flags, worker=None, ports=()):
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
+    if worker is not None:
+        addresses = [f"localhost:{port}" for port in ports]
+        task = {"type": "worker", "index": worker}
+        environment["TF_CONFIG"] = json.dumps({"cluster": {"worker": addresses}, "task": task})
+    command = [sys.executable, str(ROOT / script), *flags]
+    return subprocess.Popen(
+        command, cwd=home, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def finish(*processes, status=0):
+    outputs = [process.communicate(timeout=400)[0] for process in processes]
+    for process, output in zip(processes, outputs, strict=True):
+        assert process.returncode == status, output
+    return outputs
+
+
+def two_workers(home, *flags):
+    with socket.socket() as first, socket.socket() as second:
+        for s in (first, second):
+            s.bind(("localhost", 0))
+        ports = [s.getsockname()[1] for s in (first, second)]
+    return [start(home, "train.py", "-g", "-1", *flags, worker=k, ports=ports) for k in range(2)]
+
+
+def run_named(home, name):
+    (found,) = (home / "weights").glob(f"*_{name}")
+    return found
+
+
+def differences(home, name, reference):
+    """Largest relative difference of the logged losses, and that of all weights as one vector."""
+    rows = [[*csv.DictReader((run_named(home, n) / "log.csv").open())] for n in (name, reference)]
+    assert [row["step"] for row in rows[0]] == [row["step"] for row in rows[1]]
+    losses = max(
+        abs(float(a[key]) - float(b[key])) / max(abs(float(b[key])), 1e-2)
+        for a, b in zip(*rows, strict=True)
+        for key in a
+    )
+    readers = [
+        tf.train.load_checkpoint(str(next(run_named(home, n).glob("*.index"))).removesuffix(".index"))
+        for n in (name, reference)
+    ]
+    apart = whole = 0.0
+    for key in readers[1].get_variable_to_shape_map():
+        if key.endswith(("/W", "/b")):
+            a, b = (reader.get_tensor(key).astype(np.float64) for reader in readers)
+            apart, whole = apart + ((a - b) ** 2).sum(), whole + (b**2).sum()
+    return losses, (apart / whole) ** 0.5
+
+
+@pytest.fixture(scope="module", params=CASES, ids=str)
+def one_device(request, home):
+    """Flags of a model at a size, and the name of its run on one device."""
+    model, size = request.param
+    flags = ("-d", f"datasets/p{size}.json", *FLAGS, *MODELS[model], *FIVE_STEPS)
+    finish(start(home, "train.py", "-g", "-1", *flags, "--name", f"{model}-{size}"))
+    return flags, f"{model}-{size}"
+
+
+@pytest.mark.parametrize("devices", [2, 4])
+def test_devices_do_not_change_the_result(one_device, home, devices):
+    flags, reference = one_device
+    name = f"{reference}-{devices}"
+    finish(start(home, "train.py", "-g", f"cpu:{devices}", *flags, "--name", name))
+    losses, weights = differences(home, name, reference)
+    assert losses < 1e-4
+    assert weights < 1e-4
+
+
+def test_machines_do_not_change_the_result_and_one_writes(one_device, home):
+    flags, reference = one_device
+    name = f"{reference}-machines"
+    outputs = finish(*two_workers(home, *flags, "--name", name))
+    losses, weights = differences(home, name, reference)
+    assert losses < 1e-4
+    assert weights < 1e-4
+    assert "Finished: 5 steps" in outputs[0]
+    assert "Finished" not in outputs[1]
+
+
+SMALL = ("-d", "datasets/p16.json", "-b", "VoxelMorph", "--batch", "4", "--net_args", "channels=2")
+
+
+def test_two_devices_write_the_same_report(home):
+    finish(start(home, "train.py", "-g", "-1", *SMALL, "--round", "2", "--epochs", "1", "--name", "evaluated"))
+    checkpoint = str(run_named(home, "evaluated"))
+    flags = ("-c", checkpoint, "-v", "2,known", "--paired", "--batch", "2")
+    finish(start(home, "eval.py", "-g", "-1", *flags, "--name", "one"))
+    finish(start(home, "eval.py", "-g", "cpu:2", *flags, "--name", "two"))
+    reports = sorted((home / "evaluate").glob("*-one-*.txt"))
+    assert len(reports) == 2
+    for report in reports:
+        assert report.read_bytes() == pathlib.Path(str(report).replace("-one-", "-two-")).read_bytes()
+
+
+@pytest.mark.slow
+def test_a_killed_worker_stops_the_other_and_the_run_goes_on(home):
+    flags = (*SMALL, "--round", "4", "--epochs", "3", "--val_steps", "100")
+    finish(*two_workers(home, *flags, "--name", "undisturbed"))
+    chief, worker = two_workers(home, *flags, "--name", "disturbed")
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline:  # a checkpoint is at step 4, so this is in the middle of the second epoch
+        logs = list((home / "weights").glob("*_disturbed/log.csv"))
+        if logs and len(logs[0].read_text().splitlines()) > 6:
+            break
+        time.sleep(0.05)
+    worker.send_signal(signal.SIGKILL)
+    worker.communicate()
+    (output,) = finish(chief, status=1)
+    assert "another worker was lost" in output
+    assert "Traceback" not in output
+    interrupted = run_named(home, "disturbed")
+    assert not (interrupted / "model-12.index").exists()
+    finish(*two_workers(home, "-c", f"{interrupted}:4", "--val_steps", "100", "--name", "continued"))
+    readers = [
+        tf.train.load_checkpoint(str(run_named(home, name) / "model-12")) for name in ("undisturbed", "continued")
+    ]
+    for key in readers[0].get_variable_to_shape_map():
+        np.testing.assert_allclose(*(reader.get_tensor(key) for reader in readers), rtol=1e-4, atol=1e-6, err_msg=key)
+
+
+def test_a_batch_that_does_not_divide(home):
+    (output,) = finish(start(home, "train.py", "-g", "cpu:4", "-d", "datasets/p16.json", "--batch", "6"), status=1)
+    assert output.strip().splitlines()[-1] == "error: --batch 6 does not divide by 4 devices; use --batch 4 or 8"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{", "TF_CONFIG '{' cannot be used"),
+        ('{"cluster": {"worker": ["a:1", "b:2"]}, "task": {"type": "worker", "index": 2}}', "no task worker 2"),
+    ],
+)
+def test_a_wrong_cluster(monkeypatch, text, said):
+    import cli
+    from errors import UserError
+
+    monkeypatch.setenv("TF_CONFIG", text)
+    with pytest.raises(UserError, match=said):
+        cli.cluster()
+
+
+def test_the_chief_counts_among_the_workers(monkeypatch):
+    import cli
+
+    cluster = {"chief": ["a:1"], "worker": ["b:2", "c:3"]}
+    monkeypatch.setenv("TF_CONFIG", json.dumps({"cluster": cluster, "task": {"type": "worker", "index": 1}}))
+    assert cli.cluster() == {"workers": 3, "index": 2}
