@@ -1,6 +1,6 @@
 # make quickstart   set up, make phantoms, train a short while, evaluate before and after
 # make sample       the same on two real abdominal CTs (needs a network)
-# make test         set up and pass the tests; make test-slow adds the long ones; make lint checks the style
+# make test         set up and pass the tests; make test-slow adds the long ones; make lint checks the style; make bench measures
 PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
@@ -8,7 +8,7 @@ PHANTOMS = datasets/quickstart
 CTS = datasets/sample64
 NEWEST = $$(ls -td weights/*_$@* | head -n 1)
 
-.PHONY: quickstart sample test test-slow lint
+.PHONY: quickstart sample test test-slow bench lint
 .DELETE_ON_ERROR:
 
 $(VENV)/.ready: requirements.txt
@@ -44,6 +44,9 @@ test: $(VENV)/.ready-dev
 
 test-slow: $(VENV)/.ready-dev
 	$(RUN) -m pytest -n 2 --dist loadfile -m ""
+
+bench: $(VENV)/.ready
+	$(RUN) -m benchmarks -o docs/benchmarks
 
 lint: $(VENV)/.ready-dev
 	$(RUN) -m ruff check .

@@ -24,7 +24,6 @@ def add_shared_flags(flags):
         help="warp by compiled kernels that save memory; otherwise by the plain formulation (on)",
     )
     flags.add_argument("--precision", default="float32", help="float32, mixed_bfloat16 or mixed_float16 (float32)")
-    flags.add_argument("--jit", action="store_true", help="compile the whole network with XLA, on GPUs")
     flags.add_argument("--net_args", default=None, help='network options, "key=value, key=value"')
 
 
@@ -54,14 +53,8 @@ def is_paired(data_args):
 
 
 def execution(args):
-    """The options of `CascadeConfig` that the flags set: how to compute, not what.
-
-    Raises:
-        UserError: --jit on a CPU.
-    """
-    if args.jit and not _gpu_ids(args.gpu):
-        raise UserError(f"--jit with -g {args.gpu}: XLA's convolutions are very slow on a CPU; leave --jit out")
-    return {"fast_reconstruction": args.fast_reconstruction, "precision": args.precision, "jit": args.jit}
+    """The options of `CascadeConfig` that the flags set: how to compute, not what."""
+    return {"fast_reconstruction": args.fast_reconstruction, "precision": args.precision}
 
 
 def devices(gpu, batch, machines=False):
@@ -74,7 +67,7 @@ def devices(gpu, batch, machines=False):
     Raises:
         UserError: a GPU is not there, the batch does not divide evenly over the devices, or the cluster is of no use.
     """
-    ids, n = _gpu_ids(gpu), device_count(gpu)
+    ids, n = gpu_ids(gpu), device_count(gpu)
     workers = cluster()["workers"]
     if workers > 1 and not machines:
         raise UserError("TF_CONFIG names several workers, but only train.py works on several machines; unset it")
@@ -123,7 +116,7 @@ def cluster():
     return {"workers": len(workers), "index": index}
 
 
-def _gpu_ids(gpu):
+def gpu_ids(gpu):
     """GPU ids in a value of -g, [] for the CPU."""
     if gpu == "-1" or gpu.startswith("cpu:"):
         return []
@@ -135,7 +128,7 @@ def _gpu_ids(gpu):
 
 def device_count(gpu):
     """How many devices a value of -g means."""
-    ids = _gpu_ids(gpu)
+    ids = gpu_ids(gpu)
     if ids or gpu == "-1":
         return max(len(ids), 1)
     number = gpu.removeprefix("cpu:")

@@ -52,6 +52,7 @@ def build_parser():
     add("--name", default=None, help="added to the name of the run")
     add("--logs", default="", help="folder in logs/ for TensorBoard")
     add_inherited("--seed", type=int, help="seed of weights, pairs and augmentation")
+    add("--jit", action="store_true", help="compile each step with XLA, on GPUs")
     add("--rematerialize", action="store_true", help="compute activations again in the backward pass: less memory")
     cli.add_shared_flags(flags)
     flags.set_defaults(precision=None)  # that of the run
@@ -93,7 +94,7 @@ def main(arguments=None):
             fresh = starts_anew(args, source)
             checkpoints.restore(network, source, None if fresh else optimizer)
             step = 0 if fresh else int(source.name.removeprefix("model-"))
-        trainer = training.Trainer(network, step)
+        trainer = training.Trainer(network, step, args.jit)
         trainer.compile(optimizer=optimizer)
     if step >= total:
         raise UserError(f"{source} is at step {step} of {total} already; raise --epochs or use --clear_steps")
@@ -181,6 +182,8 @@ def check(args):
             raise UserError(f"--{name} is {value}; it must be greater than 0")
     if not 0 <= args.seed < 2**31:
         raise UserError(f"--seed is {args.seed}; it must be a whole number from 0 to {2**31 - 1}")
+    if args.jit and not cli.gpu_ids(args.gpu):
+        raise UserError(f"--jit with -g {args.gpu}: XLA's convolutions are very slow on a CPU; leave --jit out")
     if args.finetune and not args.checkpoint:
         raise UserError("--finetune starts from a trained model; name it with -c")
     return max(math.ceil(round(args.epochs * args.round, 6)), 1)  # 1.1 * 100 is 110 and a rounding error

@@ -16,11 +16,11 @@ from data_util.figures import (
     MOVING_COLOUR,
     PLANES,
     ROW_HEIGHTS,
-    _flow_key,
-    _places,
-    _save,
-    _View,
+    View,
     flow_colours,
+    flow_key,
+    places,
+    save_figure,
 )
 from errors import UserError
 
@@ -37,9 +37,9 @@ def slices_figure(path, volume, spacing=(1, 1, 1)):
     figure.subplots_adjust(0.01, 0.01, 0.99, 0.98, wspace=0.03, hspace=0.1)
     axes = figure.subplots(4, 4).ravel()
     for axis, index in zip(axes, np.linspace(0, volume.shape[2] - 1, len(axes)).round().astype(int), strict=True):
-        _View(PLANES[0], index, spacing).show(axis, volume, cmap="gray", vmin=0, vmax=255)
+        View(PLANES[0], index, spacing).show(axis, volume, cmap="gray", vmin=0, vmax=255)
         axis.set_title(f"z = {index}", fontsize=8, pad=2)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def flow_image(path, flow):
@@ -95,14 +95,14 @@ def summary_figure(path, scans, volumes, flow, spacing, title, doubts=()):
     for row, plane in zip(rows, PLANES, strict=True):
         for axis, scan, colour in zip(row, scans, (FIXED_COLOUR, MOVING_COLOUR), strict=False):
             _show_scan(axis, plane, *scan, colour)
-        view = _View(plane, fixed.shape[plane.normal] // 2, spacing)
+        view = View(plane, fixed.shape[plane.normal] // 2, spacing)
         for axis, volume in zip(row[2:6], (*boards, moving, warped), strict=True):
             view.show(axis, volume, cmap="gray", vmin=0, vmax=255)
         for axis in row[4:6]:
             axis.contour(plane.cut(edges, view.index), levels=EDGE_LEVELS, colors=[FIXED_COLOUR], linewidths=0.6)
         view.show(row[6], flow_colours(flow, limit))
         view.show(row[7], warped, cmap="gray", vmin=0, vmax=255)
-        for place, along in zip(_places(flow, plane, view.index), (plane.across, plane.along), strict=True):
+        for place, along in zip(places(flow, plane, view.index), (plane.across, plane.along), strict=True):
             lines = np.arange(steps[along] / 2, place.max(), steps[along])
             row[7].contour(place, levels=lines, colors=[GRID_COLOUR], linewidths=0.7)
         row[0].set_ylabel(plane.name, rotation=0, ha="right", va="center", fontsize=9)
@@ -110,16 +110,16 @@ def summary_figure(path, scans, volumes, flow, spacing, title, doubts=()):
         axis.set_axis_off()
     keys[0].text(0, 0.5, "outline: region found or given", color=FIXED_COLOUR, va="center", fontsize=8)
     keys[1].text(0, 0.5, "box: what the network saw", color=BOX_COLOUR, va="center", fontsize=8)
-    _flow_key(keys[6], limit)
+    flow_key(keys[6], limit)
     figure.suptitle("\n".join([title, *doubts]), color="#c00000" if doubts else "black", fontsize=11)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _show_scan(axis, plane, image, spacing, region, box, shown, colour):
     """Show a scan through the middle of the box that the network saw, with the box and the region."""
     low, high = box
     level, width = shown
-    view = _View(plane, round((low[plane.normal] + high[plane.normal]) / 2), spacing)
+    view = View(plane, round((low[plane.normal] + high[plane.normal]) / 2), spacing)
     view.show(axis, image, cmap="gray", vmin=level - width / 2, vmax=level + width / 2)
     view.outline(axis, region, colour)
     top = image.shape[plane.along] - 1 - high[plane.along] if plane.upwards else low[plane.along]

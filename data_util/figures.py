@@ -63,7 +63,7 @@ def warped_grid_image(flow, step=8, plane=PLANES[0]):
     """
     middle = flow.shape[plane.normal] // 2
     distances = []
-    for place in _places(flow, plane, middle):
+    for place in places(flow, plane, middle):
         offset = np.mod(place - step / 2, step)
         distances.append(np.minimum(offset, step - offset))
     return (255 * np.clip(1.5 - np.minimum(*distances), 0, 1)).astype(np.uint8)
@@ -77,10 +77,9 @@ def training_pictures(fixed, moving, warped, flow):
     return {name: picture[..., None] for name, picture in pictures.items()}
 
 
-def _places(flow, plane, index):
+def places(flow, plane, index):
     """Return two pictures: where each voxel of a plane reads the moving image, along the plane's two axes in voxels."""
-    places = np.moveaxis(np.indices(flow.shape[:3]), 0, -1) + flow
-    picture = plane.cut(places, index)
+    picture = plane.cut(np.moveaxis(np.indices(flow.shape[:3]), 0, -1) + flow, index)
     return picture[..., plane.across], picture[..., plane.along]
 
 
@@ -118,7 +117,7 @@ def pair_figure(
         axis.set_title(head, fontsize=10)
 
     for row, plane, index in zip(rows, PLANES, _centre(fixed, fixed_seg), strict=True):
-        view = _View(plane, index, spacing)
+        view = View(plane, index, spacing)
         for axis, volume in zip(row[:3], (fixed, moving, warped), strict=True):
             view.show(axis, volume, cmap="gray", vmin=0, vmax=255)
         view.outline(row[0], fixed_seg, FIXED_COLOUR)
@@ -129,7 +128,7 @@ def pair_figure(
             difference = view.show(axis, volume, cmap="RdBu_r", vmin=-MOST_DIFFERENCE, vmax=MOST_DIFFERENCE)
         view.show(row[5], flow_colours(flow, limit))
         view.show(row[6], warped, cmap="gray", vmin=0, vmax=255)
-        for place, axis in zip(_places(flow, plane, index), (plane.across, plane.along), strict=True):
+        for place, axis in zip(places(flow, plane, index), (plane.across, plane.along), strict=True):
             lines = np.arange(steps[axis] / 2, place.max(), steps[axis])
             row[6].contour(place, levels=lines, colors=[GRID_COLOUR], linewidths=0.7)
         label = f"{plane.name}\n{'xyz'[plane.normal]} = {index}"
@@ -146,10 +145,10 @@ def pair_figure(
     keys[3].set_axis_on()
     bar.set_label("grey values", fontsize=8)
     bar.ax.tick_params(labelsize=8)
-    _flow_key(keys[5], limit)
+    flow_key(keys[5], limit)
     if title:
         figure.suptitle(title)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _centre(fixed, fixed_seg):
@@ -162,7 +161,7 @@ def _centre(fixed, fixed_seg):
 
 
 @dataclass(frozen=True)
-class _View:
+class View:
     """One row of a figure: what is drawn on an axis is cut along the plane at the index, in right proportions."""
 
     plane: Plane
@@ -179,7 +178,7 @@ class _View:
             axis.contour(picture != 0, levels=[0.5], colors=[colour], linewidths=width)
 
 
-def _flow_key(axis, limit):
+def flow_key(axis, limit):
     """Draw the flow's colours from -limit to limit voxels, a strip for each of x, y, z."""
     along = np.zeros((3, 101, 3))
     for k in range(3):
@@ -229,7 +228,7 @@ def curves_figure(path, table):
             axis.set_ylim(0, 1)
         elif not any(np.less(table[name], 0).any() for name in names):
             axis.set_yscale("log")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def cascade_figure(path, table):
@@ -250,10 +249,11 @@ def cascade_figure(path, table):
         axis.set_xlabel("cascade (0: before registration, 1: affine)")
         axis.set_xticks(cascades)
         axis.grid(alpha=0.3)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def _save(figure, path):
+def save_figure(figure, path):
+    """Write a figure to an image file. Raises UserError where it cannot be written."""
     FigureCanvasAgg(figure)
     try:
         figure.savefig(path, dpi=110)

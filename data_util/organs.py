@@ -37,8 +37,8 @@ BODY_GRID = 4  # mm
 BODY_OPENING = 8  # mm; parts the body from the table
 LEAST_BODY = 200  # ml
 HEAD_LENGTH = 200  # mm; below it is neck
-# Volumes (ml) that are no reason for doubt: an adult's, and a slab of a few cm of it.
-USUAL_VOLUMES = {"liver": (300, 4000), "body": (2000, 150000), "brain": (1000, 8000)}
+# Volumes (ml) that are no reason for doubt: an adult's, and a slab of a few cm of it; a body may be a brain alone.
+USUAL_VOLUMES = {"liver": (300, 4000), "body": (500, 150000), "brain": (1000, 8000)}
 
 
 def liver_mask(image):

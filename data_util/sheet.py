@@ -3,7 +3,7 @@
 import numpy as np
 from matplotlib.figure import Figure
 
-from data_util.figures import MOVING_COLOUR, PLANES, _save, _View
+from data_util.figures import MOVING_COLOUR, PLANES, View, save_figure
 
 COLUMNS, SLICE_INCHES = 3, 1.8  # scans a row, and a slice's width
 
@@ -29,11 +29,11 @@ def sheet_figure(path, scan_ids, read, faulty=()):
         inside = np.argwhere(labels)
         centre = np.rint(inside.mean(axis=0)).astype(int) if len(inside) else np.array(labels.shape) // 2
         for axis, plane in zip(row, PLANES, strict=True):
-            view = _View(plane, centre[plane.normal], (1, 1, 1) if scan.spacing is None else scan.spacing)
+            view = View(plane, centre[plane.normal], (1, 1, 1) if scan.spacing is None else scan.spacing)
             view.show(axis, scan.volume, cmap="gray", vmin=0, vmax=255)
             view.show(axis, _borders(labels, plane.normal), cmap="tab10", vmin=0, vmax=9)
         row[0].set_title(scan_id, fontsize=8, loc="left", color=MOVING_COLOUR if scan_id in faulty else "black")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _borders(labels, normal):

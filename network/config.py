@@ -15,7 +15,7 @@ PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 SIMILARITY_NAMES = ("ncc", "lncc", "mi")
 
 # How a model computes, which changes nothing in what it is: option -> default.
-EXECUTION = {"fast_reconstruction": True, "precision": "float32", "rematerialize": False, "jit": False}
+EXECUTION = {"fast_reconstruction": True, "precision": "float32", "rematerialize": False}
 
 # The options that --net_args may set, as users of the original know them.
 NET_ARGS = (
@@ -52,7 +52,6 @@ class CascadeConfig:
         fast_reconstruction: whether warps run as compiled kernels that recompute in the backward pass.
         precision: what the convolutions compute in, but for the one that gives a flow; all else is float32.
         rematerialize: whether the backward pass computes a cascade's activations again instead of keeping them.
-        jit: whether XLA compiles the whole network; on a CPU its convolutions are slow.
 
     Raises:
         UserError: an option has a value outside its range.
@@ -74,7 +73,6 @@ class CascadeConfig:
     fast_reconstruction: bool = True
     precision: str = "float32"
     rematerialize: bool = False
-    jit: bool = False
 
     def __post_init__(self):
         _check(isinstance(self.image_size, (tuple, list)), "image_size", self.image_size, "three whole numbers from 2")
@@ -88,7 +86,7 @@ class CascadeConfig:
             value = getattr(self, name)
             _check(_is_number(value) and value >= 0, name, value, "a number from 0")
         _check(self.similarity in SIMILARITY_NAMES, "similarity", self.similarity, SIMILARITY_NAMES)
-        for name in ("warp_gradient", "warp_padding", "fast_reconstruction", "rematerialize", "jit"):
+        for name in ("warp_gradient", "warp_padding", "fast_reconstruction", "rematerialize"):
             _check(isinstance(getattr(self, name), bool), name, getattr(self, name), (True, False))
         _check(_is_int(self.channels, 1), "channels", self.channels, "a whole number from 1")
         _check(self.precision in PRECISIONS, "precision", self.precision, PRECISIONS)

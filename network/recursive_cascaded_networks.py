@@ -57,7 +57,6 @@ class RecursiveCascadedNetwork(keras.Model):
         base_network = BASE_NETWORKS[config.base_network]
         with _layers_in(config.precision):
             self._make_stems(config, base_network)
-        self._compiled = tf.function(self._apply, jit_compile=True) if config.jit else self._apply
 
     def _make_stems(self, config, base_network):
         self.affine = AffineNetwork(config.leaky_slope, name="affine_stem")
@@ -74,15 +73,12 @@ class RecursiveCascadedNetwork(keras.Model):
     def call(self, inputs, rep=None):
         """Apply the cascades, each of them `rep` times in a row (`config.rep` where it is None)."""
         fixed, moving = inputs
-        return self._compiled(fixed, moving, rep or self.config.rep)
-
-    def _apply(self, fixed, moving, rep):
         options = {"padding": self.config.warp_padding, "fast": self.config.fast_reconstruction}
         affine = self.affine([fixed, moving])
         shape = tf.shape(fixed)
         flow = affine_flow(affine, [shape[1], shape[2], shape[3]])
         stages = [Stage(flow, flow, warp(moving, flow, **options))]
-        for i in self.config.replace(rep=rep).stage_cascades:
+        for i in self.config.replace(rep=rep or self.config.rep).stage_cascades:
             last = stages[-1]
             seen = last.warped if self.config.warp_gradient else tf.stop_gradient(last.warped)
             flow = self._flow(i, fixed, seen)

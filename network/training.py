@@ -13,7 +13,7 @@ from .losses import cascade_losses
 
 GRADIENT = "squared_gradient"
 # In float16 small gradients vanish: those of the activations are computed so many times larger.
-LOSS_SCALES = {"float32": 1.0, "mixed_bfloat16": 1.0, "mixed_float16": 1024.0}
+LOSS_SCALES = {"float32": 1.0, "mixed_bfloat16": 1.0, "mixed_float16": 16.0}
 # What the backward pass keeps of a cascade in full: the inputs of its convolutions and of its activations.
 _KEPT_OPERATIONS = ("BiasAdd", "Conv3D", "Conv3DBackpropInputV2", "LeakyRelu", "ConcatV2", "Reshape")
 
@@ -62,14 +62,17 @@ class Trainer(keras.Model):
     their squared gradients, which is not finite where a step goes wrong. On several replicas the loss is the sum over
     all pairs and the gradient its gradient, so that the result does not depend on their number.
 
+    With `jit`, XLA compiles the loss and its gradient as a whole: for GPUs; on a CPU its convolutions are very slow.
+
     Attributes:
         step: number of steps done.
         rate: learning rate in force, as a callback set it.
         seconds_waiting: time spent so far waiting for the next batch.
     """
 
-    def __init__(self, network, step=0, **kwargs):
+    def __init__(self, network, step=0, jit=False, **kwargs):
         super().__init__(**kwargs)
+        self.differentiate = tf.function(self._differentiate, jit_compile=True) if jit else self._differentiate
         self.network = network
         self.step = step
         self.rate = None
@@ -77,6 +80,12 @@ class Trainer(keras.Model):
         self.built = True
 
     def train_step(self, batch):
+        terms, gradients = self.differentiate(batch)
+        self.optimizer.apply_gradients(zip(gradients, self.network.trainable_variables, strict=True))
+        return {**terms, GRADIENT: tf.add_n([tf.reduce_sum(tf.square(g)) for g in gradients])}
+
+    def _differentiate(self, batch):
+        """Loss terms of a replica's pairs, and the gradient of each weight."""
         config, scale = self.network.config, LOSS_SCALES[self.network.config.precision]
         if config.augmentation is None:
             batch = augment(batch, draw_control_points(batch["seed"], config.image_size))
@@ -84,10 +93,8 @@ class Trainer(keras.Model):
             output = self.network((batch["fixed"], batch["moving"]))
             terms = cascade_losses(batch["fixed"], output, config)
             scaled = terms["loss"] * scale
-        weights = self.network.trainable_variables
-        gradients = [gradient / scale for gradient in tape.gradient(scaled, weights)]
-        self.optimizer.apply_gradients(zip(gradients, weights, strict=True))
-        return {**terms, GRADIENT: tf.add_n([tf.reduce_sum(tf.square(g)) for g in gradients])}
+        gradients = tape.gradient(scaled, self.network.trainable_variables)
+        return terms, [gradient / scale for gradient in gradients]
 
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
         """Nothing is left to build; Keras would take a first batch, and fail on a dict over several machines."""

@@ -122,3 +122,48 @@ def test_two_devices_train_and_save_the_same_weights_as_one(tmp_path):
     for name in saved[0].get_variable_to_shape_map():
         one, two = (reader.get_tensor(name) for reader in saved)
         np.testing.assert_allclose(two, one, rtol=1e-4, atol=1e-4 * np.abs(one).max(), err_msg=name)
+
+
+def one_step(jit=False, **options):
+    """Loss terms of two steps from the same weights, and the trainer."""
+    keras.utils.set_random_seed(0)
+    network = build_network(CascadeConfig("VTN", 2, image_size=(16, 16, 16), channels=2, **options))
+    trainer = training.Trainer(network, jit=jit)
+    trainer.compile(optimizer=training.adam(network))
+    rng = np.random.default_rng(0)
+    batch = {side: tf.constant(rng.random((1, 16, 16, 16, 1), np.float32)) for side in ("fixed", "moving")}
+    batch["seed"] = tf.constant([[0, 1]])
+    trainer.make_train_function()
+    return [{k: float(v) for k, v in trainer.train_function(iter([batch])).items()} for _ in range(2)], trainer
+
+
+@pytest.mark.parametrize(
+    ("options", "tolerance"),
+    [
+        ({"rematerialize": True}, 1e-5),
+        ({"jit": True}, 1e-4),
+        ({"precision": "mixed_bfloat16"}, 0.05),
+        ({"precision": "mixed_float16"}, 0.01),
+    ],
+    ids=str,
+)
+def test_ways_to_compute_give_the_same_losses(options, tolerance):
+    expected, _ = one_step()
+    found, trainer = one_step(**options)
+    for before, after in zip(expected, found, strict=True):
+        assert after["loss"] == pytest.approx(before["loss"], rel=tolerance)
+        assert after[training.GRADIENT] == pytest.approx(before[training.GRADIENT], rel=10 * tolerance)
+    assert {weight.dtype for weight in trainer.network.weights} == {"float32"}
+    flow = trainer.network([tf.zeros((1, 16, 16, 16, 1))] * 2).flow
+    assert flow.dtype == tf.float32
+
+
+def test_the_estimate_of_memory_follows_what_is_kept():
+    def estimate(pairs, **options):
+        return training.estimate_memory(build_network(CascadeConfig(image_size=(32, 32, 32), **options)), pairs)
+
+    small = {"channels": 2, "n_cascades": 4}
+    assert estimate(2, **small) > estimate(1, **small) > estimate(1, rematerialize=True, **small)
+    assert estimate(1, precision="mixed_bfloat16", **small) < estimate(1, **small)
+    network = build_network(CascadeConfig(image_size=(32, 32, 32), **small))
+    assert training.estimate_memory(network, 0) == 16 * network.count_params()
