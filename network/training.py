@@ -80,6 +80,9 @@ class Trainer(keras.Model):
         self.built = True
 
     def train_step(self, batch):
+        config = self.network.config
+        if config.augmentation is None:  # outside of what is compiled: XLA draws other numbers
+            batch = augment(batch, draw_control_points(batch["seed"], config.image_size))
         terms, gradients = self.differentiate(batch)
         self.optimizer.apply_gradients(zip(gradients, self.network.trainable_variables, strict=True))
         return {**terms, GRADIENT: tf.add_n([tf.reduce_sum(tf.square(g)) for g in gradients])}
@@ -87,8 +90,6 @@ class Trainer(keras.Model):
     def _differentiate(self, batch):
         """Loss terms of a replica's pairs, and the gradient of each weight."""
         config, scale = self.network.config, LOSS_SCALES[self.network.config.precision]
-        if config.augmentation is None:
-            batch = augment(batch, draw_control_points(batch["seed"], config.image_size))
         with tf.GradientTape() as tape:
             output = self.network((batch["fixed"], batch["moving"]))
             terms = cascade_losses(batch["fixed"], output, config)
