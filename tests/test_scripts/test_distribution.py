@@ -47,7 +47,7 @@ def start(home, script, *flags, worker=None, ports=()):
         environment["TF_CONFIG"] = json.dumps({"cluster": {"worker": addresses}, "task": task})
     command = [sys.executable, str(ROOT / script), *flags]
     return subprocess.Popen(
-        command, cwd=home, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command, cwd=home, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8"
     )
 
 
