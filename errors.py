@@ -11,6 +11,11 @@ class UserError(Exception):
     """
 
 
+def listed(values, most=5):
+    """Values for a message: the first of them, and how many more there are."""
+    return ", ".join(map(str, values[:most])) + (f" and {len(values) - most} more" if len(values) > most else "")
+
+
 def run(main, arguments=None):
     """Run a command's `main(arguments)` and give its exit status: a mistake of the user is one line and status 1."""
     signal.signal(signal.SIGTERM, _interrupt)

@@ -20,7 +20,7 @@ from data_util.config import load_config
 from data_util.hdf5 import ScanStore, natural_order
 from data_util.mend import mend
 from data_util.sheet import sheet_figure
-from errors import UserError, run
+from errors import UserError, listed, run
 
 ERROR, WARNING = "error", "warning"
 MOST_DRAWN = 48  # scans of a contact sheet
@@ -179,7 +179,7 @@ class Check:
     def _compare_copies(self, hashes):
         for ids in hashes.values():
             if len(ids) > 1:
-                self._add(WARNING, _listed(ids), "these scans have the very same volume; keep one of them")
+                self._add(WARNING, listed(ids), "these scans have the very same volume; keep one of them")
 
     def _compare_labels(self):
         for what, having in (
@@ -189,17 +189,17 @@ class Check:
             for name, ids in self._subsets.items():
                 without = [scan for scan in ids if scan in self._about and scan not in having]
                 if without and any(scan in having for scan in ids):
-                    self._add(WARNING, f"subset {name}", f"no {what} in {_listed(without)}; their pairs are not scored")
+                    self._add(WARNING, f"subset {name}", f"no {what} in {listed(without)}; their pairs are not scored")
         if self.config.labels is None:
             return
         for name, value in self.config.labels.items():
             without = [scan for scan, found in self._labels.items() if value not in found]
             if without:
                 level = ERROR if len(without) == len(self._labels) else WARNING
-                self._add(level, f"label {name}", f"no voxel of its value {value} in {_listed(without)}")
+                self._add(level, f"label {name}", f"no voxel of its value {value} in {listed(without)}")
         unknown = sorted({v for found in self._labels.values() for v in found} - set(self.config.labels.values()))
         if unknown:
-            what = f"segmentations have values that it does not name: {_listed(list(map(str, unknown)))}; not scored"
+            what = f"segmentations have values that it does not name: {listed(list(map(str, unknown)))}; not scored"
             self._add(WARNING, "segmentation_class_value", what)
 
     def _count(self):
@@ -227,7 +227,7 @@ class Check:
             if scan_id in self._about and self._about[scan_id].landmarks:
                 counts.setdefault(self._about[scan_id].landmarks, []).append(scan_id)
         if len(counts) > 1:
-            told = ", ".join(f"{count} in {_listed(scans, 3)}" for count, scans in sorted(counts.items()))
+            told = ", ".join(f"{count} in {listed(scans, 3)}" for count, scans in sorted(counts.items()))
             what = f"landmarks differ in number: {told}; store the same ones in every scan, NaN for a missing one"
             self._add(ERROR, where, what)
 
@@ -240,7 +240,7 @@ class Check:
                     continue
                 shared = [scan for name in parts for scan in self._subsets[name] if scan in trained]
                 if shared:
-                    what = f"shares {_listed(shared)} with scheme {training}, which is trained on; keep them apart"
+                    what = f"shares {listed(shared)} with scheme {training}, which is trained on; keep them apart"
                     self._add(ERROR, f"scheme {scheme}", what)
 
     def _find_unused(self):
@@ -257,11 +257,7 @@ class Check:
             prefix = "" if key == "/" else f"{key}/"
             unused = [prefix + group for group in _scans_in(path) if prefix + group not in used]
             if unused:
-                self._add(WARNING, f"file {path}", f"{_listed(unused)} are in no subset")
-
-
-def _listed(names, most=5):
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+                self._add(WARNING, f"file {path}", f"{listed(unused)} are in no subset")
 
 
 def _scans_in(path):
@@ -299,7 +295,7 @@ def told(check):
     for finding in check.findings:
         where.setdefault((finding.level, finding.what, bool(finding.mend)), []).append(finding.where)
     rows = [
-        (level, _listed(names, 3), what + " (--fix mends it)" * mendable)
+        (level, listed(names, 3), what + " (--fix mends it)" * mendable)
         for (level, what, mendable), names in sorted(where.items(), key=lambda item: item[0][0])
     ]
     if rows:

@@ -50,13 +50,6 @@ def to_array(image):
     return np.ascontiguousarray(sitk.GetArrayViewFromImage(image).transpose(2, 1, 0))
 
 
-def from_array(array, like):
-    """Return an array [x, y, z] as a SimpleITK image with the geometry (spacing, origin, direction) of another."""
-    image = sitk.GetImageFromArray(np.asarray(array).transpose(2, 1, 0))
-    image.CopyInformation(like)
-    return image
-
-
 def match_labels(labels, image):
     """Return a label image on the grid of another image, by place in the patient: nearest voxel, 0 outside."""
     return sitk.Resample(labels, image, sitk.Transform(), sitk.sitkNearestNeighbor, 0)

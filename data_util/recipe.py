@@ -11,7 +11,7 @@ from data_util.organs import REGIONS, doubts
 from data_util.phantoms import NewScan
 from data_util.preprocessing import find_frame, window
 from data_util.sources import read_points
-from errors import UserError
+from errors import UserError, listed
 
 CROPS = (*REGIONS, "mask", "none")
 ALL_LABELS = "all"
@@ -107,7 +107,7 @@ def read_labels(path, wanted):
     if wanted is None:
         if len(values) > 1:
             raise UserError(
-                f"{path}: has the labels {_listed(values)}; say which to keep, as --labels liver=5,spleen=1, or "
+                f"{path}: has the labels {listed(values, 8)}; say which to keep, as --labels liver=5,spleen=1, or "
                 f"--labels {ALL_LABELS}"
             )
         wanted = {"mask": values}
@@ -118,14 +118,8 @@ def read_labels(path, wanted):
             table[merged] = 255 if len(wanted) == 1 else merged[0]
         kept = table[kept]
     if not kept.any():
-        raise UserError(f"{path}: has no voxel of the labels wanted; its values are {_listed(values) or 'only 0'}")
-    labels = sitk.GetImageFromArray(np.swapaxes(kept.astype(np.uint8) if kept.max() < 256 else kept, 0, 2))
-    labels.CopyInformation(image)
-    return labels
-
-
-def _listed(values, most=8):
-    return ", ".join(f"{value}" for value in values[:most]) + (f" and {len(values) - most} more" * (len(values) > most))
+        raise UserError(f"{path}: has no voxel of the labels wanted; its values are {listed(values, 8) or 'only 0'}")
+    return Frame.of(image).put(kept.astype(np.uint8) if kept.max() < 256 else kept)
 
 
 def _points_in(frame, places):

@@ -9,9 +9,9 @@ unknown. Origin 0, axes as SimpleITK's (LPS).
 import pathlib
 
 import numpy as np
-import SimpleITK as sitk
 
 from data_util.figures import pair_figure
+from data_util.geometry import Frame
 from data_util.images import write_image
 
 # What --save offers: item -> the images that it stands for.
@@ -58,10 +58,9 @@ def save_pair(folder, result, items, file_format="nii"):
         np.savez_compressed(folder / "images.npz", **images, **spacings)
         return
     for name, array in images.items():
-        image = sitk.GetImageFromArray(np.swapaxes(array, 0, 2), isVector=array.ndim == 4)
         spacing = result.moving_spacing if name.startswith("moving") else result.fixed_spacing
-        image.SetSpacing(_known(spacing))
-        write_image(image, folder / f"{name}.nii.gz")
+        frame = Frame(array.shape[:3], _known(spacing), (0.0, 0.0, 0.0), tuple(np.eye(3).ravel()))
+        write_image(frame.put(array), folder / f"{name}.nii.gz")
 
 
 def draw_pair(folder, result):

@@ -19,7 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data_util.images import from_array, match_labels, read_image, to_array
+from data_util.geometry import Frame
+from data_util.images import match_labels, read_image, to_array
 from data_util.phantoms import NewScan, deform, known_pair, placement_flow, smooth_flow, write_scans
 from data_util.preprocessing import crop_frame, prepare
 from errors import UserError, run
@@ -142,7 +143,7 @@ def common_slab(cts):
 def make_scan(image, liver, size):
     """Crop to the liver's surroundings, resample to `size`, window: -> NewScan, its spacing that of its own voxels."""
     frame = crop_frame(image, liver, size)
-    mask = frame.resample(from_array(liver.astype(np.uint8) * np.uint8(255), image), nearest=True)
+    mask = frame.resample(Frame.of(image).put(liver.astype(np.uint8) * np.uint8(255)), nearest=True)
     return NewScan(volume=prepare(image, frame, "liver"), segmentation=to_array(mask), spacing=frame.spacing)
 
 

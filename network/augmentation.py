@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from .spatial_transformer import identity_grid, warp
+from .splines import cubic_weights, tensor_product
 
 CONTROL_POINTS = 5
 MAX_OFFSET = 0.4  # of the distance of size / 4 between control points
@@ -38,13 +39,9 @@ def spline_flow(control, size):
     """Flow of a uniform cubic B-spline with the given control points: float32 [B, X, Y, Z, 3].
 
     The control points span the volume, size / 4 apart, and those beyond it are zero. As in the original, the first
-    axis of `control` runs along y and the second along x. A tensor product: one small matrix an axis, so the field
-    costs little more than writing it.
+    axis of `control` runs along y and the second along x.
     """
-    x, y, z = (tf.constant(_spline_matrix(n)) for n in size)
-    flow = tf.einsum("zk,bjikc->bjizc", z, control)
-    flow = tf.einsum("yj,bjizc->biyzc", y, flow)
-    return tf.einsum("xi,biyzc->bxyzc", x, flow)
+    return tensor_product(tf.transpose(control, [0, 2, 1, 3, 4]), *(tf.constant(_spline_matrix(n)) for n in size))
 
 
 def _spline_matrix(n):
@@ -53,11 +50,10 @@ def _spline_matrix(n):
     position = (np.arange(n) + 0.5) / n * segments
     segment = np.minimum(np.floor(position).astype(int), segments - 1)
     u = position - segment
-    weights = np.stack([(1 - u) ** 3, 3 * u**3 - 6 * u**2 + 4, -3 * u**3 + 3 * u**2 + 3 * u + 1, u**3], axis=-1)
     # A zero control point on either side, dropped again below, gives every segment its four neighbours.
     matrix = np.zeros((n, CONTROL_POINTS + 2))
-    for k in range(4):
-        matrix[np.arange(n), segment + k] = weights[:, k] / 6
+    for k, weight in enumerate(cubic_weights(u)):
+        matrix[np.arange(n), segment + k] = weight
     return matrix[:, 1:-1].astype(np.float32)
 
 

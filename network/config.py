@@ -98,6 +98,11 @@ class CascadeConfig:
         return 1.0 / max(self.n_cascades, 1)
 
     @property
+    def warping(self):
+        """Options of `spatial_transformer.warp` and `compose`."""
+        return {"padding": self.warp_padding, "fast": self.fast_reconstruction}
+
+    @property
     def stage_cascades(self):
         """Index of the deformable cascade that makes stage 1, 2, ...; stage 0 is the affine cascade."""
         return [i for i in range(self.n_cascades) for _ in range(self.rep)]

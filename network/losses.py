@@ -3,6 +3,7 @@
 import tensorflow as tf
 
 from .kernels import compiled
+from .splines import cubic_weights
 
 # Side of the window of the local correlation, in voxels, and what is added to its variances: about one grey level of
 # 255, squared, so that noise in a flat region does not count as structure.
@@ -101,12 +102,11 @@ def _joint_histogram(fixed, warped):
     position = _bin_position(warped)
     lower = tf.minimum(tf.floor(position), _BINS - 3)
     t = tf.where(tf.math.is_nan(warped), warped, position - lower)
-    weights = (1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3
     # Each slice across x has a histogram of its own: added to a sum of millions, a voxel's part would lose its digits.
     first = (tf.range(rows)[:, None] * _BINS + fixed_bin) * _BINS + tf.cast(lower, tf.int32) - 1
     histograms = tf.zeros([rows * _BINS * _BINS])
-    for k, weight in enumerate(weights):
-        histograms = tf.tensor_scatter_nd_add(histograms, tf.reshape(first + k, [-1, 1]), tf.reshape(weight / 6, [-1]))
+    for k, weight in enumerate(cubic_weights(t)):
+        histograms = tf.tensor_scatter_nd_add(histograms, tf.reshape(first + k, [-1, 1]), tf.reshape(weight, [-1]))
     return tf.reduce_sum(tf.reshape(histograms, [pairs, -1, _BINS, _BINS]), 1)
 
 

@@ -73,7 +73,7 @@ class RecursiveCascadedNetwork(keras.Model):
     def call(self, inputs, rep=None):
         """Apply the cascades, each of them `rep` times in a row (`config.rep` where it is None)."""
         fixed, moving = inputs
-        options = {"padding": self.config.warp_padding, "fast": self.config.fast_reconstruction}
+        options = self.config.warping
         affine = self.affine([fixed, moving])
         shape = tf.shape(fixed)
         flow = affine_flow(affine, [shape[1], shape[2], shape[3]])

@@ -13,6 +13,7 @@ from .affine import Affine
 from .losses import SIMILARITIES, correlation, smoothness_loss
 from .recursive_cascaded_networks import CascadeOutput, Stage
 from .spatial_transformer import compose, warp
+from .splines import cubic_weights, tensor_product
 
 # Distances between the control points of the refining flow, in voxels. The flow is the sum of a spline of each: the
 # wide ones carry it across the volume in a few steps, the narrow ones fit what is left.
@@ -66,20 +67,19 @@ def refine(output, fixed, moving, config, steps, on_step=None):
         if on_step is not None:
             on_step(step, loss)
     flow = _spline_flow(state[0], splines)
-    options = {"padding": config.warp_padding, "fast": config.fast_reconstruction}
-    composed = compose(first, flow, **options)
-    return CascadeOutput((*output.stages, Stage(flow, composed, warp(moving, composed, **options))), output.affine)
+    composed = compose(first, flow, **config.warping)
+    warped = warp(moving, composed, **config.warping)
+    return CascadeOutput((*output.stages, Stage(flow, composed, warped)), output.affine)
 
 
 @tf.function
 def _descend(config, first, fixed, moving, state, step, rate):
     """One step of Adam on the control points: the losses [B] before it, and the new (control, first, second moment)."""
     control, mean, square = state
-    options = {"padding": config.warp_padding, "fast": config.fast_reconstruction}
     with tf.GradientTape() as tape:
         tape.watch(control)
         flow = _spline_flow(control, _splines(tuple(fixed.shape[1:4])))
-        warped = warp(moving, compose(first, flow, **options), **options)
+        warped = warp(moving, compose(first, flow, **config.warping), **config.warping)
         loss = SIMILARITIES[config.similarity](fixed, warped) + config.reg_factor * smoothness_loss(flow)
     gradient = tape.gradient(loss, control)
     mean = [0.9 * m + 0.1 * g for m, g in zip(mean, gradient, strict=True)]
@@ -91,13 +91,7 @@ def _descend(config, first, fixed, moving, state, step, rate):
 
 def _spline_flow(control, splines):
     """Sum of tensor-product splines: float32 [B, X, Y, Z, 3]."""
-    return tf.add_n([_spline(c, *matrices) for c, matrices in zip(control, splines, strict=True)])
-
-
-def _spline(control, x, y, z):
-    flow = tf.einsum("zk,bijkc->bijzc", z, control)
-    flow = tf.einsum("yj,bijzc->biyzc", y, flow)
-    return tf.einsum("xi,biyzc->bxyzc", x, flow)
+    return tf.add_n([tensor_product(c, *matrices) for c, matrices in zip(control, splines, strict=True)])
 
 
 @functools.lru_cache(maxsize=1)
@@ -114,10 +108,9 @@ def _spline_matrix(n, spacing):
     position = np.arange(n) / spacing
     segment = np.floor(position).astype(int)
     u = position - segment
-    weights = np.stack([(1 - u) ** 3, 3 * u**3 - 6 * u**2 + 4, -3 * u**3 + 3 * u**2 + 3 * u + 1, u**3], axis=-1) / 6
     matrix = np.zeros((n, segment[-1] + 4), np.float32)
-    for k in range(4):
-        matrix[np.arange(n), segment + k] = weights[:, k]
+    for k, weight in enumerate(cubic_weights(u)):
+        matrix[np.arange(n), segment + k] = weight
     return matrix
 
 

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from data_util.images import from_array, match_labels, orient, read_image, to_array, write_image
+from data_util.geometry import Frame
+from data_util.images import match_labels, orient, read_image, to_array, write_image
 from errors import UserError
 
 
@@ -53,7 +54,7 @@ def test_arrays_are_x_y_z_and_come_back_with_their_geometry():
     assert image.GetSize() == (4, 5, 6)
     np.testing.assert_array_equal(to_array(image), array)
     assert image[3, 1, 2] == to_array(image)[3, 1, 2]
-    back = from_array(array.astype(np.float32), image)
+    back = Frame.of(image).put(array.astype(np.float32))
     assert back.GetOrigin() == image.GetOrigin()
     assert back.GetSpacing() == image.GetSpacing()
     np.testing.assert_array_equal(to_array(back), array)

@@ -1,0 +1,22 @@
+"""Cubic B-splines: of the augmentation, the refinement and the joint histogram."""
+
+import tensorflow as tf
+
+
+def cubic_weights(u):
+    """Weights of the four control points around a place: four arrays or tensors like `u`, which sum to 1.
+
+    `u` 0..1 is how far the place lies from the second control point to the third.
+    """
+    weights = (1 - u) ** 3, 3 * u**3 - 6 * u**2 + 4, -3 * u**3 + 3 * u**2 + 3 * u + 1, u**3
+    return tuple(weight / 6 for weight in weights)
+
+
+def tensor_product(control, x, y, z):
+    """Flow float32 [B, X, Y, Z, 3] of control points [B, i, j, k, 3] by matrices [X, i], [Y, j] and [Z, k].
+
+    One small product an axis, so the flow costs little more than writing it.
+    """
+    flow = tf.einsum("zk,bijkc->bijzc", z, control)
+    flow = tf.einsum("yj,bijzc->biyzc", y, flow)
+    return tf.einsum("xi,biyzc->bxyzc", x, flow)
