@@ -1,6 +1,7 @@
 # make quickstart   set up, make phantoms, train a short while, evaluate before and after
 # make sample       the same on two real abdominal CTs (needs a network)
-# make test         set up and pass the tests; make test-slow adds the long ones; make lint checks the style; make bench measures
+# make test         set up and pass the tests; make test-slow adds the long ones
+# make lint         check the style; make bench measures speed and memory
 PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
@@ -40,10 +41,10 @@ sample: $(CTS).json
 	$(RUN) eval.py -c $(NEWEST) -d $(CTS).json -g -1 -v 2,known --paired --per_cascade --figures 2
 
 test: $(VENV)/.ready-dev
-	$(RUN) -m pytest -n 2 --dist loadfile
+	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(VENV)/.ready-dev
-	$(RUN) -m pytest -n 2 --dist loadfile -m ""
+	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m ""
 
 bench: $(VENV)/.ready
 	$(RUN) -m benchmarks -o docs/benchmarks

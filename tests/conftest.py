@@ -20,6 +20,15 @@ def pytest_collection_finish():
     gc.freeze()
 
 
+# Modules of minutes, which start first, so that no process is left alone with one at the end.
+LONGEST = ("test_distribution.py", "test_train.py", "test_eval.py", "test_golden.py")
+
+
+def pytest_collection_modifyitems(items):
+    """Sort the modules of `LONGEST` to the front; the order within a module stays."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
 @pytest.fixture(autouse=True)
 def _release_memory():
     """Give a test's networks back to the system; otherwise a whole run piles up many GB."""
