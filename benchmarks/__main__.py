@@ -1,7 +1,7 @@
 """Measure all cases and write the table: python -m benchmarks -o docs/benchmarks
 
 The variants of a case take turns in one process, so that a noisy machine is noisy to all; the table gives medians and
-their ratios. Peak memory is that of a fresh process a variant, the compilation of its kernels included.
+their ratios. Peak memory is that of a fresh process a variant, beyond what it holds before, such as weights.
 """
 
 import argparse
@@ -25,7 +25,6 @@ from benchmarks import memory  # noqa: E402
 from benchmarks.cases import cases  # noqa: E402
 
 OTHERS = ("plain", "op by op", "torch")
-MIB = 2**20
 tf.get_logger().setLevel("ERROR")  # each variant is traced anew, on purpose
 
 
@@ -36,17 +35,19 @@ def main():
     flags.add_argument("--size", type=int, default=128, help="voxels an axis (128)")
     flags.add_argument("--rounds", type=int, default=7, help="times that each variant is run (7)")
     flags.add_argument("--only", default="", help="only the cases with this in their name")
-    flags.add_argument("--peak", nargs=2, metavar=("CASE", "VARIANT"), help="print the peak memory of one, in bytes")
+    flags.add_argument("--memory", nargs=2, metavar=("CASE", "VARIANT"), help="print the memory of one, in bytes")
     args = flags.parse_args()
     chosen = [case for case in cases(args.size) if args.only in case.name]
-    if args.peak:
-        case = next(case for case in chosen if case.name == args.peak[0])
-        print(memory.peak_of(lambda: case.variants[args.peak[1]]()()))
+    if args.memory:
+        name, variant = args.memory
+        case = next(case for case in chosen if case.name == name)
+        kept = memory.kept_by(case.tapes[variant]()) if case.tapes else None
+        print(json.dumps({"peak": memory.peak_of(case.variants[variant]()), "kept": kept}))
         return
     bounds = {"bytes": copy_bandwidth(), "operations": matrix_peak()}
     rows = [measure(case, args, bounds) for case in chosen]
     result = {
-        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {devices()}",
+        "machine": f"{processor()}, {os.cpu_count()} cores, {devices()}",
         "versions": {"python": platform.python_version(), "tensorflow": tf.__version__},
         "size": args.size,
         "copy_bytes_per_second": bounds["bytes"],
@@ -81,17 +82,17 @@ def measure(case, args, bounds):
     row = {
         "name": case.name,
         "seconds": {name: statistics.median(times) for name, times in seconds.items()},
-        "peak_bytes": {name: peak(case, name, args.size) for name in ("ours", "plain")},
+        "bytes": {name: bytes_of(case, name, args.size) for name in ("ours", "plain")},
         "bound_seconds": max(moved, computed) or None,
     }
     print(json.dumps(row), file=sys.stderr)
     return row
 
 
-def peak(case, variant, size):
-    """Peak memory of a variant in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks", "--size", str(size), "--peak", case.name, variant]
-    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+def bytes_of(case, variant, size):
+    """Memory of a variant in a process of its own: {"peak": bytes, "kept": bytes for the backward pass or None}."""
+    command = [sys.executable, "-m", "benchmarks", "--size", str(size), "--memory", case.name, variant]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
 
 
 def copy_bandwidth():
@@ -118,6 +119,13 @@ def _best(run):
     return min(times)
 
 
+def processor():
+    """Name of the processor, with what matters most of it here."""
+    lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+    name = next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.machine())
+    return name + (" with AVX-512" if any("avx512f" in line for line in lines) else "")
+
+
 def devices():
     """What TensorFlow computes on."""
     gpus = [tf.config.experimental.get_device_details(gpu).get("device_name", "GPU") for gpu in _gpus()]
@@ -133,24 +141,30 @@ def table(result):
     lines = [
         "# Benchmarks",
         "",
-        f"`python -m benchmarks` on {result['machine']}; TensorFlow {result['versions']['tensorflow']}, volumes of "
+        f"`python -m benchmarks` on {result['machine']}; TensorFlow {result['versions']['tensorflow']}, volumes of",
         f"{result['size']}^3, batch 1. Ratios of medians; above 1, ours is faster. *plain*: eight gathers by stacked",
         "indices, a warp a label, TensorFlow's own gradients, losses and metrics op by op (`benchmarks/plain.py`).",
         "*op by op*: `--no-fast_reconstruction`. *torch*: `grid_sample`. *bound*: the time for the bytes that must",
         f"move at the measured {result['copy_bytes_per_second'] / 1e9:.1f} GB/s, or the convolutions' operations at "
-        f"the {result['matrix_operations_per_second'] / 1e9:.0f} GFLOP/s of a matrix product.",
+        f"the {result['matrix_operations_per_second'] / 1e9:.0f} GFLOP/s of a matrix product. *peak*: beyond weights",
+        "and inputs. *kept*: what the tape holds for the backward pass beyond inputs and result. Memory in MiB.",
         "",
-        "| what | ours, ms | plain | op by op | torch | bound, ms | peak ours, MiB | peak plain, MiB | peak ratio |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| what | ours, ms | plain | op by op | torch | bound, ms | peak ours | plain | ratio | kept ours | plain |",
+        "|" + " --- |" * 11,
     ]
     for row in result["rows"]:
         ours = row["seconds"]["ours"]
         ratios = [f"{row['seconds'][name] / ours:.1f}x" if name in row["seconds"] else "" for name in OTHERS]
         bound = f"{1000 * row['bound_seconds']:.0f}" if row["bound_seconds"] else ""
-        peaks = [row["peak_bytes"][name] / MIB for name in ("ours", "plain")]
-        cells = [row["name"], f"{1000 * ours:.0f}", *ratios, bound, *(f"{p:.0f}" for p in peaks)]
-        lines.append("| " + " | ".join([*cells, f"{peaks[0] / peaks[1]:.2f}x"]) + " |")
+        peaks, kept = ([row["bytes"][name][what] for name in ("ours", "plain")] for what in ("peak", "kept"))
+        ratio = f"{peaks[0] / peaks[1]:.2f}x" if peaks[1] else ""
+        cells = [row["name"], f"{1000 * ours:.0f}", *ratios, bound, *map(_mib, peaks), ratio, *map(_mib, kept)]
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _mib(count):
+    return "" if count is None else f"{count / 2**20:.0f}"
 
 
 if __name__ == "__main__":

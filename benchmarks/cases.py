@@ -31,12 +31,14 @@ class Case:
         variants: name -> function without arguments that makes the callable; 'ours' and 'plain' are always there.
         moved: bytes that must be read and written at least, or None.
         operations: floating-point operations of its convolutions, or None.
+        tapes: name -> function that makes a callable giving a tape and the result it recorded; empty for most.
     """
 
     name: str
     variants: dict
     moved: int | None = None
     operations: int | None = None
+    tapes: dict = dataclasses.field(default_factory=dict)
 
 
 def cases(size):
@@ -46,7 +48,8 @@ def cases(size):
         inputs = functools.partial(_warp_inputs, size, channels)
         bare = 4 * voxels * (2 * channels + 3)
         yield Case(f"warp, C = {channels}: forward", _warps(inputs, ()), bare)
-        yield Case(f"warp, C = {channels}: both gradients", _warps(inputs, (0, 1)), bare + 4 * voxels * (channels + 3))
+        both = bare + 4 * voxels * (channels + 3)
+        yield Case(f"warp, C = {channels}: both gradients", _warps(inputs, (0, 1)), both, tapes=_warp_tapes(inputs))
         yield Case(f"warp, C = {channels}: flow gradient", _warps(inputs, (1,)), bare + 4 * voxels * 3)
     yield Case("56 labels of a pair: carried and counted", _both(functools.partial(_labels, size)), 4 * voxels * 6)
     forward = sum(_operations(layer, size) for layer in _vtn(size).convolutions)
@@ -122,6 +125,24 @@ def _warps(inputs, wanted):
         "plain": lambda: tensorflow(plain.warp),
         "op by op": lambda: tensorflow(functools.partial(spatial_transformer.warp, fast=False)),
         "torch": torch,
+    }
+
+
+def _warp_tapes(inputs):
+    def taped(warp):
+        image, _, flow = (tf.constant(a) for a in inputs())
+
+        def run():
+            with tf.GradientTape() as tape:
+                tape.watch([image, flow])
+                warped = warp(image, flow)
+            return tape, warped
+
+        return run
+
+    return {
+        name: functools.partial(taped, warp)
+        for name, warp in (("ours", spatial_transformer.warp), ("plain", plain.warp))
     }
 
 

@@ -1,25 +1,36 @@
-"""Memory of this process, as Linux counts it."""
+"""Memory of the device, as TensorFlow's allocator counts it."""
 
 import gc
-import pathlib
 
-
-def resident():
-    """Bytes in memory now."""
-    gc.collect()
-    return _read("VmRSS")
+import tensorflow as tf
 
 
 def peak_of(run):
-    """Bytes that `run()` needs at its peak beyond what is there before; it must be the first large thing here.
-
-    The memory that TensorFlow has once taken, it keeps for itself: a second measurement would show nothing.
-    """
-    before = resident()
+    """Bytes that `run()` takes at its peak beyond what is there before it, such as weights; not in its first run."""
     run()
-    return _read("VmHWM") - before
+    before = _now()
+    tf.config.experimental.reset_memory_stats(_device())
+    run()
+    return tf.config.experimental.get_memory_info(_device())["peak"] - before
 
 
-def _read(name):
-    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith(name)).split()[1]) * 1024
+def kept_by(run):
+    """Bytes that a tape keeps for its backward pass, where `run()` gives the tape and the result.
+
+    What is asked is how much memory is free again after the tape, and nothing else, is gone.
+    """
+    tape, result = run()
+    before = _now()
+    del tape
+    after = _now()
+    del result
+    return before - after
+
+
+def _now():
+    gc.collect()
+    return tf.config.experimental.get_memory_info(_device())["current"]
+
+
+def _device():
+    return "GPU:0" if tf.config.list_physical_devices("GPU") else "CPU:0"

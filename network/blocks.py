@@ -142,5 +142,12 @@ class Encoder(keras.layers.Layer):
 
 
 def leaky_relu(x, slope):
-    """max(x, slope * x)."""
-    return keras.activations.leaky_relu(x, negative_slope=slope)
+    """max(x, slope * x) for a slope from 0. It keeps its output for the backward pass, as the next convolution does."""
+
+    @tf.custom_gradient
+    def call(x):
+        # Output and input have one sign, which is all that the gradient needs; TensorFlow would keep the input too.
+        out = tf.nn.leaky_relu(x, slope)
+        return out, lambda upstream: tf.raw_ops.LeakyReluGrad(gradients=upstream, features=out, alpha=slope)
+
+    return call(x)

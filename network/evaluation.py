@@ -216,12 +216,15 @@ class _Measured(typing.NamedTuple):
 
 
 def _one_ahead(pool, function, items):
-    """function(item) for each item, in order; the next one runs in the pool while the last one is being used."""
+    """function(item) for each item, in order; the next one runs in the pool while the last one is being used.
+
+    Never two at once: each takes the whole device and its memory, and a graph of TensorFlow may fail beside itself.
+    """
     running = None
     for item in items:
-        previous, running = running, pool.submit(function, item)
-        if previous is not None:
-            yield previous.result()
+        done = [] if running is None else [running.result()]
+        running = pool.submit(function, item)
+        yield from done
     if running is not None:
         yield running.result()
 

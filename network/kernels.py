@@ -26,6 +26,7 @@ def compiled(function):
 
     @tf.custom_gradient
     def call(*inputs):
-        return forward(*inputs), lambda upstream: backward(inputs, upstream)
+        # Outside a tf.function a tape would look into the kernel and keep all that it computes.
+        return forward(*map(tf.stop_gradient, inputs)), lambda upstream: backward(inputs, upstream)
 
     return functools.wraps(function)(call)

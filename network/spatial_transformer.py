@@ -101,11 +101,7 @@ class _Cells(typing.NamedTuple):
 
     def index(self, corner):
         """Indices of a corner in the flattened image."""
-        return self.lowest + self.offset(corner)
-
-    def offset(self, corner):
-        """How much the index of a corner exceeds the lowest."""
-        return sum(step for step, upper in zip(self.steps, corner, strict=True) if upper)
+        return self.lowest + _offset(self.steps, corner)
 
     def weight(self, corner):
         """Trilinear weight of a corner, [B, ...]."""
@@ -116,22 +112,35 @@ class _Cells(typing.NamedTuple):
 _CORNERS = tuple(itertools.product((0, 1), repeat=3))
 
 
+def _offset(steps, corner):
+    """How much the index of a corner exceeds the lowest."""
+    return sum(step for step, upper in zip(steps, corner, strict=True) if upper)
+
+
+def _strides(shape):
+    """How much the index in a flattened image of `shape` [B, X, Y, Z, C] grows from voxel to voxel, by axis."""
+    return shape[2] * shape[3], shape[3], 1
+
+
+def _steps(shape):
+    """`_Cells.steps` of an image of `shape`."""
+    return tuple(tf.minimum(shape[k + 1] - 1, 1) * stride for k, stride in enumerate(_strides(shape)))
+
+
 def _cells(coordinates, shape):
     """`_Cells` of an image of `shape` [B, X, Y, Z, C] around coordinates: three tensors [B, ...], for x, y and z."""
-    sizes = [shape[1], shape[2], shape[3]]
-    strides = (sizes[1] * sizes[2], sizes[2], 1)
-    image = tf.range(shape[0]) * (sizes[0] * strides[0])
+    strides = _strides(shape)
+    image = tf.range(shape[0]) * (shape[1] * strides[0])
     lowest = tf.reshape(image, [-1] + [1] * (len(coordinates[0].shape) - 1))
-    steps, fractions = [], []
-    for coordinate, size, stride in zip(coordinates, sizes, strides, strict=True):
-        last_cell = tf.cast(tf.maximum(size - 2, 0), tf.float32)
+    fractions = []
+    for axis, (coordinate, stride) in enumerate(zip(coordinates, strides, strict=True)):
+        last_cell = tf.cast(tf.maximum(shape[axis + 1] - 2, 0), tf.float32)
         lower = tf.cast(tf.where(coordinate > 0.0, tf.minimum(coordinate, last_cell), 0.0), tf.int32)
         fraction = coordinate - tf.cast(lower, tf.float32)
         # Not clip_by_value: so a NaN stays, and the gradient ends at the edge.
         fractions.append(tf.where(fraction >= 1.0, 1.0, tf.where(fraction < 0.0, 0.0, fraction)))
         lowest += lower * stride
-        steps.append(tf.minimum(size - 1, 1) * stride)
-    return _Cells(lowest, tuple(steps), tuple(fractions))
+    return _Cells(lowest, _steps(shape), tuple(fractions))
 
 
 def _lerp(low, high, fraction):
@@ -193,25 +202,45 @@ def _image_gradient(image, flow, upstream):
 
     Scattering is a matter of rows, and a row of many numbers costs little more than one of a single number. So the
     four corners of a cell in the y-z plane go in one row, to the lowest; what belongs to the upper ones is shifted
-    there afterwards, which is a plain sum of arrays.
+    there afterwards, which is a plain sum of arrays. The rows are made for a few planes at a time, as a volume of them
+    would take more memory than all else in a training step.
     """
-    channels = image.shape[-1]
-    voxels = tf.reduce_prod(tf.shape(image)[:4])
-    cells = _cells(_looked_at(flow), tf.shape(image))
-    tx, ty, tz = (t[..., None] for t in cells.fractions)
-    # Weights 1 - t and t as constant + slope * t: a choice between two formulas an element is slow.
-    quad = (_CONSTANT_Y + _SLOPE_Y * ty) * (_CONSTANT_Z + _SLOPE_Z * tz)
+    channels, shape = image.shape[-1], tf.shape(image)
+    voxels = tf.reduce_prod(shape[:4])
+    slabs = [_slabs(a) for a in (*_looked_at(flow), upstream)]
+
+    def add_slab(k, rows):
+        *coordinates, seen = (tf.gather(a, k, axis=1) for a in slabs)
+        cells = _cells(coordinates, shape)
+        tx, ty, tz = (t[..., None] for t in cells.fractions)
+        # Weights 1 - t and t as constant + slope * t: a choice between two formulas an element is slow.
+        quad = (_CONSTANT_Y + _SLOPE_Y * ty) * (_CONSTANT_Z + _SLOPE_Z * tz)
+        for i, weight in enumerate((1.0 - tx, tx)):
+            update = (weight * quad)[..., None] * seen[..., None, :]
+            where = tf.reshape(cells.index((i, 0, 0)), [-1, 1])
+            rows = tf.tensor_scatter_nd_add(rows, where, tf.reshape(update, [-1, len(_QUAD) * channels]))
+        return k + 1, rows
+
     rows = tf.zeros([voxels, len(_QUAD) * channels])
-    for i, weight in enumerate((1.0 - tx, tx)):
-        update = (weight * quad)[..., None] * upstream[..., None, :]
-        where = tf.reshape(cells.index((i, 0, 0)), [-1, 1])
-        rows = tf.tensor_scatter_nd_add(rows, where, tf.reshape(update, [-1, len(_QUAD) * channels]))
+    _, rows = tf.while_loop(lambda k, _: k < tf.shape(slabs[0])[1], add_slab, (0, rows))
     rows = tf.reshape(rows, [voxels, len(_QUAD), channels])
     total = rows[:, 0]
     for place, (j, k) in list(enumerate(_QUAD))[1:]:
-        offset = cells.offset((0, j, k))
+        offset = _offset(_steps(shape), (0, j, k))
         total += tf.pad(rows[: voxels - offset, place], [[offset, 0], [0, 0]])
-    return tf.reshape(total, tf.shape(image))
+    return tf.reshape(total, shape)
+
+
+# Planes of a slab: fewer take no less memory, and on a GPU the launches add up.
+_PLANES = 4
+
+
+def _slabs(volume):
+    """[B, X, ...] in slabs of planes, [B, X / planes, planes, ...], with zeros at the end of the last one."""
+    rest = -tf.shape(volume)[1] % _PLANES
+    padded = tf.pad(volume, [[0, 0], [0, rest]] + [[0, 0]] * (volume.shape.rank - 2))
+    shape = tf.shape(padded)
+    return tf.reshape(padded, tf.concat([[shape[0], shape[1] // _PLANES, _PLANES], shape[2:]], axis=0))
 
 
 # Corners (j, k) of a cell in the y-z plane, and the weights of each along y and z as constant + slope * fraction.
@@ -226,7 +255,8 @@ def _fast_warp(image, flow):
     def gradient(upstream):
         return _image_gradient(image, flow, upstream), _flow_gradient(image, flow, upstream)
 
-    return _forward(image, flow), gradient
+    # Outside a tf.function a tape would look into the kernel and keep all that it computes.
+    return _forward(tf.stop_gradient(image), tf.stop_gradient(flow)), gradient
 
 
 @_kernel

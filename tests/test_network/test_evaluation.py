@@ -1,15 +1,18 @@
 """Evaluation of a small network: what a pair's result holds, stage by stage, against plain computations."""
 
+import concurrent.futures
 import subprocess
 import sys
 import textwrap
+import threading
+import time
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from network import losses, metrics
-from network.evaluation import DEFAULT_METRICS, IMAGES, METRICS, evaluate
+from network.evaluation import DEFAULT_METRICS, IMAGES, METRICS, _one_ahead, evaluate
 from tests.conftest import GOLDEN
 from tests.test_network.golden import rule_network
 
@@ -195,6 +198,24 @@ def test_a_later_evaluation_sees_changed_weights(network, batch):
     head.assign(kept)
     assert before == similarity()
     assert not np.allclose(before, changed)
+
+
+def test_the_next_batch_runs_while_the_last_is_used_but_never_two_at_once():
+    running, seen = threading.Lock(), []
+
+    def function(item):
+        assert running.acquire(blocking=False), "two at once"
+        time.sleep(0.05)
+        running.release()
+        seen.append(item)
+        return 10 * item
+
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        results = _one_ahead(pool, function, range(4))
+        assert next(results) == 0
+        time.sleep(0.2)
+        assert seen == [0, 1]
+        assert [*results] == [10, 20, 30]
 
 
 def test_two_devices_share_a_batch(results, tmp_path):
