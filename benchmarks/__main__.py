@@ -92,7 +92,8 @@ def measure(case, args, bounds):
 def bytes_of(case, variant, size):
     """Memory of a variant in a process of its own: {"peak": bytes, "kept": bytes for the backward pass or None}."""
     command = [sys.executable, "-m", "benchmarks", "--size", str(size), "--memory", case.name, variant]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env={**os.environ, **memory.EXACT})
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def copy_bandwidth():

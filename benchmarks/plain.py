@@ -69,6 +69,7 @@ def everywhere(labels=()):
         stack.enter_context(mock.patch.object(metrics, "jacobian_std", jacobian_std))
         stack.enter_context(mock.patch.object(spatial_transformer, "_fast_warp", warp))
         stack.enter_context(mock.patch.object(spatial_transformer, "_vote", vote(labels)))
+        stack.enter_context(mock.patch.object(blocks, "_FEW_VOXELS", 0))
         plain_up = blocks.UpConvolution.upsample
         stack.enter_context(mock.patch.object(blocks.FlowUpConvolution, "upsample", plain_up))
         yield

@@ -44,6 +44,9 @@ class UpConvolution(keras.layers.Layer):
 
     def upsample(self, features, kernel, shape):
         """Features on the grid of `shape` [B, X, Y, Z, filters]."""
+        voxels = features.shape[1:4].num_elements()
+        if voxels is not None and voxels <= _FEW_VOXELS:
+            return _upsample_few(features, kernel, shape)
         return tf.nn.conv3d_transpose(features, kernel, shape, strides=2, padding="SAME")
 
     def compute_output_shape(self, input_shape):
@@ -94,10 +97,31 @@ def _interleave(parts):
     for axis in (1, 2, 3):
         even, odd = tf.unstack(parts, axis=4)
         before = (slice(None),) * axis
-        pairs = tf.stack([even[(*before, slice(None, -1))], odd[(*before, slice(1, None))]], axis=axis + 1)
-        shape = [-1, *pairs.shape[1:]]
-        parts = tf.reshape(pairs, [*shape[:axis], 2 * shape[axis], *shape[axis + 2 :]])
+        parts = _in_turn(even[(*before, slice(None, -1))], odd[(*before, slice(1, None))], axis)
     return parts
+
+
+# A kernel for so few voxels is read once, in a matrix product; a convolution first reorders it, which takes longer.
+_FEW_VOXELS = 32
+
+
+def _upsample_few(features, kernel, shape):
+    """Transposed convolution as a matrix product, whose 4^3 windows, two voxels apart, are added where they overlap."""
+    rows = [tf.reshape(a, [-1, kernel.shape[-1]]) for a in (features, kernel)]
+    windows = tf.reshape(tf.matmul(*rows, transpose_b=True), [-1, *features.shape[1:4], *kernel.shape[:4]])
+    for axis in (1, 2, 3):
+        lower, upper = tf.split(windows, 2, axis=4)
+        none = tf.zeros_like(tf.gather(lower, [0], axis=axis))
+        pairs = tf.concat([lower, none], axis) + tf.concat([none, upper], axis)
+        windows = _in_turn(*tf.unstack(pairs, axis=4), axis)
+    return windows[:, 1 : shape[1] + 1, 1 : shape[2] + 1, 1 : shape[3] + 1]
+
+
+def _in_turn(even, odd, axis):
+    """The voxels of two volumes in turn along an axis."""
+    pairs = tf.stack([even, odd], axis=axis + 1)
+    shape = [-1, *pairs.shape[1:]]
+    return tf.reshape(pairs, [*shape[:axis], 2 * shape[axis], *shape[axis + 2 :]])
 
 
 @keras.saving.register_keras_serializable("registration")

@@ -14,8 +14,8 @@ from .losses import cascade_losses
 GRADIENT = "squared_gradient"
 # In float16 small gradients vanish: those of the activations are computed so many times larger.
 LOSS_SCALES = {"float32": 1.0, "mixed_bfloat16": 1.0, "mixed_float16": 16.0}
-# What the backward pass keeps of a cascade in full: the inputs of its convolutions and of its activations.
-_KEPT_OPERATIONS = ("BiasAdd", "Conv3D", "Conv3DBackpropInputV2", "LeakyRelu", "ConcatV2", "Reshape")
+# What the backward pass keeps of a cascade in full: the inputs of its convolutions, activations or several joined.
+_KEPT_OPERATIONS = ("LeakyRelu", "ConcatV2")
 
 # How TensorFlow tells that a worker on another machine is gone.
 _LOST = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.DeadlineExceededError)

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from network.affine import AffineNetwork
 from network.base_networks import BASE_NETWORKS, VTN, VoxelMorph, double_to
-from network.blocks import Encoder, FlowUpConvolution, UpConvolution
+from network.blocks import Encoder, FlowUpConvolution, UpConvolution, leaky_relu
 from network.config import CascadeConfig
 from network.recursive_cascaded_networks import RecursiveCascadedNetwork, build_network
 from network.spatial_transformer import Compose, Warp
@@ -95,14 +95,35 @@ def test_harness(name, size, tmp_path):
         assert np.isfinite(gradient).all(), weight.path
 
 
-def test_the_transposed_convolution_is_the_gradient_of_a_strided_one():
+@pytest.mark.parametrize("size", [(5, 8, 10), (3, 6, 8), (1, 2, 3)])  # more voxels, and few
+def test_the_transposed_convolution_is_the_gradient_of_a_strided_one(size):
     layer = UpConvolution(2)
-    features, skip = noise(1, 3, 4, 5, 3), noise(1, 5, 8, 10, 1)
-    up = layer([features, skip])
+    features, skip = noise(2, *(-(-n // 2) for n in size), 3), noise(2, *size, 1)
     with tf.GradientTape() as tape:
-        target = tf.Variable(tf.zeros_like(up))
-        down = tf.nn.conv3d(target, layer.kernel, strides=[1, 2, 2, 2, 1], padding="SAME")
-    np.testing.assert_allclose(up, tape.gradient(down, target, features), atol=1e-5)
+        tape.watch(features)
+        up = layer([features, skip])
+    upstream = tf.cos(tf.reshape(tf.range(tf.size(up), dtype=tf.float32), up.shape))
+    with tf.GradientTape(persistent=True) as there:
+        target, kernel = tf.Variable(upstream), tf.Variable(layer.kernel)
+        down = tf.nn.conv3d(target, kernel, strides=[1, 2, 2, 2, 1], padding="SAME")
+    np.testing.assert_allclose(up, there.gradient(down, target, features), atol=1e-5)
+    for found, expected in zip(
+        tape.gradient(up, [features, layer.kernel], upstream),
+        [down, there.gradient(down, kernel, features)],
+        strict=True,
+    ):
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.1, 0.7])
+def test_the_leaky_relu_and_its_gradient(slope):
+    x = tf.constant([-3.0, -1e-30, 0.0, 1e-30, 2.0])
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        out = leaky_relu(x, slope)
+    np.testing.assert_allclose(out, [-3.0 * slope, -1e-30 * slope, 0.0, 1e-30, 2.0])
+    gradient = tape.gradient(out, x, tf.constant([1.0, 2.0, 3.0, 4.0, 5.0]))
+    np.testing.assert_allclose(gradient, [slope, 2 * slope, 3 * slope, 4.0, 5.0])
 
 
 def test_upsampling_repeats_each_voxel_and_follows_an_odd_skip():
