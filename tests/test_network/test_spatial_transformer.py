@@ -1,5 +1,7 @@
 """Warp, composition, sampling and the label vote: closed forms, then SciPy, then properties."""
 
+import gc
+
 import hypothesis
 import numpy as np
 import pytest
@@ -120,6 +122,26 @@ def test_a_nan_in_the_flow_gives_nan_there_and_nowhere_else(fast):
     warped = warp(ramp(), tf.constant(flow), fast=fast).numpy()
     assert np.isnan(warped[0, 2, 3, 4, 0])
     assert np.isnan(warped).sum() == 1
+
+
+def test_a_tape_keeps_nothing_but_image_and_flow():
+    image, flow = ramp(), smooth_flow(np.random.default_rng(5), batch=1)
+
+    def in_use():
+        gc.collect()
+        return tf.config.experimental.get_memory_info("CPU:0")["current"]
+
+    def kept(fast):
+        with tf.GradientTape() as tape:
+            tape.watch([image, flow])
+            warped = warp(image, flow, fast=fast)
+        before = in_use()
+        del tape
+        assert warped.shape == (1, *SIZE, 1)
+        return before - in_use()
+
+    assert kept(fast=True) == 0
+    assert kept(fast=False) > 0
 
 
 def test_composition_with_a_constant_flow():
