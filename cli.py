@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import re
 
 from errors import UserError
 
@@ -84,7 +85,13 @@ def devices(gpu, batch, machines=False):
     chosen = _visible_gpus(tf, gpu, ids)
     if workers > 1:
         # Before anything else is computed, as TensorFlow demands; it waits here for the other workers.
-        return tf.distribute.MultiWorkerMirroredStrategy()
+        try:
+            return tf.distribute.MultiWorkerMirroredStrategy()
+        except tf.errors.OpError as error:
+            raise UserError(
+                f"TF_CONFIG {os.environ['TF_CONFIG']!r}: cannot start as this worker "
+                f"({error.message.splitlines()[0]}); name hosts that can be reached and ports that are free"
+            ) from error
     if not chosen and n > 1:
         _split_cpu(tf, n)
         return tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(n)])
@@ -102,18 +109,21 @@ def cluster():
         return {"workers": 1, "index": 0}
     try:
         config = json.loads(text)
-        workers = [address for kind in ("chief", "worker") for address in config["cluster"].get(kind, [])]
+        members = {kind: config["cluster"].get(kind, []) for kind in ("chief", "worker")}
+        for address in (address for kind in members.values() for address in kind):
+            if not re.fullmatch(r".+:\d+", address):
+                raise ValueError(f"{address!r} is not host:port")
         kind, index = config["task"]["type"], int(config["task"]["index"])
+        if not 0 <= index < len(members.get(kind, [])):
+            raise ValueError(f"no task {kind} {index}")
         if kind == "worker":
-            index += len(config["cluster"].get("chief", []))
-        if kind not in ("chief", "worker") or not 0 <= index < len(workers):
-            raise ValueError(f"no task {kind} {config['task']['index']}")
+            index += len(members["chief"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"TF_CONFIG {text!r} cannot be used ({error}); write "
             '{"cluster": {"worker": ["host:port", ...]}, "task": {"type": "worker", "index": 0}}, or unset it'
         ) from error
-    return {"workers": len(workers), "index": index}
+    return {"workers": sum(map(len, members.values())), "index": index}
 
 
 def gpu_ids(gpu):

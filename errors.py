@@ -29,6 +29,15 @@ def run(main, arguments=None):
         if error.filename is None:
             raise
         return _fail(f"{error.filename}: {error.strerror}")
+    except Exception as error:
+        # TensorFlow's, by name: it is not imported here.
+        if not isinstance(error, MemoryError) and type(error).__name__ != "ResourceExhaustedError":
+            raise
+        cause = (str(error) or "no more memory").splitlines()[0]
+        return _fail(
+            f"out of memory ({cause}); use a smaller --batch, or --precision mixed_bfloat16, "
+            "or in training --rematerialize or more devices"
+        )
 
 
 def _interrupt(*_):

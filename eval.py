@@ -182,6 +182,7 @@ def evaluate_scheme(network, scheme, settings, shard, resume, strategy):
     if resume and report.is_finished(target, settings):
         print(f"Report: {target}.txt was finished before")
         return
+    report.check_replaceable(target, settings)
     path = pathlib.Path(f"{target}{f'.shard-{part}-of-{parts}' if parts > 1 else ''}.records")
     figures = min(settings["figures"], len(scheme))
     drawn = {k * len(scheme) // figures for k in range(figures)}

@@ -70,6 +70,7 @@ def main(arguments=None):
     data = load_data_config(args.dataset)
     paired = cli.is_paired(args.data_args)
     config = model_config(args, source, data.image_size)
+    args.base_network, args.n_cascades = config.base_network, config.n_cascades  # as the run's args.json tells them
     strategy = cli.devices(args.gpu, args.batch, machines=True)
     is_chief = cli.cluster()["index"] == 0  # it alone writes
 
@@ -125,7 +126,8 @@ def main(arguments=None):
         every = 1 if args.debug else args.val_steps
         batches = lambda: validation.evaluation(args.batch, sample)  # noqa: E731
         steps.append(callbacks.Validate(every, batches, validation.label_values, run, writer))
-    steps.append(callbacks.StopAtSignal(saver))  # last: what a step leads to is done before the run ends
+    unsaved = "nothing was to be saved" if is_chief else "the first worker saves"
+    steps.append(callbacks.StopAtSignal(saver, unsaved))  # last: what a step leads to is done before the run ends
     try:
         with user_errors():
             trainer.fit(
@@ -184,6 +186,9 @@ def check(args):
         raise UserError(f"--seed is {args.seed}; it must be a whole number from 0 to {2**31 - 1}")
     if args.jit and not cli.gpu_ids(args.gpu):
         raise UserError(f"--jit with -g {args.gpu}: XLA's convolutions are very slow on a CPU; leave --jit out")
+    for name in ("name", "finetune"):
+        if "/" in (getattr(args, name) or ""):
+            raise UserError(f"--{name} is {getattr(args, name)!r}; it becomes part of a folder's name: leave out the /")
     if args.finetune and not args.checkpoint:
         raise UserError("--finetune starts from a trained model; name it with -c")
     return max(math.ceil(round(args.epochs * args.round, 6)), 1)  # 1.1 * 100 is 110 and a rounding error

@@ -1,4 +1,4 @@
-"""Measure all cases and write the table: python -m benchmarks -o docs/benchmarks
+"""Measure all cases and write the table: python -m benchmarks -o docs/benchmarks; without -o it is printed.
 
 The variants of a case take turns in one process, so that a noisy machine is noisy to all; the table gives medians and
 their ratios. Peak memory is that of a fresh process a variant, beyond what it holds before, such as weights.
@@ -21,26 +21,33 @@ for setting in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"):
 import network  # noqa: E402, F401, I001  (before TensorFlow: it sets what that reads)
 import tensorflow as tf  # noqa: E402
 
+import cli  # noqa: E402
 from benchmarks import memory  # noqa: E402
 from benchmarks.cases import cases  # noqa: E402
+import errors  # noqa: E402
 
 OTHERS = ("plain", "op by op", "torch")
 tf.get_logger().setLevel("ERROR")  # each variant is traced anew, on purpose
 
 
-def main():
-    """Measure and write OUTPUT.md and OUTPUT.json."""
+def main(arguments=None):
+    """Measure and write OUTPUT.md and OUTPUT.json, or print the table."""
     flags = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure speed and memory.")
-    flags.add_argument("-o", "--output", default="docs/benchmarks", help="prefix of the .md and .json (%(default)s)")
+    flags.add_argument("-o", "--output", help="prefix of the .md and .json, which are replaced (the table is printed)")
     flags.add_argument("--size", type=int, default=128, help="voxels an axis (128)")
     flags.add_argument("--rounds", type=int, default=7, help="times that each variant is run (7)")
     flags.add_argument("--only", default="", help="only the cases with this in their name")
     flags.add_argument("--memory", nargs=2, metavar=("CASE", "VARIANT"), help="print the memory of one, in bytes")
-    args = flags.parse_args()
-    chosen = [case for case in cases(args.size) if args.only in case.name]
+    args = flags.parse_args(arguments)
+    cli.positive("size", args.size)
+    cli.positive("rounds", args.rounds)
+    known = list(cases(args.size))
+    chosen = [case for case in known if args.only in case.name]
+    if not chosen:
+        raise errors.UserError(f"--only {args.only!r} is in no case's name: {'; '.join(case.name for case in known)}")
     if args.memory:
         name, variant = args.memory
-        case = next(case for case in chosen if case.name == name)
+        case = next(case for case in known if case.name == name)
         kept = memory.kept_by(case.tapes[variant]()) if case.tapes else None
         print(json.dumps({"peak": memory.peak_of(case.variants[variant]()), "kept": kept}))
         return
@@ -54,11 +61,13 @@ def main():
         "matrix_operations_per_second": bounds["operations"],
         "rows": rows,
     }
-    output = pathlib.Path(args.output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.with_suffix(".json").write_text(json.dumps(result, indent=2) + "\n")
-    output.with_suffix(".md").write_text(table(result))
-    print(f"{output}.md")
+    if args.output is None:
+        print(table(result))
+        return
+    pathlib.Path(args.output).parent.mkdir(parents=True, exist_ok=True)
+    pathlib.Path(f"{args.output}.json").write_text(json.dumps(result, indent=2) + "\n")
+    pathlib.Path(f"{args.output}.md").write_text(table(result))
+    print(f"{args.output}.md")
 
 
 def measure(case, args, bounds):
@@ -169,4 +178,4 @@ def _mib(count):
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(errors.run(main))

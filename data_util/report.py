@@ -136,11 +136,36 @@ def read_records(path):
 
 def is_finished(path, settings):
     """Whether the report `path` (without ending) is there, complete, and was made with these settings."""
+    return _settings_of(path) == _plain(settings)
+
+
+# What may differ between two evaluations of the same thing.
+_INCIDENTAL = ("written", "batch", "figures", "versions")
+
+
+def check_replaceable(path, settings):
+    """Check that a report `path` (without ending), if there is one, is of the same evaluation and can be replaced.
+
+    Raises:
+        UserError: it was made with other settings.
+    """
+    before, now = (
+        {key: value for key, value in known.items() if key not in _INCIDENTAL}
+        for known in (_settings_of(path), _plain(settings))
+    )
+    if before and (changed := _difference(before, now)):
+        raise UserError(
+            f"{path}.txt is a report with {_changed(*changed)}; give this one a --name, or remove that one's files"
+        )
+
+
+def _settings_of(path):
+    """Settings of the finished report `path`; {} where there is none."""
     file = pathlib.Path(f"{path}.json")
     try:
-        return file.exists() and json.loads(file.read_text())["settings"] == _plain(settings)
-    except (ValueError, KeyError, TypeError):  # whatever that file is, it is not this report
-        return False
+        return dict(json.loads(file.read_text())["settings"]) if file.exists() else {}
+    except (ValueError, KeyError, TypeError):  # whatever that file is, it is not a report
+        return {}
 
 
 def write_report(path, settings, records):
@@ -289,7 +314,8 @@ def merge(paths):
     """Join the records of shards into one report, beside them; returns its path without ending. The records stay.
 
     Raises:
-        UserError: the shards are of different evaluations, or pairs are missing or double.
+        UserError: the shards are of different evaluations, pairs are missing or double, or a report of another
+            evaluation has that name.
     """
     shards = [(path, *read_records(path)) for path in paths]
     first_path, first, _ = shards[0]
@@ -300,6 +326,7 @@ def merge(paths):
                 f"{path} is of another evaluation than {first_path}, with {_changed(*changed)}; merge the shards of one"
             )
     target = pathlib.Path(first_path).parent / first["report"]
+    check_replaceable(target, first)
     write_report(target, first, [record for *_, found in shards for record in found])
     return target
 

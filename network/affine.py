@@ -59,7 +59,7 @@ class AffineNetwork(keras.layers.Layer):
     def __init__(self, leaky_slope=0.1, **kwargs):
         super().__init__(**kwargs)
         self.leaky_slope = leaky_slope
-        self.encoder = Encoder(leaky_slope=leaky_slope, name="encoder")
+        self.encoder = Encoder(leaky_slope=leaky_slope, name="encoder", dtype=self.dtype_policy)
 
     def build(self, input_shape):
         images = (*input_shape[0][:-1], 2)

@@ -18,6 +18,12 @@ class BaseNetwork(keras.layers.Layer):
         super().__init__(**kwargs)
         self.channels, self.flow_multiplier, self.leaky_slope = channels, flow_multiplier, leaky_slope
 
+    def build(self, input_shape):
+        # The weights do not depend on the size. Not in a graph: TensorFlow keeps what a custom gradient sees there, and
+        # with it all the weights, for ever.
+        with tf.init_scope():
+            self.call([tf.zeros((1, 4, 4, 4, 1), self.compute_dtype)] * 2)
+
     def compute_output_shape(self, input_shape):
         return (*input_shape[0][:-1], 3)
 
@@ -39,11 +45,12 @@ class VTN(BaseNetwork):
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
-        self.encoder = Encoder(self.channels, self.leaky_slope, name="encoder")
-        self.predictions = {k + 1: convolution(3, f"pred{k + 1}") for k in self.SKIPS}
-        self.flow_ups = {k: UpConvolution(3, name=f"upsamp{k + 1}to{k}") for k in self.SKIPS}
+        same = {"dtype": self.dtype_policy}
+        self.encoder = Encoder(self.channels, self.leaky_slope, name="encoder", **same)
+        self.predictions = {k + 1: convolution(3, f"pred{k + 1}", **same) for k in self.SKIPS}
+        self.flow_ups = {k: UpConvolution(3, name=f"upsamp{k + 1}to{k}", **same) for k in self.SKIPS}
         self.feature_ups = {
-            k: UpConvolution(Encoder.LAYERS[skip][0] * self.channels, name=f"deconv{k}")
+            k: UpConvolution(Encoder.LAYERS[skip][0] * self.channels, name=f"deconv{k}", **same)
             for k, skip in self.SKIPS.items()
         }
         # A flow of many voxels needs float32, in whatever precision the rest computes.
@@ -86,8 +93,11 @@ class VoxelMorph(BaseNetwork):
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
-        self.encoders = [convolution(k * self.channels, name, stride) for name, (k, stride) in self.ENCODER.items()]
-        self.decoders = [convolution(k * self.channels, name) for name, (k, _) in self.DECODER.items()]
+        same = {"dtype": self.dtype_policy}
+        self.encoders = [
+            convolution(k * self.channels, name, stride, **same) for name, (k, stride) in self.ENCODER.items()
+        ]
+        self.decoders = [convolution(k * self.channels, name, **same) for name, (k, _) in self.DECODER.items()]
         self.head = convolution(
             3, "flow", kernel_initializer=keras.initializers.RandomNormal(stddev=1e-5), dtype="float32"
         )

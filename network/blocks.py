@@ -13,10 +13,25 @@ KERNEL_INITIALIZER = "lecun_uniform"
 next-to-last axis of a kernel as its inputs, as the original does."""
 
 
+@keras.saving.register_keras_serializable("registration")
+class Convolution(keras.layers.Conv3D):
+    """Keras's `Conv3D`, in float32 where bfloat16 goes wrong on a CPU.
+
+    oneDNN's gradient with respect to the kernel is then of no use on a grid of 2^3, as a network of bfloat16 has at its
+    coarsest. The convolution of so few voxels costs next to nothing.
+    """
+
+    def convolution_op(self, inputs, kernel):
+        if inputs.dtype != tf.bfloat16 or max(n or 3 for n in inputs.shape[1:4]) > 2:
+            return super().convolution_op(inputs, kernel)
+        out = super().convolution_op(tf.cast(inputs, tf.float32), tf.cast(kernel, tf.float32))
+        return tf.cast(out, inputs.dtype)
+
+
 def convolution(filters, name, stride=1, kernel_size=3, **options):
-    """3-D convolution, 'same' padding, linear, with a bias unless `options` say otherwise."""
+    """`Convolution` with 'same' padding, linear, with a bias unless `options` say otherwise."""
     options = {"padding": "same", "kernel_initializer": KERNEL_INITIALIZER, **options}
-    return keras.layers.Conv3D(filters, kernel_size, strides=stride, name=name, **options)
+    return Convolution(filters, kernel_size, strides=stride, name=name, **options)
 
 
 @keras.saving.register_keras_serializable("registration")
@@ -74,16 +89,20 @@ class FlowUpConvolution(UpConvolution):
                     out = super(FlowUpConvolution, self).upsample(features, kernel, shape)
                 return tape.gradient(out, [features, kernel], upstream)
 
-            small = kernel
+            # Outside a tf.function a tape would keep what follows.
+            small, padded = tf.stop_gradient(kernel), tf.pad(tf.stop_gradient(features), _ALL_AROUND)
             for axis in (0, 2, 4):  # an axis of four taps becomes two: even or odd, and which of the two taps
                 small = tf.gather(small, [[3, 1], [2, 0]], axis=axis)
             small = tf.transpose(small, [1, 3, 5, 7, 0, 2, 4, 6])
             small = tf.reshape(small, [2, 2, 2, features.shape[-1], 8 * self.filters])
-            padded = tf.pad(features, [[0, 0], [1, 1], [1, 1], [1, 1], [0, 0]])
             out = _interleave(tf.nn.conv3d(padded, small, strides=[1] * 5, padding="VALID"))
             return out[:, : shape[1], : shape[2], : shape[3]], gradient
 
         return call(features, kernel)
+
+
+# One voxel on every side of a volume.
+_ALL_AROUND = [[0, 0], [1, 1], [1, 1], [1, 1], [0, 0]]
 
 
 @functools.partial(tf.function, jit_compile=True)
@@ -148,7 +167,10 @@ class Encoder(keras.layers.Layer):
     def __init__(self, channels=16, leaky_slope=0.1, **kwargs):
         super().__init__(**kwargs)
         self.channels, self.leaky_slope = channels, leaky_slope
-        self.convolutions = [convolution(k * channels, name, stride) for name, (k, stride) in self.LAYERS.items()]
+        self.convolutions = [
+            convolution(k * channels, name, stride, dtype=self.dtype_policy)
+            for name, (k, stride) in self.LAYERS.items()
+        ]
 
     def build(self, input_shape):
         for layer in self.convolutions:
@@ -166,12 +188,13 @@ class Encoder(keras.layers.Layer):
 
 
 def leaky_relu(x, slope):
-    """max(x, slope * x) for a slope from 0. It keeps its output for the backward pass, as the next convolution does."""
+    """max(x, slope * x) for a slope of 0..1. It keeps its output alone for the backward pass."""
 
     @tf.custom_gradient
     def call(x):
-        # Output and input have one sign, which is all that the gradient needs; TensorFlow would keep the input too.
-        out = tf.nn.leaky_relu(x, slope)
+        # Output and input have one sign, which is all that the gradient needs. The next layer keeps the output anyway;
+        # TensorFlow would keep the input too.
+        out = tf.nn.leaky_relu(tf.stop_gradient(x), slope)
         return out, lambda upstream: tf.raw_ops.LeakyReluGrad(gradients=upstream, features=out, alpha=slope)
 
     return call(x)

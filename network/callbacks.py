@@ -113,12 +113,15 @@ class Pictures(keras.callbacks.Callback):
         self.writer, self.draw = writer, draw
         self.pair = batch["fixed"][:1], batch["moving"][:1]
 
+    def on_train_begin(self, logs=None):
+        self.network = tf.function(self.model.network)
+
     def on_train_batch_end(self, batch, logs=None):
         step = self.model.step
         if step % PICTURES_EVERY:
             return
         fixed, moving = self.pair
-        output = tf.function(self.model.network)((fixed, moving))
+        output = self.network((fixed, moving))
         images = [volume.numpy()[0, ..., 0] for volume in (fixed, moving, output.warped)]
         with self.writer.as_default(step):
             for name, picture in self.draw(*images, output.flow.numpy()[0]).items():
@@ -206,6 +209,7 @@ class StopAtSignal(keras.callbacks.Callback):
 
     Args:
         saver: the run's `SaveCheckpoints`, or None where nothing is saved.
+        unsaved: what to say where nothing is saved.
 
     Raises:
         UserError: the run was stopped; it says how to go on.
@@ -213,9 +217,9 @@ class StopAtSignal(keras.callbacks.Callback):
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
-    def __init__(self, saver):
+    def __init__(self, saver, unsaved="nothing was to be saved"):
         super().__init__()
-        self.saver, self.stopped = saver, False
+        self.saver, self.unsaved, self.stopped = saver, unsaved, False
 
     def on_train_begin(self, logs=None):
         self.before = {number: signal.signal(number, self.note) for number in self.SIGNALS}
@@ -234,7 +238,7 @@ class StopAtSignal(keras.callbacks.Callback):
         if not self.stopped:
             return
         if self.saver is None:
-            raise UserError(f"stopped at step {self.model.step}; nothing was to be saved")
+            raise UserError(f"stopped at step {self.model.step}; {self.unsaved}")
         self.saver.save()
         raise UserError(f"stopped at step {self.model.step}, which is saved: go on with -c {self.saver.folder}")
 

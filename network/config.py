@@ -165,7 +165,7 @@ def parse_assignments(text, allowed, flag):
         names = [keyword.arg for keyword in call.keywords]
         if len(set(names)) < len(names):
             raise ValueError("a key given twice")
-        values = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
+        values = {keyword.arg: _literal(keyword.value) for keyword in call.keywords}
     except (SyntaxError, ValueError, AttributeError) as error:
         raise UserError(
             f'{flag} {text!r} cannot be read ({error}); write "key=value, key=value" with numbers, True, False, '
@@ -175,6 +175,13 @@ def parse_assignments(text, allowed, flag):
     if unknown:
         raise UserError(f"{flag}: unknown key {unknown[0]!r}; allowed are {', '.join(allowed)}")
     return values
+
+
+def _literal(node):
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        raise ValueError(f"{ast.unparse(node)} is not a value") from None
 
 
 def _is_int(value, minimum):

@@ -317,11 +317,11 @@ def _surfaces(pool, fixed, warped, labels, spacing, pairs):
 
 
 def _split(tensors, strategy):
-    """Each replica's share of a batch, in order."""
-    n = strategy.num_replicas_in_sync
+    """Each replica's share of a batch, in order; of the replicas of this machine, where there are several machines."""
+    n = len(strategy.experimental_local_results(strategy.run(lambda: tf.constant(0))))
 
     def share(context):
-        return {name: tf.split(value, n)[context.replica_id_in_sync_group] for name, value in tensors.items()}
+        return {name: tf.split(value, n)[context.replica_id_in_sync_group % n] for name, value in tensors.items()}
 
     return strategy.experimental_distribute_values_from_function(share)
 

@@ -1,6 +1,5 @@
 """The recursive cascaded network (paper, section 3): each cascade warps the moving image a little further."""
 
-import contextlib
 import typing
 
 import keras
@@ -54,21 +53,21 @@ class RecursiveCascadedNetwork(keras.Model):
     def __init__(self, config, **kwargs):
         super().__init__(**kwargs, dtype="float32")
         self.config = config
-        base_network = BASE_NETWORKS[config.base_network]
-        with _layers_in(config.precision):
-            self._make_stems(config, base_network)
-
-    def _make_stems(self, config, base_network):
-        self.affine = AffineNetwork(config.leaky_slope, name="affine_stem")
+        self.affine = AffineNetwork(config.leaky_slope, name="affine_stem", dtype=config.precision)
         self.cascades = [
-            base_network(
+            BASE_NETWORKS[config.base_network](
                 channels=config.channels,
                 flow_multiplier=config.flow_multiplier,
                 leaky_slope=config.leaky_slope,
                 name=f"deform_stem_{i}",
+                dtype=config.precision,
             )
             for i in range(config.n_cascades)
         ]
+
+    def build(self, input_shape):
+        for stem in (self.affine, *self.cascades):
+            stem.build(input_shape)
 
     def call(self, inputs, rep=None):
         """Apply the cascades, each of them `rep` times in a row (`config.rep` where it is None)."""
@@ -114,19 +113,8 @@ class RecursiveCascadedNetwork(keras.Model):
         return cls(CascadeConfig.from_dict(config["config"], "config"), name=config["name"])
 
 
-@contextlib.contextmanager
-def _layers_in(precision):
-    """While this is entered, layers are made with Keras's dtype policy of that name."""
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(precision)
-    try:
-        yield
-    finally:
-        keras.config.set_dtype_policy(before)
-
-
 def build_network(config):
     """A `RecursiveCascadedNetwork` with its weights initialised as the original draws them."""
     network = RecursiveCascadedNetwork(config)
-    network((keras.Input((*config.image_size, 1)), keras.Input((*config.image_size, 1))))
+    network.build([(1, *config.image_size, 1)] * 2)
     return network

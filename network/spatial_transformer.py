@@ -192,8 +192,8 @@ def _flow_gradient(image, flow, upstream):
         )
         slopes = [total + upstream[..., channel] * slope for total, slope in zip(slopes, along, strict=True)]
     last = [tf.cast(shape[k + 1] - 1, tf.float32) for k in range(3)]
-    moves = [(c >= 0.0) & (c < end) for c, end in zip(coordinates, last, strict=True)]
-    return tf.stack([tf.where(inside, slope, 0.0) for inside, slope in zip(moves, slopes, strict=True)], axis=-1)
+    clamped = [(c < 0.0) | (c >= end) for c, end in zip(coordinates, last, strict=True)]
+    return tf.stack([tf.where(still, 0.0, slope) for still, slope in zip(clamped, slopes, strict=True)], axis=-1)
 
 
 @_kernel

@@ -49,7 +49,8 @@ def estimate_memory(network, pairs):
         outputs = [op.outputs[0] for op in graph.get_operations() if op.type in _KEPT_OPERATIONS]
         sizes = [out.dtype.size * out.shape.num_elements() for out in outputs if out.shape.is_fully_defined()]
         kept.append((sum(sizes), max(sizes)))
-    at_once = 1 if config.rematerialize else len(config.stage_cascades)
+    cascades = len(config.stage_cascades)
+    at_once = min(cascades, 1) if config.rematerialize else cascades
     activations = kept[0][0] + at_once * kept[-1][0] + 2 * kept[-1][1]
     stages = (1 + len(config.stage_cascades)) * 4 * voxels * (3 + 3 + 1 + 1)
     return weights + pairs * (activations + stages)
@@ -121,8 +122,8 @@ class Trainer(keras.Model):
                 terms = run(batch)
             except _LOST as error:
                 raise UserError(
-                    f"step {self.step + 1}: another worker was lost; see what it said, and "
-                    "start all workers again with -c and this run, to go on from its last checkpoint"
+                    f"step {self.step + 1}: another worker was lost; see what it said, and start all workers again, "
+                    "with -c and this run to go on from its last checkpoint if it has one"
                 ) from error
             self.step += 1
             return terms

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import errors
 from data_util import report
-from data_util.report import Records, is_finished, merge, read_records, remaining, write_report
+from data_util.report import Records, check_replaceable, is_finished, merge, read_records, remaining, write_report
 from errors import UserError
 
 SETTINGS = {
@@ -283,6 +283,16 @@ def test_shards_share_whole_batches(pairs, batch, parts, done):
         left = remaining(pairs, batch, (part, parts), done)
         groups = [left[k : k + batch] for k in range(0, len(left), batch)]
         assert groups == [group for group in whole[part - 1 :: parts] if not set(group) <= done]
+
+
+def test_a_report_of_another_evaluation_is_not_replaced(tmp_path, records):
+    path = tmp_path / "run-model-5"
+    check_replaceable(path, SETTINGS)
+    write_report(path, SETTINGS, records)
+    check_replaceable(path, {**SETTINGS, "batch": 7, "versions": {"python": "4"}})
+    message = r"run-model-5.txt is a report with dataset None, not 'other.json'; give this one a --name"
+    with pytest.raises(UserError, match=message):
+        check_replaceable(path, {**SETTINGS, "dataset": "other.json"})
 
 
 def test_merged_shards_are_the_report_of_one_job(tmp_path):

@@ -1,6 +1,8 @@
 """One harness for every layer and model (config, shapes, graph, saving, gradients), and what is special to each."""
 
+import gc
 import itertools
+import weakref
 
 import keras
 import numpy as np
@@ -9,7 +11,7 @@ import tensorflow as tf
 
 from network.affine import AffineNetwork
 from network.base_networks import BASE_NETWORKS, VTN, VoxelMorph, double_to
-from network.blocks import Encoder, FlowUpConvolution, UpConvolution, leaky_relu
+from network.blocks import Encoder, FlowUpConvolution, UpConvolution, convolution, leaky_relu
 from network.config import CascadeConfig
 from network.recursive_cascaded_networks import RecursiveCascadedNetwork, build_network
 from network.spatial_transformer import Compose, Warp
@@ -113,6 +115,35 @@ def test_the_transposed_convolution_is_the_gradient_of_a_strided_one(size):
         strict=True,
     ):
         np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("pairs", [1, 2])
+def test_the_gradient_of_a_kernel_in_bfloat16_on_the_coarsest_grid(pairs):
+    inputs = tf.random.stateless_normal((pairs, 2, 2, 2, 16), (1, 2))
+    gradients = []
+    for precision in ("float32", "mixed_bfloat16"):
+        keras.utils.set_random_seed(1)
+        layer = convolution(16, "layer", dtype=precision)
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(tf.square(tf.cast(layer(inputs), tf.float32)))
+        gradients.append(tape.gradient(loss, layer.kernel))
+    assert tf.norm(gradients[1] - gradients[0]) < 0.02 * tf.norm(gradients[0])
+
+
+@pytest.mark.parametrize("base_network", ["VTN", "VoxelMorph"])
+def test_a_layer_alone_keeps_its_precision(base_network):
+    layer = BASE_NETWORKS[base_network](channels=2, dtype="mixed_bfloat16")
+    again = type(layer).from_config(layer.get_config())
+    again(images((8, 9, 10)))
+    assert {part.compute_dtype for part in again.convolutions[:-1]} == {"bfloat16"}
+
+
+def test_a_network_that_is_dropped_gives_its_weights_back():
+    network = cascades((8, 9, 10))
+    weights = weakref.ref(network.cascades[0].head)
+    del network
+    gc.collect()
+    assert weights() is None
 
 
 @pytest.mark.parametrize("slope", [0.0, 0.1, 0.7])

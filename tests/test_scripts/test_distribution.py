@@ -18,12 +18,14 @@ from data_util.phantoms import write_dataset
 
 ROOT = pathlib.Path(__file__).parents[2]
 FLAGS = ("--batch", "4", "--val_pairs", "2")
-# Few channels: what is tested is the division of work, not the convolutions.
 MODELS = {
-    "VTN-1": ("-b", "VTN", "-n", "1", "-r", "2", "--net_args", "channels=4"),
-    "VoxelMorph-2": ("-b", "VoxelMorph", "-n", "2", "-r", "2", "--net_args", "channels=4"),
+    "VTN-1": ("-b", "VTN", "-n", "1", "-r", "2"),
+    "VoxelMorph-2": ("-b", "VoxelMorph", "-n", "2", "-r", "2"),
 }
-CASES = [(model, 32) for model in MODELS] + [pytest.param((m, 64), marks=pytest.mark.slow) for m in MODELS]
+# A model, its channels, and how far the weights may be apart. Few channels where the division of work is tested alone,
+# not the convolutions; with many, another order of summation (one device without oneDNN) moves those of VTN by 1.2e-4.
+CASES = [(model, 4, 1e-4) for model in MODELS]
+CASES += [pytest.param((model, 16, 3e-4), marks=pytest.mark.slow) for model in MODELS]
 FIVE_STEPS = ("--round", "5", "--epochs", "1", "--val_steps", "100")
 
 
@@ -34,7 +36,7 @@ def home(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(home)
         pathlib.Path("datasets").mkdir()
-        for size in (16, 32, 64):
+        for size in (16, 64):
             write_dataset(f"datasets/p{size}", (size,) * 3, 4, 3, 0)
     return home
 
@@ -52,7 +54,7 @@ def start(home, script, *flags, worker=None, ports=()):
 
 
 def finish(*processes, status=0):
-    outputs = [process.communicate(timeout=400)[0] for process in processes]
+    outputs = [process.communicate(timeout=1200)[0] for process in processes]
     for process, output in zip(processes, outputs, strict=True):
         assert process.returncode == status, output
     return outputs
@@ -72,11 +74,14 @@ def run_named(home, name):
 
 
 def differences(home, name, reference):
-    """Largest relative difference of the logged losses, and that of all weights as one vector."""
+    """Largest relative difference of the logged losses, and that of all weights as one vector.
+
+    The loss of orthogonality is a difference of numbers near 10: below 0.1 its rounding would be all that one sees.
+    """
     rows = [[*csv.DictReader((run_named(home, n) / "log.csv").open())] for n in (name, reference)]
     assert [row["step"] for row in rows[0]] == [row["step"] for row in rows[1]]
     losses = max(
-        abs(float(a[key]) - float(b[key])) / max(abs(float(b[key])), 1e-2)
+        abs(float(a[key]) - float(b[key])) / max(abs(float(b[key])), 0.1)
         for a, b in zip(*rows, strict=True)
         for key in a
     )
@@ -94,30 +99,34 @@ def differences(home, name, reference):
 
 @pytest.fixture(scope="module", params=CASES, ids=str)
 def one_device(request, home):
-    """Flags of a model at a size, and the name of its run on one device."""
-    model, size = request.param
-    flags = ("-d", f"datasets/p{size}.json", *FLAGS, *MODELS[model], *FIVE_STEPS)
-    finish(start(home, "train.py", "-g", "-1", *flags, "--name", f"{model}-{size}"))
-    return flags, f"{model}-{size}"
+    """Flags of a model, the name of its run on one device, and how far the weights of others may be apart."""
+    model, channels, apart = request.param
+    name = f"{model}-{channels}"
+    flags = ("-d", "datasets/p64.json", *FLAGS, *MODELS[model], "--net_args", f"channels={channels}", *FIVE_STEPS)
+    finish(start(home, "train.py", "-g", "-1", *flags, "--name", name))
+    return flags, name, apart
 
 
 @pytest.mark.parametrize("devices", [2, 4])
 def test_devices_do_not_change_the_result(one_device, home, devices):
-    flags, reference = one_device
+    flags, reference, apart = one_device
     name = f"{reference}-{devices}"
     finish(start(home, "train.py", "-g", f"cpu:{devices}", *flags, "--name", name))
     losses, weights = differences(home, name, reference)
+    print(f"{name}: losses {losses:.1e}, weights {weights:.1e}")
     assert losses < 1e-4
-    assert weights < 1e-4
+    assert weights < apart
 
 
 def test_machines_do_not_change_the_result_and_one_writes(one_device, home):
-    flags, reference = one_device
+    flags, reference, apart = one_device
     name = f"{reference}-machines"
-    outputs = finish(*two_workers(home, *flags, "--name", name))
+    outputs = finish(*two_workers(home, *flags, "--val_steps", "5", "--name", name))
     losses, weights = differences(home, name, reference)
+    print(f"{name}: losses {losses:.1e}, weights {weights:.1e}")
     assert losses < 1e-4
-    assert weights < 1e-4
+    assert weights < apart
+    assert len((run_named(home, name) / "validation.csv").read_text().splitlines()) == 2
     assert "Finished: 5 steps" in outputs[0]
     assert "Finished" not in outputs[1]
 
@@ -173,6 +182,9 @@ def test_a_batch_that_does_not_divide(home):
     [
         ("{", "TF_CONFIG '{' cannot be used"),
         ('{"cluster": {"worker": ["a:1", "b:2"]}, "task": {"type": "worker", "index": 2}}', "no task worker 2"),
+        ('{"cluster": {"chief": ["a:1"]}, "task": {"type": "worker", "index": -1}}', "no task worker -1"),
+        ('{"cluster": {"worker": ["a:1", "b"]}, "task": {"type": "worker", "index": 0}}', "'b' is not host:port"),
+        ('{"cluster": {"worker": "a:1"}, "task": {"type": "worker", "index": 0}}', "'a' is not host:port"),
     ],
 )
 def test_a_wrong_cluster(monkeypatch, text, said):
