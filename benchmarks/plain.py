@@ -6,7 +6,7 @@ from unittest import mock
 
 import tensorflow as tf
 
-from network import affine, blocks, evaluation, losses, metrics, spatial_transformer
+from network import affine, base_networks, blocks, evaluation, losses, metrics, spatial_transformer
 
 
 def warp(image, flow):
@@ -70,6 +70,8 @@ def everywhere(labels=()):
         stack.enter_context(mock.patch.object(spatial_transformer, "_fast_warp", warp))
         stack.enter_context(mock.patch.object(spatial_transformer, "_vote", vote(labels)))
         stack.enter_context(mock.patch.object(blocks, "_FEW_VOXELS", 0))
+        for module in (blocks, base_networks):
+            stack.enter_context(mock.patch.object(module, "leaky_relu", tf.nn.leaky_relu))
         plain_up = blocks.UpConvolution.upsample
         stack.enter_context(mock.patch.object(blocks.FlowUpConvolution, "upsample", plain_up))
         yield
