@@ -177,6 +177,8 @@ def evaluate(
     """
     strategy = strategy or tf.distribute.get_strategy()
     labels = None if labels is None else tuple(labels)
+    # Replicas of this machine, where there are several machines.
+    replicas = len(strategy.experimental_local_results(strategy.run(lambda: tf.constant(0))))
     run = _measuring(network, labels, tuple(chosen), strategy, per_cascade, 2 if refine_steps else 1, tuple(images))
 
     def on_device(batch):
@@ -188,7 +190,7 @@ def evaluate(
             stages, maps, pictures = run(batch, output.stages)
         else:
             notes = {}
-            stages, maps, pictures = run(_split(batch, strategy))
+            stages, maps, pictures = run(_split(batch, strategy, replicas))
         wanted = [i for i in np.flatnonzero(about["valid"]) if images_of is None or about["index"][i] in images_of]
         stages = [{name: _gather(value, strategy) for name, value in stage.items()} for stage in stages]
         stages[-1].update(notes)
@@ -316,9 +318,8 @@ def _surfaces(pool, fixed, warped, labels, spacing, pairs):
     return table
 
 
-def _split(tensors, strategy):
-    """Each replica's share of a batch, in order; of the replicas of this machine, where there are several machines."""
-    n = len(strategy.experimental_local_results(strategy.run(lambda: tf.constant(0))))
+def _split(tensors, strategy, n):
+    """Each share of a batch, in order, for the `n` replicas of this machine."""
 
     def share(context):
         return {name: tf.split(value, n)[context.replica_id_in_sync_group % n] for name, value in tensors.items()}

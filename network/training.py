@@ -52,7 +52,7 @@ def estimate_memory(network, pairs):
     cascades = len(config.stage_cascades)
     at_once = min(cascades, 1) if config.rematerialize else cascades
     activations = kept[0][0] + at_once * kept[-1][0] + 2 * kept[-1][1]
-    stages = (1 + len(config.stage_cascades)) * 4 * voxels * (3 + 3 + 1 + 1)
+    stages = (1 + cascades) * 4 * voxels * (3 + 3 + 1 + 1)
     return weights + pairs * (activations + stages)
 
 
