@@ -175,6 +175,7 @@ def evaluate_scheme(network, scheme, settings, shard, resume, strategy):
 
     from data_util import report, results
     from data_util.dataset import user_errors
+    from data_util.records import Records, read_records, remaining
     from network.evaluation import evaluate
 
     batch, (part, parts) = settings["batch"], shard
@@ -187,8 +188,8 @@ def evaluate_scheme(network, scheme, settings, shard, resume, strategy):
     figures = min(settings["figures"], len(scheme))
     drawn = {k * len(scheme) // figures for k in range(figures)}
     items = [*settings["save"], *(results.FIGURE_ITEMS if drawn else ())]
-    with report.Records(path, settings, resume) as records, user_errors():
-        indices = report.remaining(len(scheme), batch, shard, records.done)
+    with Records(path, settings, resume) as records, user_errors():
+        indices = remaining(len(scheme), batch, shard, records.done)
         found = evaluate(
             network,
             scheme.evaluation(batch, indices),
@@ -212,7 +213,7 @@ def evaluate_scheme(network, scheme, settings, shard, resume, strategy):
     if parts > 1:
         print(f"Records: {path}; join the {parts} parts with python -m data_util.report merge")
         return
-    settings, finished = report.read_records(path)
+    settings, finished = read_records(path)
     report.write_report(target, settings, finished)
     path.unlink()
     print(report.headline(finished))

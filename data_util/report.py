@@ -1,15 +1,8 @@
 """Reports of an evaluation: what was measured on each pair, as text, CSV and JSON.
 
-While an evaluation runs, each finished pair is a line of `<report>.records`, so that a stopped one can go on and
-several jobs can share one scheme. The first line holds the settings; each further line one pair:
+They are made from the records of `records.py`.
 
-    {"index": 3, "fixed": "yanx_1", "moving": "yanx_4", "seconds": 0.7, "stages": [{"dice": [0.91], ...}]}
-
-`stages` holds the values after every cascade (0 is before registration, 1 after the affine cascade), or the result
-alone; the last one is always the result. A value is a number, or a list with one a label or landmark; null is 'not
-measured'. Every name is defined in docs/metrics.md.
-
-    python -m data_util.report merge evaluate/RUN-model-STEP.shard-*.records
+    python -m data_util.report merge evaluate/RUN-model-STEP*.shard-*.records
 
 joins the records of a sharded evaluation into the report that one job would have written.
 """
@@ -18,13 +11,12 @@ import argparse
 import csv
 import io
 import json
-import math
-import os
 import pathlib
 import sys
 
 import numpy as np
 
+from data_util.records import as_read, difference, read_records, replace_file
 from errors import UserError, run
 
 # Values with one number a label; the rest are one number a pair, or one a landmark.
@@ -38,105 +30,9 @@ _TEXT_SUMMARY = {
 }
 
 
-class Records:
-    """The records file of a running evaluation, as a context manager; left by an error before any pair, it is removed.
-
-    Args:
-        path: the file; its folder is made.
-        settings: dict that says what is evaluated; a run goes on only with the same settings.
-        resume: go on with the pairs that are there already, if any.
-
-    Attributes:
-        done: indices of the pairs that the file holds.
-
-    Raises:
-        UserError: the file holds pairs already, and `resume` is not given or it was written with other settings.
-    """
-
-    def __init__(self, path, settings, resume=False):
-        self.path = pathlib.Path(path)
-        kept = []
-        if self.path.exists():
-            before, kept = read_records(self.path)
-            if kept and not resume:
-                raise UserError(
-                    f"{self.path} holds {len(kept)} pairs of a stopped evaluation; go on by --resume, or delete "
-                    "the file to start anew"
-                )
-            changed = _difference(before, _plain(settings))
-            if kept and changed:
-                raise UserError(
-                    f"{self.path} was written with {_changed(*changed)}; give the same flags to go on, or delete the "
-                    "file to start anew"
-                )
-        self.done = {record["index"] for record in kept}
-        # A kill may have cut the last line: what is whole is written anew before going on.
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        _replace(self.path, "".join(json.dumps(line) + "\n" for line in (settings, *kept)))
-        self.file = self.path.open("a")
-
-    def add(self, result):
-        """Append a pair, given as a `PairResult`; it is on disk when this returns."""
-        record = {
-            "index": result.index,
-            "fixed": result.fixed_id,
-            "moving": result.moving_id,
-            "seconds": round(result.seconds, 4),
-            "stages": [{name: _json_value(value) for name, value in stage.items()} for stage in result.stages],
-        }
-        self.file.write(json.dumps(record) + "\n")
-        self.file.flush()
-        os.fsync(self.file.fileno())
-        self.done.add(result.index)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, error, *_):
-        self.file.close()
-        if error and not self.done:
-            self.path.unlink()
-
-
-def remaining(pairs, batch, shard=(1, 1), done=()):
-    """Indices that a job has still to evaluate, out of `pairs`, in batches of `batch`.
-
-    A batch is always of the same pairs, whatever the shards and wherever a run was stopped, and done again unless all
-    of it is: a pair's numbers may depend, in the last digit, on the pairs beside it.
-
-    Args:
-        pairs, batch: numbers of pairs.
-        shard: (i, n) for part i of n, from 1; the parts take turns by batch.
-        done: set of the indices that are done.
-    """
-    part, parts = shard
-    batches = [range(start, min(start + batch, pairs)) for start in range(0, pairs, batch)]
-    return [index for group in batches[part - 1 :: parts] if not set(group).issubset(done) for index in group]
-
-
-def read_records(path):
-    """Settings and whole records of a records file; a cut last line is left out.
-
-    Raises:
-        UserError: the file is missing or is not a records file.
-    """
-    try:
-        text = pathlib.Path(path).read_text()
-        settings, *records = (json.loads(line) for line in text.split("\n")[:-1])
-        if not {"report", "pairs", "labels"} <= set(settings) or not all(
-            {"index", "stages"} <= set(r) for r in records
-        ):
-            raise ValueError("settings or values are missing")
-        return settings, records
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from error
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{path} is not a file of evaluation records; give the .records files of eval.py") from error
-
-
 def is_finished(path, settings):
     """Whether the report `path` (without ending) is there, complete, and was made with these settings."""
-    return _settings_of(path) == _plain(settings)
+    return _settings_of(path) == as_read(settings)
 
 
 # What may differ between two evaluations of the same thing.
@@ -151,12 +47,10 @@ def check_replaceable(path, settings):
     """
     before, now = (
         {key: value for key, value in known.items() if key not in _INCIDENTAL}
-        for known in (_settings_of(path), _plain(settings))
+        for known in (_settings_of(path), as_read(settings))
     )
-    if before and (changed := _difference(before, now)):
-        raise UserError(
-            f"{path}.txt is a report with {_changed(*changed)}; give this one a --name, or remove that one's files"
-        )
+    if before and (changed := difference(before, now)):
+        raise UserError(f"{path}.txt is a report with {changed}; give this one a --name, or remove that one's files")
 
 
 def _settings_of(path):
@@ -183,15 +77,15 @@ def write_report(path, settings, records):
     """
     records = sorted(records, key=lambda record: record["index"])
     _check_complete(records, settings["pairs"])
-    _replace(f"{path}.txt", text_report(records))
-    _replace(f"{path}.csv", csv_report(records, settings))
+    replace_file(f"{path}.txt", text_report(records))
+    replace_file(f"{path}.csv", csv_report(records, settings))
     if settings["per_cascade"]:
         from data_util.figures import cascade_figure
 
-        _replace(f"{path}-cascades.csv", cascades_csv(records, settings))
+        replace_file(f"{path}-cascades.csv", cascades_csv(records, settings))
         if curves := _cascade_curves(records):
             cascade_figure(f"{path}-cascades.png", curves)
-    _replace(f"{path}.json", json_report(records, settings))  # last: where it is, the report is complete
+    replace_file(f"{path}.json", json_report(records, settings))  # last: where it is, the report is complete
 
 
 def _check_complete(records, pairs):
@@ -200,13 +94,6 @@ def _check_complete(records, pairs):
         missing = sorted(set(range(pairs)) - set(indices))
         what = f"pair {missing[0]} and {len(missing) - 1} more are missing" if missing else "some pairs are there twice"
         raise UserError(f"{len(records)} records of {pairs} pairs: {what}; evaluate all, and give every shard once")
-
-
-def _replace(path, text):
-    """Write a file such that at any moment there is the old one or the whole new one."""
-    new = pathlib.Path(f"{path}.new")
-    new.write_text(text)
-    os.replace(new, path)
 
 
 def text_report(records):
@@ -320,44 +207,15 @@ def merge(paths):
     shards = [(path, *read_records(path)) for path in paths]
     first_path, first, _ = shards[0]
     for path, settings, _ in shards[1:]:
-        changed = _difference(settings, first)
+        changed = difference(settings, first)
         if changed:
             raise UserError(
-                f"{path} is of another evaluation than {first_path}, with {_changed(*changed)}; merge the shards of one"
+                f"{path} is of another evaluation than {first_path}, with {changed}; merge the shards of one"
             )
     target = pathlib.Path(first_path).parent / first["report"]
     check_replaceable(target, first)
     write_report(target, first, [record for *_, found in shards for record in found])
     return target
-
-
-def _plain(settings):
-    """Settings as they come back from JSON."""
-    return json.loads(json.dumps(settings))
-
-
-def _difference(old, new, prefix=""):
-    """First entry in which two settings differ: (dotted key, old value, new value), or None."""
-    for key in dict.fromkeys([*old, *new]):
-        before, after = old.get(key), new.get(key)
-        if isinstance(before, dict) and isinstance(after, dict):
-            found = _difference(before, after, f"{prefix}{key}.")
-        else:
-            found = (f"{prefix}{key}", before, after) if before != after else None
-        if found:
-            return found
-    return None
-
-
-def _changed(key, old, new):
-    return f"{key} {old!r}, not {new!r}"
-
-
-def _json_value(value):
-    """A NumPy value of up to one dimension as JSON has it: NaN becomes None."""
-    if value.ndim:
-        return [_json_value(v) for v in value]
-    return float(value) if math.isfinite(value) else None
 
 
 def _array(value):

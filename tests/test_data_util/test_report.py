@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 import errors
 from data_util import report
-from data_util.report import Records, check_replaceable, is_finished, merge, read_records, remaining, write_report
+from data_util.records import Records, read_records, remaining
+from data_util.report import check_replaceable, is_finished, merge, write_report
 from errors import UserError
 
 SETTINGS = {
