@@ -45,6 +45,11 @@ def vote(labels):
     return carry
 
 
+def compose(first, second):
+    """The second flow and the first warped by it."""
+    return second + warp(first, second)
+
+
 def jacobian_std(flow):
     """Standard deviation of the determinant, by a batch of 3x3 determinants."""
     here = flow[:, :-1, :-1, :-1]
@@ -59,7 +64,7 @@ def everywhere(labels=()):
     compiled = {
         affine: ("_compose_affine",),
         evaluation: ("correlation",),
-        losses: ("correlation", "smoothness_loss"),
+        losses: ("_affine_losses", "correlation", "smoothness_loss"),
         metrics: ("jacobian_determinant", "folding", "sd_log_jacobian"),
     }
     with contextlib.ExitStack() as stack:
@@ -68,6 +73,7 @@ def everywhere(labels=()):
                 stack.enter_context(mock.patch.object(module, name, getattr(module, name).__wrapped__))
         stack.enter_context(mock.patch.object(metrics, "jacobian_std", jacobian_std))
         stack.enter_context(mock.patch.object(spatial_transformer, "_fast_warp", warp))
+        stack.enter_context(mock.patch.object(spatial_transformer, "_fast_compose", compose))
         stack.enter_context(mock.patch.object(spatial_transformer, "_vote", vote(labels)))
         stack.enter_context(mock.patch.object(blocks, "_FEW_VOXELS", 0))
         for module in (blocks, base_networks):

@@ -27,10 +27,11 @@ def affine_flow(affine, size):
     x is counted from the centre of the volume, (size - 1) / 2.
     """
     flow = affine.shift[:, None, None, None]
-    for axis, n in enumerate(size):
+    columns = tf.unstack(affine.matrix, axis=2)
+    for axis, (n, column) in enumerate(zip(size, columns, strict=True)):
         centred = tf.range(n, dtype=tf.float32) - (tf.cast(n, tf.float32) - 1.0) / 2.0
         # Lines of numbers, broadcast: a product a voxel takes ten times longer.
-        along = centred[:, None] * affine.matrix[:, None, :, axis]
+        along = centred[:, None] * column[:, None]
         flow += tf.reshape(along, [-1] + [n if k == axis else 1 for k in range(3)] + [3])
     return flow
 

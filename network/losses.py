@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from .kernels import compiled
+from .kernels import compiled, ordered_sum
 from .splines import cubic_weights
 
 # Side of the window of the local correlation, in voxels, and what is added to its variances: about one grey level of
@@ -82,7 +82,11 @@ def mutual_information_loss(fixed, warped):
     joint histogram has Parzen windows: a fixed voxel counts in the nearest bin, a warped one in four by a cubic
     B-spline (Mattes et al., 2003). So the gradient is that of the warped image alone. Intensities are 0..1.
     """
-    joint = _joint_histogram(fixed, warped)
+    return _open_information(_joint_histogram(fixed, warped))
+
+
+@compiled
+def _open_information(joint):
     joint /= tf.reduce_sum(joint, [1, 2], keepdims=True)
     fixed_entropy, warped_entropy = _entropy(tf.reduce_sum(joint, 2)), _entropy(tf.reduce_sum(joint, 1))
     information = fixed_entropy + warped_entropy - _entropy(tf.reshape(joint, [-1, _BINS * _BINS]))
@@ -151,6 +155,12 @@ def orthogonality_loss(matrix):
     return s1 + (1.0 + eps) ** 2 * s2 / s3 - 6.0 * (1.0 + eps)
 
 
+@compiled
+def _affine_losses(matrix):
+    """Both for W [B, 3, 3], summed over the batch: float32 [2]."""
+    return tf.stack([tf.reduce_sum(determinant_loss(matrix)), tf.reduce_sum(orthogonality_loss(matrix))])
+
+
 def _determinant(m):
     return tf.reduce_sum(m[:, 0] * tf.linalg.cross(m[:, 1], m[:, 2]), axis=-1)
 
@@ -169,8 +179,7 @@ def cascade_losses(fixed, output, config):
         `0_det_loss` and `0_ortho_loss` (before their factors).
     """
     terms, similarity = {}, SIMILARITIES[config.similarity]
-    det = tf.reduce_sum(determinant_loss(output.affine.matrix))
-    ortho = tf.reduce_sum(orthogonality_loss(output.affine.matrix))
+    det, ortho = tf.unstack(_affine_losses(output.affine.matrix))
     terms.update({"0_det_loss": det, "0_ortho_loss": ortho})
     totals = {0: config.det_factor * det + config.ortho_factor * ortho}
     for k, stage in enumerate(output.stages[1:], start=1):
@@ -179,4 +188,4 @@ def cascade_losses(fixed, output, config):
         terms[f"{k}_raw_loss"] = tf.reduce_sum(similarity(fixed, output.stages[k].warped))
         totals[k] += terms[f"{k}_raw_loss"]
     terms.update({f"{k}_loss": total for k, total in totals.items()})
-    return {"loss": tf.add_n(list(totals.values())), **terms}
+    return {"loss": ordered_sum(list(totals.values())), **terms}

@@ -8,6 +8,7 @@ import tensorflow as tf
 from .affine import Affine, AffineNetwork, affine_flow, compose_affine
 from .base_networks import BASE_NETWORKS
 from .config import CascadeConfig
+from .kernels import fork
 from .spatial_transformer import compose, warp
 
 
@@ -74,25 +75,30 @@ class RecursiveCascadedNetwork(keras.Model):
         fixed, moving = inputs
         options = self.config.warping
         affine = self.affine([fixed, moving])
+        at_first, onward, affine = (affine._replace(matrix=matrix) for (matrix,) in fork([affine.matrix], 3))
         shape = tf.shape(fixed)
-        flow = affine_flow(affine, [shape[1], shape[2], shape[3]])
+        flow = affine_flow(at_first, [shape[1], shape[2], shape[3]])
         stages = [Stage(flow, flow, warp(moving, flow, **options))]
-        for i in self.config.replace(rep=rep or self.config.rep).stage_cascades:
-            last = stages[-1]
-            seen = last.warped if self.config.warp_gradient else tf.stop_gradient(last.warped)
-            flow = self._flow(i, fixed, seen)
-            if len(stages) == 1:
-                composed = compose_affine(affine, last.composed_flow, flow)
-            else:
-                composed = compose(last.composed_flow, flow, **options)
-            stages.append(Stage(flow, composed, warp(moving, composed, **options)))
+        for cascade in self.cascades:
+            for weights in fork([v.value for v in cascade.trainable_variables], rep or self.config.rep):
+                last = stages[-1]
+                seen = last.warped if self.config.warp_gradient else tf.stop_gradient(last.warped)
+                flow = self._flow(cascade, weights, fixed, seen)
+                if len(stages) == 1:
+                    composed = compose_affine(onward, last.composed_flow, flow)
+                else:
+                    composed = compose(last.composed_flow, flow, **options)
+                stages.append(Stage(flow, composed, warp(moving, composed, **options)))
         return CascadeOutput(tuple(stages), affine)
 
-    def _flow(self, i, fixed, seen):
-        def cascade(fixed, seen):
-            return tf.cast(self.cascades[i]([fixed, seen]), tf.float32)
+    def _flow(self, cascade, weights, fixed, seen):
+        """The flow that a cascade gives with some values of its trainable weights."""
 
-        return (tf.recompute_grad(cascade) if self.config.rematerialize else cascade)(fixed, seen)
+        def flow(fixed, seen, *weights):
+            with keras.StatelessScope(state_mapping=list(zip(cascade.trainable_variables, weights, strict=True))):
+                return tf.cast(cascade([fixed, seen]), tf.float32)
+
+        return (tf.recompute_grad(flow) if self.config.rematerialize else flow)(fixed, seen, *weights)
 
     def named_weights(self):
         """Every weight under its name in the published checkpoints, such as 'gaffdfrm/affine_stem/conv1/W'."""

@@ -10,6 +10,7 @@ from errors import UserError
 
 from . import metrics
 from .affine import Affine
+from .kernels import ordered_sum
 from .losses import SIMILARITIES, correlation, smoothness_loss
 from .recursive_cascaded_networks import CascadeOutput, Stage
 from .spatial_transformer import compose, warp
@@ -91,7 +92,7 @@ def _descend(config, first, fixed, moving, state, step, rate):
 
 def _spline_flow(control, splines):
     """Sum of tensor-product splines: float32 [B, X, Y, Z, 3]."""
-    return tf.add_n([tensor_product(c, *matrices) for c, matrices in zip(control, splines, strict=True)])
+    return ordered_sum([tensor_product(c, *matrices) for c, matrices in zip(control, splines, strict=True)])
 
 
 @functools.lru_cache(maxsize=1)

@@ -56,7 +56,11 @@ def warp(image, flow, padding=False, fast=True):
 
 def compose(first, second, padding=False, fast=True):
     """Flow of `second` followed into `first`: second(p) + first(p + second(p)), float32 [B, X, Y, Z, 3]."""
-    return second + warp(first, second, padding, fast)
+    if not fast:
+        return second + warp(first, second, padding, fast)
+    if padding:
+        return _fast_compose(_pad(first), second + 1.0) - 1.0
+    return _fast_compose(first, second)
 
 
 def sample_at_points(image, points):
@@ -168,11 +172,13 @@ def _plain_warp(image, flow):
     return _interpolate(image, _looked_at(flow))
 
 
+def _plain_compose(first, second):
+    return second + _plain_warp(first, second)
+
+
 _kernel = functools.partial(tf.function, jit_compile=True)
-_forward = _kernel(_plain_warp)
 
 
-@_kernel
 def _flow_gradient(image, flow, upstream):
     """Gradient of the warp with respect to the flow, [B, X, Y, Z, 3]; zero where the coordinate is clamped."""
     coordinates = _looked_at(flow)
@@ -249,14 +255,27 @@ _CONSTANT_Y, _CONSTANT_Z = ([1.0 - corner[axis] for corner in _QUAD] for axis in
 _SLOPE_Y, _SLOPE_Z = ([2.0 * corner[axis] - 1.0 for corner in _QUAD] for axis in range(2))
 
 
-@tf.custom_gradient
-def _fast_warp(image, flow):
-    # Two separate kernels, so that a gradient which nobody asks for is never computed: the moving image is data.
-    def gradient(upstream):
-        return _image_gradient(image, flow, upstream), _flow_gradient(image, flow, upstream)
+def _recomputing(forward, flow_gradient):
+    """A function of image and flow, in kernels that keep these two alone for the backward pass."""
+    forward, flow_gradient = _kernel(forward), _kernel(flow_gradient)
 
-    # Outside a tf.function a tape would look into the kernel and keep all that it computes.
-    return _forward(tf.stop_gradient(image), tf.stop_gradient(flow)), gradient
+    @tf.custom_gradient
+    def call(image, flow):
+        # Two separate kernels, so that a gradient which nobody asks for is never computed: the moving image is data.
+        def gradient(upstream):
+            return _image_gradient(image, flow, upstream), flow_gradient(image, flow, upstream)
+
+        # Outside a tf.function a tape would look into the kernel and keep all that it computes.
+        return forward(tf.stop_gradient(image), tf.stop_gradient(flow)), gradient
+
+    return call
+
+
+_fast_warp = _recomputing(_plain_warp, _flow_gradient)
+# The second flow is added inside: as an operation of its own it would be one more use, and two more passes over memory.
+_fast_compose = _recomputing(
+    _plain_compose, lambda first, second, upstream: upstream + _flow_gradient(first, second, upstream)
+)
 
 
 @_kernel

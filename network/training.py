@@ -9,6 +9,7 @@ import tensorflow as tf
 from errors import UserError
 
 from .augmentation import augment, draw_control_points
+from .kernels import ordered_sum
 from .losses import cascade_losses
 
 GRADIENT = "squared_gradient"
@@ -86,7 +87,7 @@ class Trainer(keras.Model):
             batch = augment(batch, draw_control_points(batch["seed"], config.image_size))
         terms, gradients = self.differentiate(batch)
         self.optimizer.apply_gradients(zip(gradients, self.network.trainable_variables, strict=True))
-        return {**terms, GRADIENT: tf.add_n([tf.reduce_sum(tf.square(g)) for g in gradients])}
+        return {**terms, GRADIENT: ordered_sum([tf.reduce_sum(tf.square(g)) for g in gradients])}
 
     def _differentiate(self, batch):
         """Loss terms of a replica's pairs, and the gradient of each weight."""

@@ -1,0 +1,117 @@
+"""Sums in a fixed order: their gradients, and that TensorFlow's optimiser leaves no other in what is trained."""
+
+import contextlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from scipy.ndimage import gaussian_filter
+from tensorflow.python.eager import context  # the one way to see a graph as the optimiser leaves it
+
+from network import refinement
+from network.config import CascadeConfig
+from network.kernels import fork, ordered_sum
+from tests.test_network.test_training import batch_of, trainer_of
+
+
+@pytest.mark.parametrize("graph", [False, True])
+def test_fork_adds_the_gradients_of_all_uses(graph):
+    def gradients(a, b):
+        with tf.GradientTape() as tape:
+            tape.watch([a, b])
+            (a0, b0), (a1, _), (a2, b2) = fork([a, b], 3)
+            loss = tf.reduce_sum(a0 * b0) + 5 * a1[0] + tf.reduce_sum(tf.square(a2)) + 7 * b2[1]
+        return tape.gradient(loss, [a, b])
+
+    a, b = tf.constant([2.0, -3.0]), tf.constant([11.0, 13.0])
+    for_a, for_b = (tf.function(gradients) if graph else gradients)(a, b)
+    np.testing.assert_array_equal(for_a, [11 + 5 + 4, 13 - 6])
+    np.testing.assert_array_equal(for_b, [2, -3 + 7])
+
+
+def test_a_single_use_is_the_tensors_themselves():
+    tensors = [tf.constant(1.0), tf.constant(2.0)]
+    assert fork(tensors, 1) == [tensors]
+
+
+def test_the_ordered_sum_adds_tensor_by_tensor():
+    terms = [tf.constant([1e8, 1.0]), tf.constant([3.0, 2.0]), tf.constant([-1e8, 4.0])]
+    np.testing.assert_array_equal(ordered_sum(terms), [0, 7])  # 1e8 + 3 is 1e8 in float32
+
+
+@contextlib.contextmanager
+def arrivals():
+    """Collects the number of terms of each sum, outside of kernels, that may be made in the order of arrival."""
+    context.context().enable_graph_collection()
+    found = []
+    try:
+        yield found
+        for graphs in context.context().export_run_metadata().function_graphs:
+            graph = graphs.post_optimization_graph
+            kernels = {f.signature.name for f in graph.library.function if f.attr["_XlaMustCompile"].b}
+            scopes = [f.node_def for f in graph.library.function if f.signature.name not in kernels]
+            for node in (node for scope in (graph.node, *scopes) for node in scope):
+                if node.op in ("AddN", "AccumulateNV2"):
+                    found.append(node.attr["N"].i)
+                elif node.op == "TemporaryVariable":  # what the optimiser makes of some of them
+                    found.append(node.name)
+    finally:
+        context.context().disable_graph_collection()
+
+
+@pytest.mark.parametrize(
+    ("base_network", "options"),
+    [
+        ("VTN", {"n_cascades": 3}),
+        ("VoxelMorph", {"n_cascades": 2, "rep": 3, "augmentation": "identity"}),
+        ("VTN", {"rep": 3, "rematerialize": True, "similarity": "mi"}),
+        ("VTN", {"n_cascades": 3, "warp_padding": True, "precision": "mixed_bfloat16", "similarity": "lncc"}),
+        ("VTN", {"n_cascades": 2, "warp_gradient": False}),
+        ("VTN", {"n_cascades": 0}),
+    ],
+)
+def test_no_sum_of_a_step_depends_on_the_order_of_arrival(base_network, options):
+    config = CascadeConfig(base_network, image_size=(16, 20, 12), channels=2, **options)
+    trainer, batch = trainer_of(config), batch_of(config.image_size, 2)
+    trainer.make_train_function()
+    with arrivals() as found:
+        trainer.train_function(iter([batch]))
+    assert found  # sums of two
+    assert set(found) == {2}
+
+
+def test_no_sum_of_a_refinement_depends_on_the_order_of_arrival():
+    batch = batch_of((20, 16, 12))
+    start = refinement.identity(batch["moving"])
+    with arrivals() as found:
+        refinement.refine(start, batch["fixed"], batch["moving"], CascadeConfig(image_size=(20, 16, 12)), 1)
+    assert set(found) <= {2}
+
+
+@pytest.mark.slow
+def test_a_busy_machine_trains_the_same_bits():
+    config = CascadeConfig("VTN", 2, image_size=(64, 64, 64), augmentation="identity")
+    batch = batch_of(config.image_size)
+    for side in ("fixed", "moving"):  # noise has hardly a gradient
+        smooth = gaussian_filter(batch[side], (0, 2, 2, 2, 0))
+        batch[side] = tf.constant((smooth - smooth.min()) / np.ptp(smooth))
+
+    def weights():
+        trainer = trainer_of(config)
+        trainer.make_train_function()
+        for _ in range(8):
+            trainer.train_function(iter([batch]))
+        return {name: variable.numpy() for name, variable in trainer.network.named_weights().items()}
+
+    quiet = weights()
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(3)]
+    try:
+        beside = weights()
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+    for name, value in quiet.items():
+        np.testing.assert_array_equal(beside[name], value, name)
