@@ -103,15 +103,15 @@ class CascadeConfig:
         return {"padding": self.warp_padding, "fast": self.fast_reconstruction}
 
     @property
-    def stage_cascades(self):
-        """Index of the deformable cascade that makes stage 1, 2, ...; stage 0 is the affine cascade."""
-        return [i for i in range(self.n_cascades) for _ in range(self.rep)]
+    def last_stage(self):
+        """Number of the last stage; stage 0 is the affine cascade, and every repeat of a cascade makes one."""
+        return self.n_cascades * self.rep
 
     @property
     def similarity_stages(self):
         """Stages whose warped image enters the loss: every repeat of the last cascade."""
-        last = len(self.stage_cascades)
-        return [0] if self.n_cascades == 0 else list(range(last - self.rep + 1, last + 1))
+        first = self.last_stage - self.rep + 1
+        return [0] if self.n_cascades == 0 else list(range(first, self.last_stage + 1))
 
     def replace(self, **changes):
         """Copy with some options changed; checks again."""

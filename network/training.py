@@ -50,7 +50,7 @@ def estimate_memory(network, pairs):
         outputs = [op.outputs[0] for op in graph.get_operations() if op.type in _KEPT_OPERATIONS]
         sizes = [out.dtype.size * out.shape.num_elements() for out in outputs if out.shape.is_fully_defined()]
         kept.append((sum(sizes), max(sizes)))
-    cascades = len(config.stage_cascades)
+    cascades = config.last_stage
     at_once = min(cascades, 1) if config.rematerialize else cascades
     activations = kept[0][0] + at_once * kept[-1][0] + 2 * kept[-1][1]
     stages = (1 + cascades) * 4 * voxels * (3 + 3 + 1 + 1)
@@ -106,14 +106,16 @@ class Trainer(keras.Model):
         # Keras fetches the batch inside its compiled step; here it is fetched outside, so that waiting can be timed.
         strategy = self.distribute_strategy
 
+        def step(batch):
+            terms = self.train_step(batch)
+            # One sum over the devices, not one a term; like that of the gradients, it has a fixed order.
+            values = tf.distribute.get_replica_context().all_reduce("SUM", tf.stack(list(terms.values())))
+            return dict(zip(terms, tf.unstack(values), strict=True))
+
         @tf.function
         def run(batch):
-            terms = strategy.run(self.train_step, args=(batch,))
-            # One sum over the devices, not one a term.
-            values = strategy.reduce(
-                "SUM", strategy.run(lambda t: tf.stack(list(t.values())), args=(terms,)), axis=None
-            )
-            return dict(zip(terms, tf.unstack(values), strict=True))
+            terms = strategy.run(step, args=(batch,))
+            return {name: strategy.experimental_local_results(values)[0] for name, values in terms.items()}
 
         def train_function(iterator):
             started = time.perf_counter()

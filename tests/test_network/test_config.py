@@ -43,11 +43,11 @@ def test_a_wrong_option_names_itself_its_value_and_what_is_allowed(option, value
 
 def test_stages_of_repeated_cascades():
     config = CascadeConfig(n_cascades=2, rep=3)
-    assert config.stage_cascades == [0, 0, 0, 1, 1, 1]
+    assert config.last_stage == 6
     assert config.similarity_stages == [4, 5, 6]
     assert config.flow_multiplier == 0.5
     affine_alone = CascadeConfig(n_cascades=0)
-    assert affine_alone.stage_cascades == []
+    assert affine_alone.last_stage == 0
     assert affine_alone.similarity_stages == [0]
 
 
