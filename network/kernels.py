@@ -1,11 +1,11 @@
-"""How small numeric functions are computed: as XLA kernels, and with sums that have the same bits in every run.
+"""How functions are computed: as XLA kernels, again for the backward pass, and with the same bits in every run.
 
 A volume-sized expression run op by op writes every intermediate result to memory and keeps most of them for the
 gradient. Compiled, it is one pass over memory. The convolutions stay outside: on a CPU, XLA's are very slow.
 
 Outside of a kernel, TensorFlow may add three terms or more in the order in which they arrive, so that their rounding
 depends on what else the machine does. `ordered_sum` adds in a fixed order. A gradient is such a sum too, of what comes
-back from each use of a tensor: whatever is used more than twice is handed out by `fork`.
+back from each use of a tensor: whatever is used more than twice is used in a kernel or handed out by `fork`.
 """
 
 import functools
@@ -42,17 +42,42 @@ def ordered_sum(terms):
 
 
 def fork(tensors, n):
-    """`n` lists of the same tensors, for `n` uses, whose gradients are added by `ordered_sum`."""
-    if n == 1:
-        return [tensors]
-    count = len(tensors)
+    """`n` lists of the same tensors, for `n` uses in a row; their gradients are added one by one, from the last."""
+    copies = []
+    for _ in range(n - 1):
+        both = _twice(*tensors)
+        copies.append(both[: len(tensors)])
+        tensors = both[len(tensors) :]
+    return [*copies, tensors]
+
+
+@tf.custom_gradient
+def _twice(*tensors):
+    def gradient(*upstream):
+        return _add(upstream[: len(tensors)], upstream[len(tensors) :])
+
+    return [tf.identity(tensor) for tensor in 2 * tensors], gradient
+
+
+@functools.partial(tf.function, jit_compile=True)
+def _add(some, others):  # a kernel: the optimiser makes one sum in the order of arrival out of several additions
+    return [a + b for a, b in zip(some, others, strict=True)]
+
+
+def rematerialized(function):
+    """Of a function of tensors returning one tensor: the same, computed again for the backward pass from its inputs."""
 
     @tf.custom_gradient
-    def call(*tensors):
-        def gradient(*upstream):
-            return [ordered_sum(upstream[k::count]) for k in range(count)]
+    def call(first, *others):
+        def gradient(upstream):
+            # Not before its turn: a dependency of the data, since XLA respects no other.
+            some = tf.reshape(upstream, [-1])[0]
+            inputs = [first + tf.where(tf.math.is_nan(some), some, 0.0), *others]
+            with tf.GradientTape() as tape:
+                tape.watch(inputs)
+                output = function(*inputs)
+            return tape.gradient(output, inputs, upstream)
 
-        return [tf.identity(tensor) for _ in range(n) for tensor in tensors], gradient
+        return function(*map(tf.stop_gradient, (first, *others))), gradient
 
-    copies = call(*tensors)
-    return [copies[start : start + count] for start in range(0, n * count, count)]
+    return call

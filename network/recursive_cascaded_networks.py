@@ -8,7 +8,7 @@ import tensorflow as tf
 from .affine import Affine, AffineNetwork, affine_flow, compose_affine
 from .base_networks import BASE_NETWORKS
 from .config import CascadeConfig
-from .kernels import fork
+from .kernels import fork, rematerialized
 from .spatial_transformer import compose, warp
 
 
@@ -79,8 +79,9 @@ class RecursiveCascadedNetwork(keras.Model):
         shape = tf.shape(fixed)
         flow = affine_flow(at_first, [shape[1], shape[2], shape[3]])
         stages = [Stage(flow, flow, warp(moving, flow, **options))]
+        rep = self.config.replace(rep=rep or self.config.rep).rep
         for cascade in self.cascades:
-            for weights in fork([v.value for v in cascade.trainable_variables], rep or self.config.rep):
+            for weights in fork([variable.value for variable in cascade.variables], rep):
                 last = stages[-1]
                 seen = last.warped if self.config.warp_gradient else tf.stop_gradient(last.warped)
                 flow = self._flow(cascade, weights, fixed, seen)
@@ -92,13 +93,13 @@ class RecursiveCascadedNetwork(keras.Model):
         return CascadeOutput(tuple(stages), affine)
 
     def _flow(self, cascade, weights, fixed, seen):
-        """The flow that a cascade gives with some values of its trainable weights."""
+        """The flow that a cascade gives with these values of its weights."""
 
-        def flow(fixed, seen, *weights):
-            with keras.StatelessScope(state_mapping=list(zip(cascade.trainable_variables, weights, strict=True))):
+        def flow(seen, fixed, *weights):
+            with keras.StatelessScope(state_mapping=list(zip(cascade.variables, weights, strict=True))):
                 return tf.cast(cascade([fixed, seen]), tf.float32)
 
-        return (tf.recompute_grad(flow) if self.config.rematerialize else flow)(fixed, seen, *weights)
+        return (rematerialized(flow) if self.config.rematerialize else flow)(seen, fixed, *weights)
 
     def named_weights(self):
         """Every weight under its name in the published checkpoints, such as 'gaffdfrm/affine_stem/conv1/W'."""
