@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from errors import UserError
 from network.affine import AffineNetwork
 from network.base_networks import BASE_NETWORKS, VTN, VoxelMorph, double_to
 from network.blocks import Encoder, FlowUpConvolution, UpConvolution, convolution, leaky_relu
@@ -192,6 +193,20 @@ def test_repeats_share_weights_and_the_flow_multiplier_ignores_them():
     assert len(two.stages) == 5
     np.testing.assert_allclose(two.stages[1].flow, one.stages[1].flow, atol=1e-5)
     assert {c.flow_multiplier for c in twice.cascades} == {0.5}
+
+
+def test_a_frozen_cascade_is_repeated_too():
+    size = (16, 16, 16)
+    model = cascades(size, rep=2)
+    before = model(images(size)).flow
+    model.trainable = False
+    np.testing.assert_array_equal(model(images(size)).flow, before)
+
+
+@pytest.mark.parametrize("rep", [-1, 2.5, True])
+def test_a_wrong_number_of_repeats_is_named(rep):
+    with pytest.raises(UserError, match=f"rep.*{rep}"):
+        cascades((16, 16, 16))(images((16, 16, 16)), rep=rep)
 
 
 def test_no_gradient_through_the_warped_image_when_asked():
