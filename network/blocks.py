@@ -3,10 +3,10 @@
 Layer names are those of the published checkpoints (`conv3_1`, `upsamp6to5`, ...): `checkpoints.py` relies on it.
 """
 
-import functools
-
 import keras
 import tensorflow as tf
+
+from .kernels import xla_kernel
 
 KERNEL_INITIALIZER = "lecun_uniform"
 """Uniform in +-sqrt(3 / prod(kernel shape but its last axis)), for transposed convolutions too: Keras counts the
@@ -105,7 +105,7 @@ class FlowUpConvolution(UpConvolution):
 _ALL_AROUND = [[0, 0], [1, 1], [1, 1], [1, 1], [0, 0]]
 
 
-@functools.partial(tf.function, jit_compile=True)
+@xla_kernel
 def _interleave(parts):
     """[B, n + 1, ..., 8 C], even and odd output voxels as channels, -> [B, 2 n, ..., C].
 

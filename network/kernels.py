@@ -12,6 +12,8 @@ import functools
 
 import tensorflow as tf
 
+xla_kernel = functools.partial(tf.function, jit_compile=True)
+
 
 def compiled(function):
     """Decorate a pure function of tensors returning one tensor: one XLA kernel forward, one backward.
@@ -19,14 +21,7 @@ def compiled(function):
     The backward kernel recomputes the function from its inputs, so that no intermediate is stored, and XLA drops
     whatever the wanted gradients do not need.
     """
-    forward = tf.function(function, jit_compile=True)
-
-    @functools.partial(tf.function, jit_compile=True)
-    def backward(inputs, upstream):
-        with tf.GradientTape() as tape:
-            tape.watch(inputs)
-            output = function(*inputs)
-        return tape.gradient(output, inputs, upstream, unconnected_gradients="zero")
+    forward, backward = xla_kernel(function), xla_kernel(functools.partial(_gradient, function))
 
     @tf.custom_gradient
     def call(*inputs):
@@ -34,6 +29,14 @@ def compiled(function):
         return forward(*map(tf.stop_gradient, inputs)), lambda upstream: backward(inputs, upstream)
 
     return functools.wraps(function)(call)
+
+
+def _gradient(function, inputs, upstream):
+    """Gradient of each input, from that of the output: the function is computed again."""
+    with tf.GradientTape() as tape:
+        tape.watch(inputs)
+        output = function(*inputs)
+    return tape.gradient(output, inputs, upstream, unconnected_gradients="zero")
 
 
 def ordered_sum(terms):
@@ -59,7 +62,7 @@ def _twice(*tensors):
     return [tf.identity(tensor) for tensor in 2 * tensors], gradient
 
 
-@functools.partial(tf.function, jit_compile=True)
+@xla_kernel
 def _add(some, others):  # a kernel: the optimiser makes one sum in the order of arrival out of several additions
     return [a + b for a, b in zip(some, others, strict=True)]
 
@@ -72,11 +75,8 @@ def rematerialized(function):
         def gradient(upstream):
             # Not before its turn: a dependency of the data, since XLA respects no other.
             some = tf.reshape(upstream, [-1])[0]
-            inputs = [first + tf.where(tf.math.is_nan(some), some, 0.0), *others]
-            with tf.GradientTape() as tape:
-                tape.watch(inputs)
-                output = function(*inputs)
-            return tape.gradient(output, inputs, upstream)
+            late = first + tf.where(tf.math.is_nan(some), some, 0.0)
+            return _gradient(function, [late, *others], upstream)
 
         return function(*map(tf.stop_gradient, (first, *others))), gradient
 

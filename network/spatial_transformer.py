@@ -18,12 +18,13 @@ Boundary: outside the image a warp repeats the edge, in value and in gradient th
 a + (b - a) t on the clamped coordinate, which is exact however far outside a flow points. A NaN in the flow gives NaN.
 """
 
-import functools
 import itertools
 import typing
 
 import keras
 import tensorflow as tf
+
+from .kernels import xla_kernel
 
 # A mask of 0/255, warped linearly, counts as foreground above this value (the original's threshold).
 FOREGROUND = 128
@@ -176,9 +177,6 @@ def _plain_compose(first, second):
     return second + _plain_warp(first, second)
 
 
-_kernel = functools.partial(tf.function, jit_compile=True)
-
-
 def _flow_gradient(image, flow, upstream):
     """Gradient of the warp with respect to the flow, [B, X, Y, Z, 3]; zero where the coordinate is clamped."""
     coordinates = _looked_at(flow)
@@ -202,7 +200,7 @@ def _flow_gradient(image, flow, upstream):
     return tf.stack([tf.where(still, 0.0, slope) for still, slope in zip(clamped, slopes, strict=True)], axis=-1)
 
 
-@_kernel
+@xla_kernel
 def _image_gradient(image, flow, upstream):
     """Gradient of the warp with respect to the image: upstream scattered back by the trilinear weights.
 
@@ -257,7 +255,7 @@ _SLOPE_Y, _SLOPE_Z = ([2.0 * corner[axis] - 1.0 for corner in _QUAD] for axis in
 
 def _recomputing(forward, flow_gradient):
     """A function of image and flow, in kernels that keep these two alone for the backward pass."""
-    forward, flow_gradient = _kernel(forward), _kernel(flow_gradient)
+    forward, flow_gradient = xla_kernel(forward), xla_kernel(flow_gradient)
 
     @tf.custom_gradient
     def call(image, flow):
@@ -278,7 +276,7 @@ _fast_compose = _recomputing(
 )
 
 
-@_kernel
+@xla_kernel
 def _vote(segmentation, flow):
     cells = _cells(_looked_at(flow), tf.shape(segmentation))
     flat = tf.reshape(segmentation, [-1])
