@@ -1,9 +1,9 @@
-"""What the scripts share: flags and devices."""
+"""The command line: running a command, the flags that the scripts share, and the texts that flags take."""
 
 import argparse
-import json
-import os
-import re
+import ast
+import signal
+import sys
 
 from errors import UserError
 
@@ -39,14 +39,25 @@ def positive(name, value):
     return value
 
 
+def parse_rep(text):
+    """The value of -r: a whole number from 1, or "auto".
+
+    Raises:
+        UserError: it is neither.
+    """
+    if text == "auto":
+        return text
+    if not text.isdigit() or int(text) < 1:
+        raise UserError(f"-r {text!r} is neither a whole number from 1 nor auto")
+    return int(text)
+
+
 def is_paired(data_args):
     """Whether a `--data_args` string asks for pairs of neighbouring scans.
 
     Raises:
         UserError: malformed text, an unknown key, or a value that is not True or False.
     """
-    from network.config import parse_assignments
-
     paired = parse_assignments(data_args, ("paired",), "--data_args").get("paired", False)
     if not isinstance(paired, bool):
         raise UserError(f"--data_args: paired is {paired!r}; it must be True or False")
@@ -58,113 +69,75 @@ def execution(args):
     return {"fast_reconstruction": args.fast_reconstruction, "precision": args.precision}
 
 
-def devices(gpu, batch, machines=False):
-    """`tf.distribute` strategy for the value of -g and, where several `machines` can be used, the cluster of TF_CONFIG.
+def run(main, arguments=None, if_out_of_memory="close other programs, or use a machine with more memory"):
+    """Run a command's `main(arguments)` and return its exit status: a mistake of the user is one line and status 1.
 
     Args:
-        gpu: GPU ids such as "0,1"; "-1" (CPU); or "cpu:N", the CPU as N devices.
-        batch: pairs in a (global) batch.
-
-    Raises:
-        UserError: a GPU is not there, the batch does not divide evenly over the devices, or the cluster is of no use.
+        main: the command, a function of its arguments (None: those of the process) that returns None or a status.
+        arguments: list of str, or None.
+        if_out_of_memory: the remedy that is printed where memory does not suffice.
     """
-    ids, n = gpu_ids(gpu), device_count(gpu)
-    workers = cluster()["workers"]
-    if workers > 1 and not machines:
-        raise UserError("TF_CONFIG names several workers, but only train.py works on several machines; unset it")
-    if batch % (n * workers):
-        total = n * workers
-        nearest = [b for b in (batch // total * total, (batch // total + 1) * total) if b]
-        hint = " or ".join(str(b) for b in nearest)
-        where = f"{total} devices" if workers == 1 else f"{total} devices on {workers} workers"
-        raise UserError(f"--batch {batch} does not divide by {where}; use --batch {hint}")
-    if workers > 1 and not ids and n > 1:
-        raise UserError(f"-g {gpu}: with TF_CONFIG each worker has one CPU; use -g -1")
-    import tensorflow as tf
-
-    chosen = _visible_gpus(tf, gpu, ids)
-    if workers > 1:
-        # Before anything else is computed, as TensorFlow demands; it waits here for the other workers.
-        try:
-            return tf.distribute.MultiWorkerMirroredStrategy()
-        except tf.errors.OpError as error:
-            raise UserError(
-                f"TF_CONFIG {os.environ['TF_CONFIG']!r}: cannot start as this worker "
-                f"({error.message.splitlines()[0]}); name hosts that can be reached and ports that are free"
-            ) from error
-    if not chosen and n > 1:
-        _split_cpu(tf, n)
-        return tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(n)])
-    return tf.distribute.get_strategy() if n == 1 else tf.distribute.MirroredStrategy()
-
-
-def cluster():
-    """This process's place among the workers of TF_CONFIG: {"workers": how many, "index": from 0}; the chief is 0.
-
-    Raises:
-        UserError: TF_CONFIG is not what TensorFlow documents.
-    """
-    text = os.environ.get("TF_CONFIG", "")
-    if not text:
-        return {"workers": 1, "index": 0}
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
-        config = json.loads(text)
-        members = {kind: config["cluster"].get(kind, []) for kind in ("chief", "worker")}
-        for address in (address for kind in members.values() for address in kind):
-            if not re.fullmatch(r".+:\d+", address):
-                raise ValueError(f"{address!r} is not host:port")
-        kind, index = config["task"]["type"], int(config["task"]["index"])
-        if not 0 <= index < len(members.get(kind, [])):
-            raise ValueError(f"no task {kind} {index}")
-        if kind == "worker":
-            index += len(members["chief"])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"TF_CONFIG {text!r} cannot be used ({error}); write "
-            '{"cluster": {"worker": ["host:port", ...]}, "task": {"type": "worker", "index": 0}}, or unset it'
-        ) from error
-    return {"workers": sum(map(len, members.values())), "index": index}
-
-
-def gpu_ids(gpu):
-    """GPU ids in a value of -g, [] for the CPU."""
-    if gpu == "-1" or gpu.startswith("cpu:"):
-        return []
-    ids = [part.strip() for part in gpu.split(",")]
-    if not (all(part.isdigit() for part in ids) and len(set(ids)) == len(ids)):
-        raise UserError(f"-g {gpu!r} is not a list of GPU ids; write -g 0, -g 0,1, -g -1 for the CPU, or -g cpu:2")
-    return [int(part) for part in ids]
-
-
-def device_count(gpu):
-    """How many devices a value of -g means."""
-    ids = gpu_ids(gpu)
-    if ids or gpu == "-1":
-        return max(len(ids), 1)
-    number = gpu.removeprefix("cpu:")
-    if not number.isdigit() or int(number) < 1:
-        raise UserError(f"-g {gpu!r}: {number!r} is not a number of devices; write -g cpu:2")
-    return int(number)
-
-
-def _visible_gpus(tf, gpu, ids):
-    """Show TensorFlow the chosen GPUs alone, with memory taken as it is needed."""
-    found = tf.config.list_physical_devices("GPU")
-    for k in ids:
-        if k >= len(found):
-            there = f"GPUs 0..{len(found) - 1}" if found else "no GPU that TensorFlow can use"
-            raise UserError(f"-g {gpu}: GPU {k} is not there, this machine has {there}; use -g -1 for the CPU")
-    chosen = [found[k] for k in ids]
-    tf.config.set_visible_devices(chosen, "GPU")
-    for device in chosen:
-        tf.config.experimental.set_memory_growth(device, True)
-    return chosen
-
-
-def _split_cpu(tf, n):
-    cpu = tf.config.list_physical_devices("CPU")[0]
-    try:
-        tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * n)
-    except RuntimeError:  # TensorFlow has started: fine where it started so
-        if len(tf.config.list_logical_devices("CPU")) < n:
+        return main(arguments) or 0
+    except UserError as error:
+        return _fail(error)
+    except KeyboardInterrupt:
+        return _fail("stopped", status=130)
+    except OSError as error:
+        if error.filename is None:
             raise
+        return _fail(f"{error.filename}: {error.strerror}")
+    except Exception as error:
+        # TensorFlow's, by name: it is not imported here.
+        if not isinstance(error, MemoryError) and type(error).__name__ != "ResourceExhaustedError":
+            raise
+        cause = (str(error) or "no more memory").splitlines()[0]
+        return _fail(f"out of memory ({cause}); {if_out_of_memory}")
+
+
+def _interrupt(*_):
+    """A cluster's SIGTERM ends a run like Ctrl-C: what is done is saved."""
+    raise KeyboardInterrupt
+
+
+def _fail(message, status=1):
+    print(f"error: {message}", file=sys.stderr)
+    return status
+
+
+def parse_assignments(text, allowed, flag):
+    """Values of a string such as "reg_factor=0.5, augmentation='identity'", as a dict.
+
+    Args:
+        text: comma-separated `key=value`, values Python literals; None and '' give {}.
+        allowed: the keys that may occur.
+        flag: name of the command-line flag, for messages.
+
+    Raises:
+        UserError: the text is malformed, or a key is not among `allowed`.
+    """
+    try:
+        call = ast.parse(f"dict({text or ''})", mode="eval").body
+        if call.args:
+            raise ValueError("a value without a key")
+        names = [keyword.arg for keyword in call.keywords]
+        if len(set(names)) < len(names):
+            raise ValueError("a key given twice")
+        values = {keyword.arg: _literal(keyword.value) for keyword in call.keywords}
+    except (SyntaxError, ValueError, AttributeError) as error:
+        raise UserError(
+            f'{flag} {text!r} cannot be read ({error}); write "key=value, key=value" with numbers, True, False, '
+            "None or quoted words as values"
+        ) from error
+    unknown = sorted(key or "**" for key in values if key not in allowed)
+    if unknown:
+        raise UserError(f"{flag}: unknown key {unknown[0]!r}; allowed are {', '.join(allowed)}")
+    return values
+
+
+def _literal(node):
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        raise ValueError(f"{ast.unparse(node)} is not a value") from None

@@ -9,7 +9,8 @@ import tempfile
 import time
 
 import cli
-from errors import UserError, run
+import devices
+from errors import UserError
 
 REPORT = "report.json"
 
@@ -46,22 +47,21 @@ def main(arguments=None):
         raise UserError(f"--refine is {args.refine}; it must be a whole number from 0")
     if args.checkpoint is None and not args.refine:
         raise UserError("no --checkpoint; name a run, or register without a network by --refine 200")
-    if args.rep != "auto" and not (args.rep.isdigit() and int(args.rep)):
-        raise UserError(f"--rep is {args.rep}; it must be a whole number from 1, or auto")
+    rep = cli.parse_rep(args.rep)
     output = pathlib.Path(args.output)
     check_output(output, args.overwrite)
     for path in (args.labels, args.points):
         if path is not None and not os.path.exists(path):
             raise UserError(f"{path}: no such file; check --labels and --points")
 
-    from data_util.demo_output import headline, read_points, write_output
-    from data_util.images import read_image
+    from data_util.output.registration_files import headline, read_points, write_output
+    from data_util.scans.images import read_image
 
     labels = None if args.labels is None else read_image(args.labels)
     points = None if args.points is None else read_points(args.points)
-    if cli.device_count(args.gpu) > 1:
+    if devices.device_count(args.gpu) > 1:
         raise UserError(f"-g {args.gpu}: a pair is registered on one device; name one, such as -g 0")
-    cli.devices(args.gpu, batch=1)
+    devices.devices(args.gpu, batch=1)
 
     import tqdm
 
@@ -72,7 +72,7 @@ def main(arguments=None):
             args.fixed,
             args.moving,
             args.checkpoint,
-            args.rep if args.rep == "auto" else int(args.rep),
+            rep,
             args.preprocess,
             args.fixed_mask,
             args.moving_mask,
@@ -95,7 +95,7 @@ def main(arguments=None):
         if output.exists():
             shutil.move(output, pathlib.Path(partial) / "replaced")
         os.replace(folder, output)
-    if args.rep == "auto":
+    if rep == "auto":
         print(f"Each cascade was applied {result.report['settings']['rep']} times")
     print(headline(result.report))
     for doubt in result.report["doubts"]:
@@ -118,4 +118,4 @@ def check_output(output, overwrite):
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    sys.exit(cli.run(main, if_out_of_memory="use --precision mixed_bfloat16, or a machine with more memory"))

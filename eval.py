@@ -4,7 +4,8 @@ import pathlib
 import sys
 
 import cli
-from errors import UserError, run
+import devices
+from errors import UserError
 
 EVALUATE = pathlib.Path("evaluate")
 METRICS_HELP = "overlap, landmarks, jacobian, folding, sdlogj, similarity, flow_error, surface"
@@ -50,28 +51,28 @@ def main(arguments=None):
     for name in ("figures", "refine"):
         if getattr(args, name) < 0:
             raise UserError(f"--{name} is {getattr(args, name)}; it must be a whole number from 0")
-    rep = parse_rep(args.rep)
+    rep = cli.parse_rep(args.rep)
     if rep == "auto" and args.per_cascade:
         raise UserError(
             "-r auto gives every pair a number of cascades of its own: leave out --per_cascade, or give -r N"
         )
-    if (rep == "auto" or args.refine) and cli.device_count(args.gpu) > 1:
+    if (rep == "auto" or args.refine) and devices.device_count(args.gpu) > 1:
         raise UserError(
             f"-r auto and --refine work on one device, not on -g {args.gpu}; give one, and --shard the pairs"
         )
 
-    from data_util import results
-    from data_util.config import load_config as load_data_config
+    from data_util.config import load_dataset_config
+    from data_util.output import pair_images
     from network import checkpoints, evaluation
 
-    save = parse_names("--save", args.save, results.ITEMS, ())
+    save = parse_names("--save", args.save, pair_images.ITEMS, ())
     metrics = parse_names("--metrics", args.metrics, evaluation.METRICS, evaluation.DEFAULT_METRICS)
     prefix = checkpoints.find_checkpoint(args.checkpoint)
     trained = checkpoints.load_args(prefix.parent)
-    data = load_data_config(args.dataset or trained.get("dataset") or "datasets/liver.json")
+    data = load_dataset_config(args.dataset or trained.get("dataset") or "datasets/liver.json")
     data_args = trained.get("data_args", "") if args.data_args is None else args.data_args
     paired = args.paired or cli.is_paired(data_args)
-    strategy = cli.devices(args.gpu, args.batch)
+    strategy = devices.devices(args.gpu, args.batch)
 
     from data_util.dataset import open_scheme
     from data_util.hdf5 import ScanStore
@@ -117,19 +118,6 @@ def main(arguments=None):
             raise UserError("stopped; the finished pairs are kept: go on with the same flags and --resume") from None
 
 
-def parse_rep(text):
-    """The value of -r: a whole number from 1, or "auto".
-
-    Raises:
-        UserError: it is neither.
-    """
-    if text == "auto":
-        return text
-    if not text.isdigit() or int(text) < 1:
-        raise UserError(f"-r {text!r} is neither a whole number from 1 nor auto")
-    return int(text)
-
-
 def parse_shard(text):
     """(i, n) of a text 'i/n' with 1 <= i <= n.
 
@@ -173,9 +161,10 @@ def evaluate_scheme(network, scheme, settings, shard, resume, strategy):
     """Evaluate one scheme, or one shard of it, and write its report or records into evaluate/."""
     import tqdm
 
-    from data_util import report, results
+    from data_util import report
     from data_util.dataset import user_errors
-    from data_util.records import Records, read_records, remaining
+    from data_util.output import pair_images
+    from data_util.output.records import Records, read_records, remaining
     from network.evaluation import evaluate
 
     batch, (part, parts) = settings["batch"], shard
@@ -187,7 +176,7 @@ def evaluate_scheme(network, scheme, settings, shard, resume, strategy):
     path = pathlib.Path(f"{target}{f'.shard-{part}-of-{parts}' if parts > 1 else ''}.records")
     figures = min(settings["figures"], len(scheme))
     drawn = {k * len(scheme) // figures for k in range(figures)}
-    items = [*settings["save"], *(results.FIGURE_ITEMS if drawn else ())]
+    items = [*settings["save"], *(pair_images.FIGURE_ITEMS if drawn else ())]
     with Records(path, settings, resume) as records, user_errors():
         indices = remaining(len(scheme), batch, shard, records.done)
         found = evaluate(
@@ -197,7 +186,7 @@ def evaluate_scheme(network, scheme, settings, shard, resume, strategy):
             settings["metrics"],
             strategy,
             settings["per_cascade"],
-            images=results.images_of(items),
+            images=pair_images.images_of(items),
             images_of=None if settings["save"] else drawn,
             adaptive=settings["rep"] == "auto",
             refine_steps=settings["refine"],
@@ -206,9 +195,9 @@ def evaluate_scheme(network, scheme, settings, shard, resume, strategy):
             if result.index in records.done:
                 continue
             if settings["save"]:
-                results.save_pair(target, result, settings["save"], settings["save_format"])
+                pair_images.save_pair(target, result, settings["save"], settings["save_format"])
             if result.index in drawn:
-                results.draw_pair(target, result)
+                pair_images.draw_pair(target, result)
             records.add(result)  # last: a pair on record has its images
     if parts > 1:
         print(f"Records: {path}; join the {parts} parts with python -m data_util.report merge")
@@ -221,4 +210,4 @@ def evaluate_scheme(network, scheme, settings, shard, resume, strategy):
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    sys.exit(cli.run(main, if_out_of_memory="use a smaller --batch, more devices, or --precision mixed_bfloat16"))

@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from data_util.dicom import MODALITY
-from data_util.geometry import Frame
-from data_util.images import match_labels, orient, read_image, to_array
-from data_util.organs import doubts
-from data_util.preprocessing import KINDS, find_frame, find_region, prepare
-from data_util.transforms import PairTransform
+from data_util.scans.dicom import MODALITY
+from data_util.scans.frame import Frame
+from data_util.scans.images import match_labels, orient, read_image, to_array
+from data_util.scans.pair_transform import PairTransform
+from data_util.scans.preprocessing import KINDS, find_frame, find_region, prepare
+from data_util.scans.regions import doubts
 from errors import UserError
 
 # The axes that networks see: those of the data sets written here, and those that the published ones were trained on.
@@ -27,7 +27,7 @@ AUTO = "auto"  # repeats
 
 
 @dataclass(frozen=True, eq=False)
-class Scan:
+class PreparedScan:
     """A scan and what the network sees of it.
 
     image   SimpleITK image in LPS.
@@ -72,7 +72,7 @@ class Step:
 class Registration:
     """Two registered scans.
 
-    fixed, moving  `Scan`.
+    fixed, moving  `PreparedScan`.
     steps          a `Step` a cascade, and one of refinement.
     transform      `PairTransform` from places in the fixed scan to places in the moving one, in mm.
     warped         the moving scan in the fixed scan's space and resolution, interpolated once: SimpleITK image.
@@ -80,8 +80,8 @@ class Registration:
     report         settings, similarity, folding, doubts and seconds; fit for JSON.
     """
 
-    fixed: Scan
-    moving: Scan
+    fixed: PreparedScan
+    moving: PreparedScan
     steps: tuple
     transform: PairTransform
     warped: sitk.Image
@@ -112,7 +112,7 @@ def register(
         fixed, moving: DICOM folder or image file, or SimpleITK image.
         checkpoint: run of the network, as in `network.load_model`; None to register by refinement alone.
         rep: how often each deformable cascade is applied in a row, or 'auto': as often as it helps.
-        preprocess: what the network is to see, one of `data_util.preprocessing.KINDS`.
+        preprocess: what the network is to see, one of `data_util.scans.preprocessing.KINDS`.
         fixed_mask, moving_mask: label image (file or SimpleITK image), the organ where it is not 0; None to find it.
         fixed_series, moving_series: id of a series in the DICOM folder; None for the largest.
         refine: steps of optimisation of the result for this very pair, after the network.
@@ -222,7 +222,7 @@ def _scan(role, image, mask, kind, size, flips):
             region = find_region(image, kind)
             unusual = [] if region is None else doubts(image, region, kind)
         frame = find_frame(image, kind, size, region).flipped(flips)
-        return Scan(image, region, frame, prepare(image, frame, kind), unusual)
+        return PreparedScan(image, region, frame, prepare(image, frame, kind), unusual)
     except UserError as error:
         raise UserError(f"{role} scan: {error}") from error
 
@@ -234,7 +234,7 @@ def _find_run(checkpoint, image_size, net_args, execution):
     prefix, config, orientation = None, CascadeConfig(), LPS
     if checkpoint is not None:
         prefix = checkpoints.find_checkpoint(checkpoint)
-        config = checkpoints.load_config(prefix.parent)
+        config = checkpoints.load_cascade_config(prefix.parent)
         orientation = LPS if (prefix.parent / checkpoints.CONFIG_FILE).is_file() else PUBLISHED
     config = config.with_net_args(net_args)
     config = config.executed(**execution).replace(image_size=image_size or config.image_size)

@@ -8,7 +8,8 @@ import pathlib
 import sys
 
 import cli
-from errors import UserError, run
+import devices
+from errors import UserError
 
 WEIGHTS, LOGS = pathlib.Path("weights"), pathlib.Path("logs")
 # Flags that, where not given, are those of the run that -c continues, or else these.
@@ -65,14 +66,14 @@ def main(arguments=None):
     source = inherit(args)
     total = check(args)
 
-    from data_util.config import load_config as load_data_config
+    from data_util.config import load_dataset_config
 
-    data = load_data_config(args.dataset)
+    data = load_dataset_config(args.dataset)
     paired = cli.is_paired(args.data_args)
     config = model_config(args, source, data.image_size)
     args.base_network, args.n_cascades = config.base_network, config.n_cascades  # as the run's args.json tells them
-    strategy = cli.devices(args.gpu, args.batch, machines=True)
-    is_chief = cli.cluster()["index"] == 0  # it alone writes
+    strategy = devices.devices(args.gpu, args.batch, machines=True)
+    is_chief = devices.cluster()["index"] == 0  # it alone writes
 
     import keras
 
@@ -116,7 +117,7 @@ def main(arguments=None):
     if run is not None:
         import tensorflow as tf
 
-        from data_util.figures import training_pictures
+        from data_util.output.figures import training_pictures
 
         writer = tf.summary.create_file_writer(str(LOGS / args.logs / run.name))
         saver = callbacks.SaveCheckpoints(run, args.round, total)
@@ -149,7 +150,7 @@ def main(arguments=None):
             )
     finally:
         progress.close()
-    if cli.cluster()["workers"] > 1:
+    if devices.cluster()["workers"] > 1:
         strategy.reduce("SUM", 0.0, axis=None)  # nobody leaves before the chief has saved
     if not is_chief:
         return
@@ -184,7 +185,7 @@ def check(args):
             raise UserError(f"--{name} is {value}; it must be greater than 0")
     if not 0 <= args.seed < 2**31:
         raise UserError(f"--seed is {args.seed}; it must be a whole number from 0 to {2**31 - 1}")
-    if args.jit and not cli.gpu_ids(args.gpu):
+    if args.jit and not devices.gpu_ids(args.gpu):
         raise UserError(f"--jit with -g {args.gpu}: XLA's convolutions are very slow on a CPU; leave --jit out")
     for name in ("name", "finetune"):
         if "/" in (getattr(args, name) or ""):
@@ -211,7 +212,7 @@ def model_config(args, source, image_size):
         return CascadeConfig(base_network, n_cascades, **options).with_net_args(args.net_args)
     from network import checkpoints
 
-    config = checkpoints.load_config(source.parent)
+    config = checkpoints.load_cascade_config(source.parent)
     for flag, name in (("-b", "base_network"), ("-n", "n_cascades")):
         asked, there = getattr(args, name), getattr(config, name)
         if asked not in (None, there):
@@ -272,4 +273,5 @@ def new_folder(stem, suffix):
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    remedy = "use a smaller --batch, more devices, --precision mixed_bfloat16 or --rematerialize"
+    sys.exit(cli.run(main, if_out_of_memory=remedy))

@@ -24,7 +24,7 @@ import tensorflow as tf  # noqa: E402
 import cli  # noqa: E402
 from benchmarks import memory  # noqa: E402
 from benchmarks.cases import cases  # noqa: E402
-import errors  # noqa: E402
+from errors import UserError  # noqa: E402
 
 OTHERS = ("plain", "op by op", "torch")
 tf.get_logger().setLevel("ERROR")  # each variant is traced anew, on purpose
@@ -44,7 +44,7 @@ def main(arguments=None):
     known = list(cases(args.size))
     chosen = [case for case in known if args.only in case.name]
     if not chosen:
-        raise errors.UserError(f"--only {args.only!r} is in no case's name: {'; '.join(case.name for case in known)}")
+        raise UserError(f"--only {args.only!r} is in no case's name: {'; '.join(case.name for case in known)}")
     if args.memory:
         name, variant = args.memory
         case = next(case for case in known if case.name == name)
@@ -178,4 +178,4 @@ def _mib(count):
 
 
 if __name__ == "__main__":
-    sys.exit(errors.run(main))
+    sys.exit(cli.run(main))

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from benchmarks import plain
 from data_util import phantoms
-from data_util.config import load_config
+from data_util.config import load_dataset_config
 from data_util.dataset import open_scheme
 from network import evaluation, metrics, spatial_transformer, training
 from network.base_networks import VTN
@@ -204,7 +204,7 @@ def _evaluation(size, n, labels):
             scans = [dataclasses.replace(scan, segmentation=seg) for scan in scans]
         subsets, schemes = {"pair": range(2)}, {"1": {"pair": 1.0}, "2": {"pair": 1.0}}
         phantoms.write_scans(prefix, scans, (size,) * 3, "liver", subsets, schemes)
-    data = load_config(prefix.with_suffix(".json"))
+    data = load_dataset_config(prefix.with_suffix(".json"))
     if labels:
         data = dataclasses.replace(data, labels={str(label): label for label in labels})
     scheme = open_scheme(data, "2")

@@ -1,1 +1,1 @@
-"""Data: configs, HDF5 stores, pairs, the pipeline, phantoms, images, reports and figures."""
+"""Data: the data set (config, HDF5 files, pairs, batches), its commands, raw scans, own data sets, and output."""

@@ -2,7 +2,7 @@
 
     python -m data_util.build SCANS -o datasets/mine --crop liver
 
-`data_util.sources` says where images, labels and landmarks are looked for, `data_util.recipe` what is made of a scan.
+`making.sources` says where images, labels and landmarks are looked for, `making.recipe` what is made of a scan.
 Its frame and the scan's own are kept with each volume, so that results can be put back: see datasets/README.md.
 
 A finished scan is a file in PREFIX.parts/ until all are there and put together in PREFIX.h5. So a build that was
@@ -28,11 +28,12 @@ import numpy as np
 import SimpleITK as sitk
 import tqdm
 
+from cli import run
+from data_util.making.recipe import ALL_LABELS, CROPS, Recipe, make_scan
+from data_util.making.sources import RULE, SUBSETS, find_sources, split
 from data_util.phantoms import write_scan
-from data_util.preprocessing import BRAIN_PERCENTILES, WINDOWS
-from data_util.recipe import ALL_LABELS, CROPS, Recipe, make_scan
-from data_util.sources import RULE, SUBSETS, find_sources, split
-from errors import UserError, run
+from data_util.scans.preprocessing import BRAIN_PERCENTILES, WINDOWS
+from errors import UserError
 
 MODALITIES = ("ct", "mr")
 SCHEMES = dict(zip(SUBSETS, ("1", "2", "test"), strict=True))
@@ -350,4 +351,4 @@ def plan(sources, shares, seed, pairs):
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    sys.exit(run(main, if_out_of_memory="use fewer --workers or a smaller --size"))

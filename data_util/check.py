@@ -16,11 +16,12 @@ import h5py
 import numpy as np
 import tqdm
 
-from data_util.config import load_config
+from cli import run
+from data_util.config import load_dataset_config
 from data_util.hdf5 import ScanStore, natural_order
-from data_util.mend import mend
-from data_util.sheet import sheet_figure
-from errors import UserError, listed, run
+from data_util.making.repair import mend
+from data_util.output.contact_sheet import sheet_figure
+from errors import UserError, listed
 
 ERROR, WARNING = "error", "warning"
 MOST_DRAWN = 48  # scans of a contact sheet
@@ -327,13 +328,13 @@ def main(argv=None):
     """Run the command; status 1 where there is an error."""
     args = build_parser().parse_args(argv)
     names = [name.strip() for name in args.val_subset.split(",")] if args.val_subset else None
-    check = Check(load_config(args.config), names, args.paired)
+    check = Check(load_dataset_config(args.config), names, args.paired)
     print("\n".join(told(check)))
     if args.fix:
         if any(finding.mend for finding in check.findings):
             *files, config = mend(check.config, check.findings)
             print(f"mended: {', '.join(map(str, (*files, config)))}; looked over again:\n")
-            check = Check(load_config(config), names, args.paired)
+            check = Check(load_dataset_config(config), names, args.paired)
             print("\n".join(told(check)))
         else:
             print("--fix: nothing here can be mended without knowing what was meant; nothing was written")

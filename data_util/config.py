@@ -48,7 +48,7 @@ class DatasetConfig:
     task: tuple[str, ...]
 
 
-def load_config(path):
+def load_dataset_config(path):
     """Read and check the config at `path`: str or Path -> DatasetConfig.
 
     A relative HDF5 path is looked for from the working directory, then from the config's folder, then from that

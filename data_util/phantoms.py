@@ -22,7 +22,8 @@ import h5py
 import numpy as np
 from scipy import ndimage
 
-from errors import UserError, run
+from cli import run
+from errors import UserError
 
 SMALLEST_SIZE = 16
 MAX_SLOPE = 0.6  # of a smooth flow; with the placement's 0.28 the sum stays below 1, so that it can be inverted

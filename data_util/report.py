@@ -16,8 +16,9 @@ import sys
 
 import numpy as np
 
-from data_util.records import as_read, difference, read_records, replace_file
-from errors import UserError, run
+from cli import run
+from data_util.output.records import as_read, difference, read_records, replace_file
+from errors import UserError
 
 # Values with one number a label; the rest are one number a pair, or one a landmark.
 PER_LABEL = ("dice", "jaccard", "hd95", "surface_distance", "hd95_mm", "surface_distance_mm")
@@ -80,7 +81,7 @@ def write_report(path, settings, records):
     replace_file(f"{path}.txt", text_report(records))
     replace_file(f"{path}.csv", csv_report(records, settings))
     if settings["per_cascade"]:
-        from data_util.figures import cascade_figure
+        from data_util.output.figures import cascade_figure
 
         replace_file(f"{path}-cascades.csv", cascades_csv(records, settings))
         if curves := _cascade_curves(records):

@@ -19,11 +19,12 @@ from pathlib import Path
 
 import numpy as np
 
-from data_util.geometry import Frame
-from data_util.images import match_labels, read_image, to_array
+from cli import run
 from data_util.phantoms import NewScan, deform, known_pair, placement_flow, smooth_flow, write_scans
-from data_util.preprocessing import crop_frame, prepare
-from errors import UserError, run
+from data_util.scans.frame import Frame
+from data_util.scans.images import match_labels, read_image, to_array
+from data_util.scans.preprocessing import crop_frame, prepare
+from errors import UserError
 
 PACKAGE, VERSION = "totalsegmentator", "2.18.0"
 SHA256 = "5d4223ef93973bc36d710869d11e7742ead2c154c72f7f9edcaaadd5b6c4bd03"
@@ -140,7 +141,7 @@ def common_slab(cts):
     return cut
 
 
-def make_scan(image, liver, size):
+def crop_ct(image, liver, size):
     """Crop to the liver's surroundings, resample to `size`, window: -> NewScan, its spacing that of its own voxels."""
     frame = crop_frame(image, liver, size)
     mask = frame.resample(Frame.of(image).put(liver.astype(np.uint8) * np.uint8(255)), nearest=True)
@@ -169,7 +170,7 @@ def write_dataset(prefix, size, seed=0, overwrite=False):
         with tempfile.TemporaryDirectory() as folder:
             extract(fetch(), folder)
             cts = common_slab([read_ct(Path(folder, image), Path(folder, labels)) for image, labels in CTS])
-        originals = [make_scan(*ct, size) for ct in cts]
+        originals = [crop_ct(*ct, size) for ct in cts]
         for k in range(n_train):
             yield _individual(originals[k % len(CTS)], [seed, k])
         yield from originals

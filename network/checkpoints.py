@@ -86,7 +86,7 @@ def load_args(folder):
     return _read_json(pathlib.Path(folder) / ARGS_FILE) or {}
 
 
-def load_config(folder):
+def load_cascade_config(folder):
     """`CascadeConfig` of a run folder: its config.json, or a published run's args.json (then at 128^3).
 
     Raises:
@@ -123,7 +123,7 @@ def load_model(path, rep=1, image_size=None, net_args="", **execution):
         UserError: no such run or checkpoint, or weights that do not fit the architecture or size.
     """
     prefix = find_checkpoint(path)
-    config = load_config(prefix.parent).with_net_args(net_args)
+    config = load_cascade_config(prefix.parent).with_net_args(net_args)
     config = config.executed(**execution).replace(rep=rep, image_size=image_size or config.image_size)
     network = build_network(config)
     restore(network, prefix)

@@ -3,10 +3,10 @@
 Imports no TensorFlow, so that a mistake in an option is reported at once.
 """
 
-import ast
 import dataclasses
 import math
 
+from cli import parse_assignments
 from errors import UserError
 
 BASE_NETWORK_NAMES = ("VTN", "VoxelMorph")
@@ -145,43 +145,6 @@ class CascadeConfig:
         if unknown:
             raise UserError(f"{source}: unknown option {unknown[0]!r}; known are {', '.join(known)}")
         return cls(**values)
-
-
-def parse_assignments(text, allowed, flag):
-    """Values of a string such as "reg_factor=0.5, augmentation='identity'", as a dict.
-
-    Args:
-        text: comma-separated `key=value`, values Python literals; None and '' give {}.
-        allowed: the keys that may occur.
-        flag: name of the command-line flag, for messages.
-
-    Raises:
-        UserError: the text is malformed, or a key is not among `allowed`.
-    """
-    try:
-        call = ast.parse(f"dict({text or ''})", mode="eval").body
-        if call.args:
-            raise ValueError("a value without a key")
-        names = [keyword.arg for keyword in call.keywords]
-        if len(set(names)) < len(names):
-            raise ValueError("a key given twice")
-        values = {keyword.arg: _literal(keyword.value) for keyword in call.keywords}
-    except (SyntaxError, ValueError, AttributeError) as error:
-        raise UserError(
-            f'{flag} {text!r} cannot be read ({error}); write "key=value, key=value" with numbers, True, False, '
-            "None or quoted words as values"
-        ) from error
-    unknown = sorted(key or "**" for key in values if key not in allowed)
-    if unknown:
-        raise UserError(f"{flag}: unknown key {unknown[0]!r}; allowed are {', '.join(allowed)}")
-    return values
-
-
-def _literal(node):
-    try:
-        return ast.literal_eval(node)
-    except ValueError:
-        raise ValueError(f"{ast.unparse(node)} is not a value") from None
 
 
 def _is_int(value, minimum):

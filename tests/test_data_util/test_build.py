@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-import errors
+import cli
 from data_util import build
-from data_util.config import load_config
-from data_util.geometry import Frame
+from data_util.config import load_dataset_config
 from data_util.hdf5 import ScanStore
-from tests.test_data_util.test_images import write_series
+from data_util.scans.frame import Frame
+from tests.test_data_util.scans.test_images import write_series
 
 ROOT = pathlib.Path(__file__).parents[2]
 SIZE = (24, 20, 18)
@@ -55,7 +55,7 @@ def scans(tmp_path, monkeypatch):
 
 
 def run(*flags, scans="scans"):
-    return errors.run(build.main, [scans, "-o", "sets/mine", "--size", "16", "12", "14", *flags])
+    return cli.run(build.main, [scans, "-o", "sets/mine", "--size", "16", "12", "14", *flags])
 
 
 def fails(capsys, *flags, **options):
@@ -84,7 +84,7 @@ def config_of(path="sets/mine.json"):
 def test_a_folder_becomes_a_file_and_a_config_that_loads(scans, capsys):
     assert run("--split", "2/2/2", "--crop", "mask") == 0
     assert "6 scans of 16x12x14 voxels, 6 with labels, 0 with landmarks" in capsys.readouterr().out
-    config = load_config("sets/mine.json")
+    config = load_dataset_config("sets/mine.json")
     assert config.image_size == (16, 12, 14)
     assert config.labels is None
     assert config.schemes == {
@@ -223,11 +223,11 @@ def test_a_build_killed_half_way_goes_on_to_the_contents_of_an_undisturbed_one(t
 
     kept = {}
     monkeypatch.setattr(build.shutil, "rmtree", lambda folder: kept.update({p: p.stat().st_mtime_ns for p in made}))
-    assert errors.run(build.main, ["scans", "-o", "sets/mine", *flags]) == 0
+    assert cli.run(build.main, ["scans", "-o", "sets/mine", *flags]) == 0
     assert kept == made  # what was finished was not made again
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
-    assert errors.run(build.main, ["scans", "-o", "other/mine", *flags]) == 0
+    assert cli.run(build.main, ["scans", "-o", "other/mine", *flags]) == 0
     assert contents("sets/mine.h5") == contents("other/mine.h5")
     config = config_of()
     assert config["files"]["mine"].pop("path") == "sets/mine.h5"

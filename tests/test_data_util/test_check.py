@@ -5,7 +5,7 @@ import h5py
 import numpy as np
 import pytest
 
-import errors
+import cli
 from data_util import check
 from data_util.phantoms import write_dataset
 from errors import UserError
@@ -35,7 +35,7 @@ def change_config(**keys):
 
 
 def look(*flags, config="sets/p.json"):
-    return errors.run(check.main, [config, *flags])
+    return cli.run(check.main, [config, *flags])
 
 
 def lines(capsys, *flags, status=1, config="sets/p.json"):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from data_util.config import load_config
+from data_util.config import load_dataset_config
 from errors import UserError
 
 
@@ -25,7 +25,7 @@ def write(folder, config):
 
 
 def test_defaults(tmp_path):
-    config = load_config(str(write(tmp_path, minimal())))
+    config = load_dataset_config(str(write(tmp_path, minimal())))
     assert config.path == tmp_path / "liver.json"
     assert config.image_size == (128, 128, 128)
     assert (config.image_type, config.atlas, config.labels, config.task) == (None, None, None, ("registration",))
@@ -34,7 +34,7 @@ def test_defaults(tmp_path):
 
 
 def test_every_key_of_the_original_configs(tmp_path):
-    config = load_config(
+    config = load_dataset_config(
         write(
             tmp_path,
             minimal(
@@ -69,7 +69,7 @@ def test_hdf5_paths_are_looked_for_in_three_places_in_order(tmp_path, monkeypatc
     path = write(folder, minimal(files={"a": {"type": "HDF5", "path": "a.h5"}}))
 
     def found():
-        return load_config(path).files["a"]
+        return load_dataset_config(path).files["a"]
 
     assert found() == work / "a.h5"  # nowhere: the first place
     for place in (parent, folder, work):
@@ -84,7 +84,7 @@ def test_a_config_named_relatively_finds_files_beside_it(tmp_path, monkeypatch):
     (tmp_path / "datasets" / "a.h5").touch()
     write(tmp_path / "datasets", minimal(files={"a": {"type": "HDF5", "path": "datasets/a.h5"}}))
     monkeypatch.chdir(tmp_path / "datasets")
-    assert load_config("liver.json").files["a"] == tmp_path / "datasets" / "a.h5"
+    assert load_dataset_config("liver.json").files["a"] == tmp_path / "datasets" / "a.h5"
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_a_config_named_relatively_finds_files_beside_it(tmp_path, monkeypatch):
 def test_what_is_wrong_is_named(tmp_path, changes, words):
     path = write(tmp_path, minimal(**changes))
     with pytest.raises(UserError) as error:
-        load_config(path)
+        load_dataset_config(path)
     message = str(error.value)
     assert "\n" not in message
     assert all(word in message for word in [str(path), *words]), message
@@ -137,21 +137,21 @@ def test_what_is_wrong_is_named(tmp_path, changes, words):
 
 def test_fractions_may_miss_one_by_a_rounding(tmp_path):
     thirds = {"1": {"train": 0.3333333, "val": 0.6666666}}
-    assert load_config(write(tmp_path, minimal(schemes=thirds))).schemes == thirds
+    assert load_dataset_config(write(tmp_path, minimal(schemes=thirds))).schemes == thirds
 
 
 def test_missing_unreadable_and_invalid_files(tmp_path):
     with pytest.raises(UserError, match=r"none\.json: no such dataset config"):
-        load_config(tmp_path / "none.json")
+        load_dataset_config(tmp_path / "none.json")
     with pytest.raises(UserError, match="cannot be read"):
-        load_config(tmp_path)
+        load_dataset_config(tmp_path)
     with pytest.raises(UserError, match=r"liver\.json, line 3, column 1: not valid JSON"):
-        load_config(write(tmp_path, '{\n"files": {},\n}'))
+        load_dataset_config(write(tmp_path, '{\n"files": {},\n}'))
     with pytest.raises(UserError, match="the config must be an object"):
-        load_config(write(tmp_path, "[]"))
+        load_dataset_config(write(tmp_path, "[]"))
     (tmp_path / "liver.json").write_bytes(b'{"files": "\xff"}')
     with pytest.raises(UserError, match="UTF-8"):
-        load_config(tmp_path / "liver.json")
+        load_dataset_config(tmp_path / "liver.json")
 
 
 def test_config_needs_neither_tensorflow_nor_h5py():

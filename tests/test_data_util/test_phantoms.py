@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-import errors
+import cli
 from data_util import phantoms
 from data_util.phantoms import (
     NewScan,
@@ -294,17 +294,17 @@ def test_counts_and_seeds_that_make_no_set_are_refused(arguments, message, tmp_p
 
 def test_the_command_writes_a_set_and_says_so(tmp_path, capsys):
     arguments = ["-o", str(tmp_path / "new" / "toy"), "--size", "16", "18", "20", "--train", "2", "--pairs", "1"]
-    assert errors.run(phantoms.main, arguments) == 0
+    assert cli.run(phantoms.main, arguments) == 0
     assert "2 training scans, 1 validation pairs, 1 known pairs, 16x18x20" in capsys.readouterr().out
     assert (tmp_path / "new" / "toy.json").exists()
-    assert errors.run(phantoms.main, arguments) == 1
+    assert cli.run(phantoms.main, arguments) == 1
     error = capsys.readouterr().err
     assert "toy.h5 is there already" in error
     assert error.count("\n") == 1
-    assert errors.run(phantoms.main, [*arguments, "--overwrite", "--seed", "3"]) == 0
+    assert cli.run(phantoms.main, [*arguments, "--overwrite", "--seed", "3"]) == 0
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path, capsys):
     (tmp_path / "file").write_text("")
-    assert errors.run(phantoms.main, ["-o", str(tmp_path / "file" / "toy"), "--size", "16", "16", "16"]) == 1
+    assert cli.run(phantoms.main, ["-o", str(tmp_path / "file" / "toy"), "--size", "16", "16", "16"]) == 1
     assert f"cannot make the folder {tmp_path / 'file'}" in capsys.readouterr().err

@@ -8,7 +8,7 @@ import h5py
 import numpy as np
 import pytest
 
-from data_util.config import load_config
+from data_util.config import load_dataset_config
 from data_util.dataset import open_scheme
 
 DATASETS = Path(__file__).parents[2] / "datasets"
@@ -38,7 +38,7 @@ BRAIN_KEYS = {
 
 def published(folder, keys, name):
     """Files with those keys in a folder `datasets`, and our config of that name for their tiny volumes."""
-    config = load_config(DATASETS / name)
+    config = load_dataset_config(DATASETS / name)
     assert config.image_size == (128, 128, 128)
     assert {path.name for path in config.files.values()} == set(keys)
     assert {path.parent.name for path in config.files.values()} == {"datasets"}
@@ -131,6 +131,6 @@ def test_a_config_that_lists_ids_in_any_order_and_leaves_scan_14_out(liver, tmp_
             indent=2,
         )
     )
-    scheme = open_scheme(load_config(path), "2")
+    scheme = open_scheme(load_dataset_config(path), "2")
     assert len(scheme) == 342
     assert scheme[0] == ("yanx/10", "yanx/11")

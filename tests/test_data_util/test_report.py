@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import errors
+import cli
 from data_util import report
-from data_util.records import Records, read_records, remaining
+from data_util.output.records import Records, read_records, remaining
 from data_util.report import check_replaceable, is_finished, merge, write_report
 from errors import UserError
 
@@ -317,7 +317,7 @@ def test_merge_refuses_what_is_not_one_whole_evaluation(tmp_path, capsys):
     ):
         with pytest.raises(UserError, match=message):
             merge(paths)
-        assert errors.run(report.main, ["merge", *map(str, paths)]) == 1
+        assert cli.run(report.main, ["merge", *map(str, paths)]) == 1
         assert capsys.readouterr().err.startswith("error: ")
     with pytest.raises(SystemExit, match="2"):
         report.main(["merge"])

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-import errors
+import cli
 from data_util import sample
-from data_util.images import read_image, to_array
 from data_util.phantoms import warp
+from data_util.scans.images import read_image, to_array
 from errors import UserError
-from tests.test_data_util.test_images import write_series
+from tests.test_data_util.scans.test_images import write_series
 
 ROOT = sample.REFERENCE_FILES
 
@@ -122,7 +122,7 @@ def test_pip_is_told_version_and_hash_and_its_failure_is_told_in_one_line(monkey
 
     monkeypatch.setattr(sample.subprocess, "run", run)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    assert errors.run(sample.main, ["-o", str(tmp_path / "set" / "sample")]) == 1
+    assert cli.run(sample.main, ["-o", str(tmp_path / "set" / "sample")]) == 1
     error = capsys.readouterr().err
     assert "ERROR: No route to host" in error
     assert "python -m data_util.phantoms" in error
@@ -188,7 +188,7 @@ def test_cts_are_cut_to_the_length_of_liver_they_share_at_its_upper_end():
 
 def test_the_set_is_made_of_both_cts_and_their_deformations(downloads, tmp_path, capsys):
     size = (24, 20, 16)
-    assert errors.run(sample.main, ["-o", str(tmp_path / "s" / "sample"), "--size", "24", "20", "16"]) == 0
+    assert cli.run(sample.main, ["-o", str(tmp_path / "s" / "sample"), "--size", "24", "20", "16"]) == 0
     out = capsys.readouterr().out
     assert "12 training scans" in out
     assert "4 known pairs" in out
@@ -226,14 +226,14 @@ def test_the_set_is_made_of_both_cts_and_their_deformations(downloads, tmp_path,
 
 def test_nothing_is_fetched_where_the_set_is_there_already(downloads, tmp_path, capsys):
     (tmp_path / "sample.json").write_text("{}")
-    assert errors.run(sample.main, ["-o", str(tmp_path / "sample")]) == 1
+    assert cli.run(sample.main, ["-o", str(tmp_path / "sample")]) == 1
     assert "--overwrite" in capsys.readouterr().err
     assert downloads == []
 
 
 @pytest.mark.parametrize("options", [["--size", "8", "32", "32"], ["--seed", "-1"]])
 def test_sizes_and_seeds_that_make_no_set_are_refused(downloads, tmp_path, options, capsys):
-    assert errors.run(sample.main, ["-o", str(tmp_path / "sample"), *options]) == 1
+    assert cli.run(sample.main, ["-o", str(tmp_path / "sample"), *options]) == 1
     assert "at least 16" in capsys.readouterr().err
     assert downloads == []
 

@@ -174,10 +174,10 @@ def test_a_damaged_checkpoint(ending, saved, tmp_path):
 def test_a_run_without_a_description(tmp_path):
     (tmp_path / "model-1.index").touch()
     with pytest.raises(UserError, match=r"neither config.json nor args.json"):
-        checkpoints.load_config(tmp_path)
+        checkpoints.load_cascade_config(tmp_path)
     (tmp_path / "args.json").write_text("{")
     with pytest.raises(UserError, match=r"args.json is not valid JSON"):
-        checkpoints.load_config(tmp_path)
+        checkpoints.load_cascade_config(tmp_path)
     (tmp_path / "args.json").write_text('{"base_network": "VTN"}')
     with pytest.raises(UserError, match=r"lacks 'n_cascades'"):
-        checkpoints.load_config(tmp_path)
+        checkpoints.load_cascade_config(tmp_path)

@@ -2,8 +2,9 @@
 
 import pytest
 
+from cli import parse_assignments
 from errors import UserError
-from network.config import CascadeConfig, parse_assignments
+from network.config import CascadeConfig
 
 
 def test_defaults_are_the_originals():

@@ -12,20 +12,20 @@ import tensorflow as tf
 from matplotlib.image import imread
 from scipy import ndimage
 
+import cli
 import demo
-import errors
 import register as register_module
-from data_util import demo_output
-from data_util.geometry import Frame
-from data_util.images import read_image, to_array
-from data_util.preprocessing import find_frame, prepare
+from data_util.output import registration_files
+from data_util.scans.frame import Frame
+from data_util.scans.images import read_image, to_array
+from data_util.scans.preprocessing import find_frame, prepare
 from errors import UserError
 from network import checkpoints
 from network.training import adam
 from register import register
-from tests.test_data_util.test_dicom import write_slices
-from tests.test_data_util.test_organs import person
-from tests.test_data_util.test_transforms import oblique
+from tests.test_data_util.scans.test_dicom import write_slices
+from tests.test_data_util.scans.test_pair_transform import oblique
+from tests.test_data_util.scans.test_regions import person
 from tests.test_network.golden import rule_network
 
 SIZE = (32, 28, 24)
@@ -35,7 +35,7 @@ MOVING = oblique((30, 34, 26), (1.5, 1.0, 2.0), (9, -40, 10), (-7, 5, 9))
 
 def run(*arguments):
     """Exit status of demo.py, run in this process and in the current folder."""
-    return errors.run(demo.main, [str(a) for a in ("-g", "-1", *arguments)])
+    return cli.run(demo.main, [str(a) for a in ("-g", "-1", *arguments)])
 
 
 def texture(size, seed):
@@ -191,7 +191,7 @@ def test_pictures_show_the_volume_and_the_flow(done):
 def test_the_flow_picture_is_white_at_rest_and_falls_to_1_over_e_every_15_voxels(tmp_path):
     flow = np.zeros((8, 6, 5, 3), np.float32)
     flow[2, 4, 2] = (15, 0, -30)
-    demo_output.demo_figures.flow_image(tmp_path / "a.png", flow)
+    registration_files.demo_figures.flow_image(tmp_path / "a.png", flow)
     picture = imread(tmp_path / "a.png")
     np.testing.assert_allclose(picture[4, 2, :3], [np.exp(-1), 1, np.exp(-2)], atol=3e-3)
     assert np.all(picture[[0, 1, 2, 3, 5], :, :3] == 1)
@@ -247,7 +247,7 @@ def test_a_liver_is_found_unless_a_mask_takes_its_place(home, tmp_path):
 
 @pytest.mark.slow
 def test_repeats_and_refinement_are_told(work, capsys, monkeypatch):
-    monkeypatch.setattr(demo_output, "draw", lambda *_: None)
+    monkeypatch.setattr(registration_files, "draw", lambda *_: None)
     assert run(*PAIR, "-o", "out", "-r", "auto", "--refine", "3") == 0
     report = json.loads((work / "out" / "report.json").read_text())
     rep = report["settings"]["rep"]
@@ -312,7 +312,7 @@ def test_mistakes_are_one_line_and_leave_nothing(work, capsys, arguments, messag
 
 def test_an_output_folder_is_replaced_only_whole_and_only_when_asked(work, registered, capsys, monkeypatch):
     monkeypatch.setattr(register_module, "register", lambda *_, **__: registered)
-    monkeypatch.setattr(demo_output, "draw", lambda *_: None)
+    monkeypatch.setattr(registration_files, "draw", lambda *_: None)
     (work / "output").mkdir()  # an empty folder may be filled
     assert run(*PAIR) == 0
     (work / "output" / "mark").write_text("old")
@@ -324,7 +324,7 @@ def test_an_output_folder_is_replaced_only_whole_and_only_when_asked(work, regis
 
     before = sorted(p.name for p in work.iterdir())
     with monkeypatch.context() as patch:
-        patch.setattr(demo_output, "draw", fail)
+        patch.setattr(registration_files, "draw", fail)
         assert run(*PAIR, "--overwrite") == 1
         assert run(*PAIR, "-o", "other") == 1
     assert sorted(p.name for p in work.iterdir()) == before
@@ -348,14 +348,14 @@ def test_an_output_folder_is_replaced_only_whole_and_only_when_asked(work, regis
 def test_points_that_are_none_are_refused(tmp_path, text, message):
     (tmp_path / "p.csv").write_text(text)
     with pytest.raises(UserError, match=message):
-        demo_output.read_points(tmp_path / "p.csv")
+        registration_files.read_points(tmp_path / "p.csv")
 
 
 def test_points_are_read_by_their_columns(tmp_path):
     (tmp_path / "p.csv").write_text("name, Z ,x,y\n\ntip,3,1,2\nend,6,4,5.5\n")
-    np.testing.assert_array_equal(demo_output.read_points(tmp_path / "p.csv"), [[1, 2, 3], [4, 5.5, 6]])
+    np.testing.assert_array_equal(registration_files.read_points(tmp_path / "p.csv"), [[1, 2, 3], [4, 5.5, 6]])
     (tmp_path / "q.csv").write_text("1,2,3\n-4,5,6e1\n")
-    np.testing.assert_array_equal(demo_output.read_points(tmp_path / "q.csv"), [[1, 2, 3], [-4, 5, 60]])
+    np.testing.assert_array_equal(registration_files.read_points(tmp_path / "q.csv"), [[1, 2, 3], [-4, 5, 60]])
 
 
 def test_help_is_quick_and_names_every_flag_of_the_original():

@@ -188,17 +188,17 @@ def test_a_batch_that_does_not_divide(home):
     ],
 )
 def test_a_wrong_cluster(monkeypatch, text, said):
-    import cli
+    import devices
     from errors import UserError
 
     monkeypatch.setenv("TF_CONFIG", text)
     with pytest.raises(UserError, match=said):
-        cli.cluster()
+        devices.cluster()
 
 
 def test_the_chief_counts_among_the_workers(monkeypatch):
-    import cli
+    import devices
 
     cluster = {"chief": ["a:1"], "worker": ["b:2", "c:3"]}
     monkeypatch.setenv("TF_CONFIG", json.dumps({"cluster": cluster, "task": {"type": "worker", "index": 1}}))
-    assert cli.cluster() == {"workers": 3, "index": 2}
+    assert devices.cluster() == {"workers": 3, "index": 2}

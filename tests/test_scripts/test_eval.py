@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-import errors
+import cli
 import eval as evaluate_script
 from network import checkpoints
 from network.evaluation import DEFAULT_METRICS, METRICS
@@ -31,7 +31,7 @@ SCRIPT = GOLDEN.parents[1] / "eval.py"
 
 def run(*arguments):
     """Exit status of eval.py, run in this process and in the current folder."""
-    return errors.run(evaluate_script.main, [str(a) for a in ("-g", "-1", *arguments)])
+    return cli.run(evaluate_script.main, [str(a) for a in ("-g", "-1", *arguments)])
 
 
 @pytest.fixture(scope="module")

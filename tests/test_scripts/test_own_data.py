@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-import errors
+import cli
 import eval as eval_script
 import train
 from data_util import build, check
-from data_util.geometry import Frame
 from data_util.phantoms import make_phantom
+from data_util.scans.frame import Frame
 
 
 @pytest.fixture
@@ -35,14 +35,14 @@ def folder(tmp_path, monkeypatch):
 
 def test_four_commands(folder, capsys):
     options = ["--crop", "mask", "--labels", "liver=5", "--size", "16", "16", "16", "--split", "2/1/1"]
-    assert errors.run(build.main, ["scans", "-o", "datasets/mine", *options]) == 0
-    assert errors.run(check.main, ["datasets/mine.json", "--figure", "mine.png"]) == 0
+    assert cli.run(build.main, ["scans", "-o", "datasets/mine", *options]) == 0
+    assert cli.run(check.main, ["datasets/mine.json", "--figure", "mine.png"]) == 0
     assert "datasets/mine.json: 6 scans, 0 errors, 0 warnings" in capsys.readouterr().out
     flags = ["-n", "0", "-d", "datasets/mine.json", "-g", "-1", "--batch", "2", "--round", "2", "--epochs", "1"]
-    assert errors.run(train.main, [*flags, "--val_steps", "2", "--net_args", "channels=2", "--name", "mine"]) == 0
+    assert cli.run(train.main, [*flags, "--val_steps", "2", "--net_args", "channels=2", "--name", "mine"]) == 0
     assert "validation of 2 pairs: dice_score 0." in capsys.readouterr().out
     (run,) = pathlib.Path("weights").glob("*_mine")
-    assert errors.run(eval_script.main, ["-c", str(run), "-g", "-1", "--batch", "2", "-v", "test"]) == 0
+    assert cli.run(eval_script.main, ["-c", str(run), "-g", "-1", "--batch", "2", "-v", "test"]) == 0
     (report,) = pathlib.Path("evaluate").glob("*.txt")
     text = report.read_text()
     assert "Dice score" in text

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-import errors
+import cli
 import train
 from data_util.phantoms import write_dataset
 from network import checkpoints
@@ -60,7 +60,7 @@ FLAGS = [
 
 
 def run(*flags):
-    return errors.run(train.main, [*FLAGS, *flags])
+    return cli.run(train.main, [*FLAGS, *flags])
 
 
 def only_run(name=""):
@@ -93,7 +93,7 @@ def test_a_run_and_everything_it_leaves(folder, capsys):
     assert {"0_det_loss", "1_reg_loss", "4_reg_loss", "3_raw_loss", "4_raw_loss"} < set(rows[0])
     assert {row["lr"] for row in rows} == {"0.0001"}
     assert json.loads((made / "args.json").read_text())["n_cascades"] == 2
-    config = checkpoints.load_config(made)
+    config = checkpoints.load_cascade_config(made)
     assert (config.rep, config.channels, config.image_size) == (2, 2, (16, 16, 16))
     validation = rows_of(made / "validation.csv")
     assert [(row["step"], row["pairs"]) for row in validation] == [("3", "2"), ("6", "2")]
@@ -203,14 +203,14 @@ def test_a_run_stopped_by_sigterm_and_continued_ends_with_the_same_weights(folde
     assert step < 40
     assert f"error: stopped at step {step}, which is saved: go on with -c {stopped}" in error
     assert "Traceback" not in error
-    assert errors.run(train.main, ["-c", str(stopped), "-g", "-1", "--name", "end"]) == 0
+    assert cli.run(train.main, ["-c", str(stopped), "-g", "-1", "--name", "end"]) == 0
     whole, end = weights_of(only_run("_whole"), 40), weights_of(only_run("_end"), 40)
     for name, value in whole.items():
         np.testing.assert_array_equal(end[name], value, name)
 
 
 def test_a_continued_run_keeps_the_flags_that_are_not_given(folder, started):
-    assert errors.run(train.main, ["-c", str(started), "-g", "-1", "--epochs", "1"]) == 0
+    assert cli.run(train.main, ["-c", str(started), "-g", "-1", "--epochs", "1"]) == 0
     before, after = (json.loads((made / "args.json").read_text()) for made in (started, only_run()))
     kept = ("rep", "dataset", "batch", "round", "data_args", "lr", "seed")
     assert {name: after[name] for name in kept} == {name: before[name] for name in kept}

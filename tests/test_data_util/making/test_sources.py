@@ -3,7 +3,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from data_util.sources import Source, find_sources, read_points, split
+from data_util.making.sources import Source, find_sources, read_points, split
 from errors import UserError
 
 

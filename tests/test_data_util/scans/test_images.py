@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from data_util.geometry import Frame
-from data_util.images import match_labels, orient, read_image, to_array, write_image
+from data_util.scans.frame import Frame
+from data_util.scans.images import match_labels, orient, read_image, to_array, write_image
 from errors import UserError
 
 

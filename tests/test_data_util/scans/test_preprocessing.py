@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from data_util.geometry import Frame
-from data_util.preprocessing import KINDS, crop_box, crop_frame, find_frame, prepare, window
+from data_util.scans.frame import Frame
+from data_util.scans.preprocessing import KINDS, crop_box, crop_frame, find_frame, prepare, window
 from errors import UserError
 
 TILTED = (0.8, -0.6, 0, 0.6, 0.8, 0, 0, 0, 1)

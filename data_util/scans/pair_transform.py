@@ -12,7 +12,7 @@ import numpy as np
 import SimpleITK as sitk
 from scipy import ndimage
 
-from data_util.geometry import Frame
+from data_util.scans.frame import Frame
 
 INVERSE_STEPS = 200
 INVERSE_TOLERANCE = 1e-4  # mm
@@ -126,7 +126,7 @@ class PairTransform:
         return sitk.Cast(warped, image.GetPixelID()), field
 
 
-def warp_labels(labels, field):
+def resample_labels(labels, field):
     """Carry a label image of the moving scan along a displacement field, to its grid: nearest voxel, 0 outside."""
     return _read_at(labels, field, sitk.sitkNearestNeighbor, 0)
 

@@ -10,9 +10,9 @@ import pathlib
 
 import numpy as np
 
-from data_util.figures import pair_figure
-from data_util.geometry import Frame
-from data_util.images import write_image
+from data_util.output.figures import pair_figure
+from data_util.scans.frame import Frame
+from data_util.scans.images import write_image
 
 # What --save offers: item -> the images that it stands for.
 ITEMS = {

@@ -20,12 +20,12 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from data_util import demo_figures
-from data_util.dicom import FRAME_UID, source_tags, write_series
-from data_util.geometry import Frame
-from data_util.images import orient, to_array, write_image
-from data_util.preprocessing import WINDOWS
-from data_util.transforms import PairTransform, warp_labels
+from data_util.output import registration_figures
+from data_util.scans.dicom import FRAME_UID, source_tags, write_series
+from data_util.scans.frame import Frame
+from data_util.scans.images import orient, to_array, write_image
+from data_util.scans.pair_transform import PairTransform, resample_labels
+from data_util.scans.preprocessing import WINDOWS
 from errors import UserError
 
 
@@ -80,7 +80,7 @@ def write_output(folder, result, labels=None, points=None):
     write_image(result.displacement, folder / "displacement.nii.gz")
     sitk.WriteTransform(result.transform.affine, str(folder / "affine.tfm"))
     if labels is not None:
-        write_image(warp_labels(labels, result.displacement), folder / "labels.nii.gz")
+        write_image(resample_labels(labels, result.displacement), folder / "labels.nii.gz")
     if points is not None:
         places, errors = result.transform.to_fixed(points)
         rows = np.column_stack([places, errors])
@@ -112,12 +112,12 @@ def draw(folder, result):
     fixed, moving = result.fixed, result.moving
     volumes = [scan.in_lps(scan.volume) for scan in (fixed, moving)]
     for role, scan, volume in zip(("fixed", "moving"), (fixed, moving), volumes, strict=True):
-        demo_figures.slices_figure(folder / f"{role}.png", volume, scan.frame.spacing)
+        registration_figures.slices_figure(folder / f"{role}.png", volume, scan.frame.spacing)
     for k, step in enumerate(result.steps):
-        demo_figures.flow_image(folder / f"flow_{k}.png", fixed.in_lps(step.flow))
+        registration_figures.flow_image(folder / f"flow_{k}.png", fixed.in_lps(step.flow))
         warped = fixed.in_lps(step.warped)
-        demo_figures.slices_figure(folder / f"warped_moving_{k}.png", warped, fixed.frame.spacing)
-    demo_figures.summary_figure(
+        registration_figures.slices_figure(folder / f"warped_moving_{k}.png", warped, fixed.frame.spacing)
+    registration_figures.summary_figure(
         folder / "summary.png",
         [_shown(scan, result.report["settings"]["preprocess"]) for scan in (fixed, moving)],
         (*volumes, warped),

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from data_util.geometry import Frame
+from data_util.scans.frame import Frame
 from errors import UserError
 
 SERIES_DESCRIPTION, MODALITY, PIXEL_SPACING = "0008|103e", "0008|0060", "0028|0030"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from data_util.results import FIGURE_ITEMS, ITEMS, draw_pair, images_of, pair_name, save_pair
+from data_util.output.pair_images import FIGURE_ITEMS, ITEMS, draw_pair, images_of, pair_name, save_pair
 from errors import UserError
 
 SIZE = (7, 6, 5)

@@ -2,7 +2,15 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from data_util.figures import PLANES, _centre, curves_figure, flow_colours, mid_slices, pair_figure, warped_grid_image
+from data_util.output.figures import (
+    PLANES,
+    _centre,
+    curves_figure,
+    flow_colours,
+    mid_slices,
+    pair_figure,
+    warped_grid_image,
+)
 from data_util.phantoms import deform, make_phantom, smooth_flow, warp
 from errors import UserError
 

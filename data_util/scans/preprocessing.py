@@ -6,9 +6,9 @@ Scans are three-dimensional SimpleITK images in LPS, masks bool [x, y, z] on a s
 import numpy as np
 import SimpleITK as sitk
 
-from data_util.geometry import Frame
-from data_util.images import to_array
-from data_util.organs import REGIONS, check_hounsfield
+from data_util.scans.frame import Frame
+from data_util.scans.images import to_array
+from data_util.scans.regions import REGIONS, check_hounsfield
 from errors import UserError
 
 # What a scan can be prepared as: an organ of `organs.REGIONS`, or the whole of it.

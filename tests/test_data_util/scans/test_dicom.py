@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from data_util.dicom import find_series, list_series, new_uid, source_tags, write_series
-from data_util.geometry import Frame
-from data_util.images import read_image, to_array
+from data_util.scans.dicom import find_series, list_series, new_uid, source_tags, write_series
+from data_util.scans.frame import Frame
+from data_util.scans.images import read_image, to_array
 from errors import UserError
 
 SPACING = (1.5, 2.0, 3.0)

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from scipy import ndimage
 
-from data_util.figures import (
+from data_util.output.figures import (
     COLUMN_INCHES,
     FIXED_COLOUR,
     GRID_COLOUR,

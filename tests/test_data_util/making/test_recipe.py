@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from data_util.geometry import Frame
-from data_util.images import read_image, to_array
+from data_util.scans.frame import Frame
+from data_util.scans.images import read_image, to_array
 from tests.test_data_util.test_build import image_of, run, scan_of, write
 
 # Turned about all three axes; the axes of a right-handed frame in columns.

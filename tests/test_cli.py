@@ -3,7 +3,7 @@
 import pytest
 import tensorflow as tf
 
-import errors
+import cli
 
 
 @pytest.mark.parametrize(
@@ -14,7 +14,7 @@ def test_out_of_memory_is_one_line_that_says_what_helps(error, capsys):
     def main(arguments):
         raise error
 
-    assert errors.run(main) == 1
+    assert cli.run(main, if_out_of_memory="use a smaller --batch") == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: out of memory (no room for 9 GiB); use a smaller --batch")
 
@@ -24,4 +24,4 @@ def test_other_faults_are_not_hidden():
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        errors.run(main)
+        cli.run(main)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from data_util.dicom import SOURCE_TAGS, find_series, read_file, read_series
+from data_util.scans.dicom import SOURCE_TAGS, find_series, read_file, read_series
 from errors import UserError
 
 

@@ -3,9 +3,9 @@ import pytest
 import SimpleITK as sitk
 from scipy import ndimage
 
-from data_util.geometry import Frame
-from data_util.organs import LIVER_RANGES, REGIONS, body_mask, brain_mask, doubts, liver_mask
-from data_util.preprocessing import crop_box
+from data_util.scans.frame import Frame
+from data_util.scans.preprocessing import crop_box
+from data_util.scans.regions import LIVER_RANGES, REGIONS, body_mask, brain_mask, doubts, liver_mask
 from errors import UserError
 
 AIR, FAT, MUSCLE, LIVER, BONE = -1000, -100, 30, 110, 700

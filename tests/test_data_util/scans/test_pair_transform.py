@@ -4,9 +4,9 @@ import SimpleITK as sitk
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from data_util.geometry import Frame
-from data_util.images import to_array
-from data_util.transforms import PairTransform, warp_labels
+from data_util.scans.frame import Frame
+from data_util.scans.images import to_array
+from data_util.scans.pair_transform import PairTransform, resample_labels
 
 SIZE = (14, 18, 11)
 
@@ -146,7 +146,7 @@ def test_labels_are_carried_by_nearest_voxel():
     transform = pair()
     _, field = transform.warp(scan_on(MOVING_SCAN), FIXED_SCAN)
     array = np.random.default_rng(3).integers(0, 4, MOVING_SCAN.size).astype(np.uint8) * 50
-    carried = to_array(warp_labels(MOVING_SCAN.put(array), field))
+    carried = to_array(resample_labels(MOVING_SCAN.put(array), field))
     voxels = MOVING_SCAN.to_voxel(centres(FIXED_SCAN) + np.moveaxis(to_array_of_vectors(field), 0, -1).reshape(-1, 3))
     nearest = np.rint(voxels).astype(int)
     inside = np.all((nearest >= 0) & (nearest < MOVING_SCAN.size), axis=1)

@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from data_util.geometry import Frame
-from data_util.images import to_array
+from data_util.scans.frame import Frame
+from data_util.scans.images import to_array
 
 
 def oblique(size=(9, 12, 7), spacing=(0.7, 1.2, 3.1), origin=(-30.0, 14.0, 250.0), angles=(25, -10, 5)):

@@ -8,9 +8,9 @@ import numpy as np
 import SimpleITK as sitk
 from scipy import ndimage, signal
 
-from data_util.dicom import MODALITY
-from data_util.geometry import Frame
-from data_util.images import to_array
+from data_util.scans.dicom import MODALITY
+from data_util.scans.frame import Frame
+from data_util.scans.images import to_array
 from errors import UserError
 
 # Where a liver's grey values (HU) may lie, most likely first: with contrast medium, without, fatty, and very bright.

@@ -3,7 +3,7 @@
 import numpy as np
 from matplotlib.figure import Figure
 
-from data_util.figures import MOVING_COLOUR, PLANES, View, save_figure
+from data_util.output.figures import MOVING_COLOUR, PLANES, View, save_figure
 
 COLUMNS, SLICE_INCHES = 3, 1.8  # scans a row, and a slice's width
 

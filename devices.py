@@ -1,0 +1,119 @@
+"""The devices that a command computes on: -g and the workers of TF_CONFIG, as a `tf.distribute` strategy."""
+
+import json
+import os
+import re
+
+from errors import UserError
+
+
+def devices(gpu, batch, machines=False):
+    """`tf.distribute` strategy for the value of -g and, where several `machines` can be used, the cluster of TF_CONFIG.
+
+    Args:
+        gpu: GPU ids such as "0,1"; "-1" (CPU); or "cpu:N", the CPU as N devices.
+        batch: pairs in a (global) batch.
+
+    Raises:
+        UserError: a GPU is not there, the batch does not divide evenly over the devices, or the cluster is of no use.
+    """
+    ids, n = gpu_ids(gpu), device_count(gpu)
+    workers = cluster()["workers"]
+    if workers > 1 and not machines:
+        raise UserError("TF_CONFIG names several workers, but only train.py works on several machines; unset it")
+    if batch % (n * workers):
+        total = n * workers
+        nearest = [b for b in (batch // total * total, (batch // total + 1) * total) if b]
+        hint = " or ".join(str(b) for b in nearest)
+        where = f"{total} devices" if workers == 1 else f"{total} devices on {workers} workers"
+        raise UserError(f"--batch {batch} does not divide by {where}; use --batch {hint}")
+    if workers > 1 and not ids and n > 1:
+        raise UserError(f"-g {gpu}: with TF_CONFIG each worker has one CPU; use -g -1")
+    import tensorflow as tf
+
+    chosen = _visible_gpus(tf, gpu, ids)
+    if workers > 1:
+        # Before anything else is computed, as TensorFlow demands; it waits here for the other workers.
+        try:
+            return tf.distribute.MultiWorkerMirroredStrategy()
+        except tf.errors.OpError as error:
+            raise UserError(
+                f"TF_CONFIG {os.environ['TF_CONFIG']!r}: cannot start as this worker "
+                f"({error.message.splitlines()[0]}); name hosts that can be reached and ports that are free"
+            ) from error
+    if not chosen and n > 1:
+        _split_cpu(tf, n)
+        return tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(n)])
+    return tf.distribute.get_strategy() if n == 1 else tf.distribute.MirroredStrategy()
+
+
+def cluster():
+    """This process's place among the workers of TF_CONFIG: {"workers": how many, "index": from 0}; the chief is 0.
+
+    Raises:
+        UserError: TF_CONFIG is not what TensorFlow documents.
+    """
+    text = os.environ.get("TF_CONFIG", "")
+    if not text:
+        return {"workers": 1, "index": 0}
+    try:
+        config = json.loads(text)
+        members = {kind: config["cluster"].get(kind, []) for kind in ("chief", "worker")}
+        for address in (address for kind in members.values() for address in kind):
+            if not re.fullmatch(r".+:\d+", address):
+                raise ValueError(f"{address!r} is not host:port")
+        kind, index = config["task"]["type"], int(config["task"]["index"])
+        if not 0 <= index < len(members.get(kind, [])):
+            raise ValueError(f"no task {kind} {index}")
+        if kind == "worker":
+            index += len(members["chief"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"TF_CONFIG {text!r} cannot be used ({error}); write "
+            '{"cluster": {"worker": ["host:port", ...]}, "task": {"type": "worker", "index": 0}}, or unset it'
+        ) from error
+    return {"workers": sum(map(len, members.values())), "index": index}
+
+
+def gpu_ids(gpu):
+    """GPU ids in a value of -g, [] for the CPU."""
+    if gpu == "-1" or gpu.startswith("cpu:"):
+        return []
+    ids = [part.strip() for part in gpu.split(",")]
+    if not (all(part.isdigit() for part in ids) and len(set(ids)) == len(ids)):
+        raise UserError(f"-g {gpu!r} is not a list of GPU ids; write -g 0, -g 0,1, -g -1 for the CPU, or -g cpu:2")
+    return [int(part) for part in ids]
+
+
+def device_count(gpu):
+    """How many devices a value of -g means."""
+    ids = gpu_ids(gpu)
+    if ids or gpu == "-1":
+        return max(len(ids), 1)
+    number = gpu.removeprefix("cpu:")
+    if not number.isdigit() or int(number) < 1:
+        raise UserError(f"-g {gpu!r}: {number!r} is not a number of devices; write -g cpu:2")
+    return int(number)
+
+
+def _visible_gpus(tf, gpu, ids):
+    """Show TensorFlow the chosen GPUs alone, with memory taken as it is needed."""
+    found = tf.config.list_physical_devices("GPU")
+    for k in ids:
+        if k >= len(found):
+            there = f"GPUs 0..{len(found) - 1}" if found else "no GPU that TensorFlow can use"
+            raise UserError(f"-g {gpu}: GPU {k} is not there, this machine has {there}; use -g -1 for the CPU")
+    chosen = [found[k] for k in ids]
+    tf.config.set_visible_devices(chosen, "GPU")
+    for device in chosen:
+        tf.config.experimental.set_memory_growth(device, True)
+    return chosen
+
+
+def _split_cpu(tf, n):
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    try:
+        tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * n)
+    except RuntimeError:  # TensorFlow has started: fine where it started so
+        if len(tf.config.list_logical_devices("CPU")) < n:
+            raise
