@@ -1,0 +1,190 @@
+"""The tables of what is chosen by name: base networks, similarities and metrics, one row for each.
+
+A row names its function or class, which is imported when it is first used: this module imports no TensorFlow, so that
+`--help` and a mistake in a flag are quick. An extension is one definition and one row here, or in a file of one's own
+that `--plugin` imports (docs/extending.md).
+"""
+
+import dataclasses
+import importlib
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Generic, TypeVar
+
+from errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """An option of a base network or a similarity, which `--net_args` takes and the run keeps.
+
+    Attributes:
+        default: the value where none is given: a number, a word, True, False, None, or a tuple of these.
+        check: function of a value that tells whether it is allowed.
+        allowed: what is allowed, in words that continue "it must be".
+    """
+
+    default: Any
+    check: Callable[[Any], bool]
+    allowed: str
+
+    def checked(self, name: str, value: Any) -> Any:
+        """The value, if it is allowed.
+
+        Raises:
+            UserError: it is not.
+        """
+        if not self.check(value):
+            raise UserError(f"{name} is {value!r}; it must be {self.allowed}")
+        return value
+
+
+def whole_number(default: int, minimum: int = 1) -> Option:
+    """Option whose value is a whole number from `minimum`.
+
+    >>> whole_number(16).checked("channels", 8)
+    8
+    """
+    return Option(default, lambda value: is_whole_number(value, minimum), f"a whole number from {minimum}")
+
+
+def number(default: float, minimum: float = 0) -> Option:
+    """Option whose value is a finite number from `minimum`."""
+    return Option(default, lambda value: is_number(value) and value >= minimum, f"a number from {minimum}")
+
+
+def one_of(default: Any, values: Iterable[Any]) -> Option:
+    """Option whose value is one of some values, of the same type (1 is not True)."""
+    values = tuple(values)
+    allowed = [(type(value), value) for value in values]
+    return Option(default, lambda v: (type(v), v) in allowed, "one of " + ", ".join(map(str, values)))
+
+
+def is_whole_number(value: Any, minimum: int) -> bool:
+    """Whether a value is an int (not a bool) of at least `minimum`."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= minimum
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite int or float (not a bool)."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+@dataclasses.dataclass(frozen=True)
+class Extension:
+    """Row of a base network or a similarity.
+
+    Attributes:
+        target: the class or function, or where it is, such as "network.losses:correlation_loss".
+        options: its options by name; each is passed to it as a keyword.
+    """
+
+    target: str | Callable[..., Any]
+    options: Mapping[str, Option] = dataclasses.field(default_factory=dict)
+
+    def load(self) -> Callable[..., Any]:
+        """The class or function itself, imported now if it is not yet."""
+        return resolve(self.target)
+
+
+@dataclasses.dataclass(frozen=True)
+class Value:
+    """A value that a metric gives for every pair.
+
+    Attributes:
+        unit: 'voxel', 'mm', '' for a number without a unit, ...
+        per: 'pair', 'label' or 'landmark': what it is measured on; one number for each.
+    """
+
+    unit: str = ""
+    per: str = "pair"
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """Row of a metric.
+
+    Attributes:
+        target: the function, or where it is.
+        values: the names of the values that it gives, and what each is.
+        where: 'graph' (a function of TensorFlow, computed with the network) or 'numpy' (afterwards, on the CPU).
+        default: whether it is measured where no metrics are asked for.
+    """
+
+    target: str | Callable[..., Any]
+    values: Mapping[str, Value]
+    where: str = "graph"
+    default: bool = True
+
+    def load(self) -> Callable[..., Any]:
+        """The function itself, imported now if it is not yet."""
+        return resolve(self.target)
+
+
+def resolve(target: str | Callable[..., Any]) -> Callable[..., Any]:
+    """What a row's target means: itself, or what "module:name" names.
+
+    >>> resolve("math:sqrt")(9)
+    3.0
+    """
+    if not isinstance(target, str):
+        return target
+    module, _, name = target.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+Row = TypeVar("Row")
+
+
+class Table(dict[str, Row], Generic[Row]):
+    """Rows by name, each name once. `table[name] = row` adds one; `table.find(name)` is the row that a user names.
+
+    Args:
+        kind: what the rows are, for messages: 'base_network'.
+        rows: those that are built in.
+    """
+
+    def __init__(self, kind: str, rows: Mapping[str, Row]) -> None:
+        super().__init__(rows)
+        self.kind = kind
+
+    def __setitem__(self, name: str, row: Row) -> None:
+        if name in self:
+            raise UserError(f"{self.kind} {name!r} is registered already; give yours another name")
+        super().__setitem__(name, row)
+
+    def find(self, name: Any) -> Row:
+        """The row of a name.
+
+        Raises:
+            UserError: there is none; the message lists those that are known.
+        """
+        if not isinstance(name, str) or name not in self:
+            known = ", ".join(self)
+            raise UserError(f"{self.kind} is {name!r}; it must be one of {known}, or one that --plugin registers")
+        return self[name]
+
+
+_CONVOLUTIONAL = {"channels": whole_number(16), "leaky_slope": number(0.1)}
+
+# Class of a Keras layer ([fixed, moving] -> flow) with the keywords `flow_multiplier` and its options.
+BASE_NETWORKS: Table[Extension] = Table(
+    "base_network",
+    {
+        "VTN": Extension("network.base_networks:VTN", _CONVOLUTIONAL),
+        "VoxelMorph": Extension("network.base_networks:VoxelMorph", _CONVOLUTIONAL),
+    },
+)
+
+# Function (fixed, warped, **options), both images [B, X, Y, Z, 1] in 0..1, giving a loss float32 [B] from 0 (alike) up.
+SIMILARITIES: Table[Extension] = Table(
+    "similarity",
+    {
+        "ncc": Extension("network.losses:correlation_loss"),
+        "lncc": Extension("network.losses:local_correlation_loss"),
+        "mi": Extension("network.losses:mutual_information_loss"),
+    },
+)
+
+# What eval.py can measure on a pair.
+METRICS: Table[Metric] = Table("metric", {})
