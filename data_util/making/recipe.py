@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import SimpleITK as sitk
 
-from data_util.making.sources import read_points
 from data_util.phantoms import NewScan
 from data_util.scans.frame import Frame
 from data_util.scans.images import match_labels, read_image, to_array
+from data_util.scans.points import read_points
 from data_util.scans.preprocessing import find_frame, window
 from data_util.scans.regions import REGIONS, doubts
 from errors import UserError, listed

@@ -17,8 +17,6 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from data_util.hdf5 import natural_order
 from errors import UserError
 
@@ -117,20 +115,6 @@ def _of_table(path):
                 raise UserError(f"{path}, line {number}: {name} {file}: no such file; mend the path")
         sources[scan_id] = Source(scan_id, *files, group or None)
     return list(sources.values())
-
-
-def read_points(path):
-    """Read landmarks, a CSV with columns x, y, z in mm (LPS): -> float64 [L, 3], NaN where a row is empty.
-
-    Raises UserError where it is no such file.
-    """
-    try:
-        with Path(path).open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file, skipinitialspace=True))
-        points = [[float((row[axis] or "").strip() or "nan") for axis in "xyz"] for row in rows]
-    except (OSError, UnicodeDecodeError, csv.Error, KeyError, ValueError) as error:
-        raise UserError(f"{path}: is no CSV with columns x,y,z and a row a landmark, in mm ({error!r})") from error
-    return np.array(points, np.float64).reshape(-1, 3)
 
 
 def split(sources, shares, seed, pairing, atlas=None):

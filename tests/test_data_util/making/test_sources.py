@@ -1,9 +1,8 @@
 import pathlib
 
-import numpy as np
 import pytest
 
-from data_util.making.sources import Source, find_sources, read_points, split
+from data_util.making.sources import Source, find_sources, split
 from errors import UserError
 
 
@@ -66,18 +65,6 @@ def test_what_is_wrong_with_a_table_is_told(tmp_path, text, told):
     (tmp_path / "t.csv").write_text(text)
     with pytest.raises(UserError, match=told):
         find_sources(tmp_path / "t.csv")
-
-
-def test_landmarks_are_read_with_the_missing_ones(tmp_path):
-    (tmp_path / "p.csv").write_text("name, x, y, z\na,1,-2.5,3e1\nb,,,\n")
-    np.testing.assert_array_equal(read_points(tmp_path / "p.csv"), [[1, -2.5, 30], [np.nan] * 3])
-
-
-@pytest.mark.parametrize("text", ["a,b\n1,2\n", "x,y,z\n1,2,here\n", "1,2,3\n4,5,6\n"])
-def test_landmarks_that_are_no_table_of_places_are_refused(tmp_path, text):
-    (tmp_path / "p.csv").write_text(text)
-    with pytest.raises(UserError, match=r"p\.csv: is no CSV with columns x,y,z"):
-        read_points(tmp_path / "p.csv")
 
 
 @pytest.mark.parametrize("seed", range(5))
