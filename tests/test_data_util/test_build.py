@@ -1,6 +1,7 @@
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -15,7 +16,9 @@ import cli
 from data_util import build
 from data_util.config import load_dataset_config
 from data_util.hdf5 import ScanStore
+from data_util.making import parts
 from data_util.scans.frame import Frame
+from errors import UserError
 from tests.test_data_util.scans.test_images import write_series
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -202,16 +205,16 @@ def test_a_build_killed_half_way_goes_on_to_the_contents_of_an_undisturbed_one(t
     flags = ["--size", "48", "48", "48", "--crop", "body"]
     command = [sys.executable, "-m", "data_util.build", "scans", "-o", "sets/mine", *flags, "--workers", "2"]
     process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.DEVNULL)
-    parts = pathlib.Path("sets/mine.parts")
+    folder = pathlib.Path("sets/mine.parts")
     for _ in range(3000):
-        made = sorted(parts.glob("*.h5")) if parts.is_dir() else []
+        made = sorted(folder.glob("*.h5")) if folder.is_dir() else []
         if len(made) >= 2:
             break
         time.sleep(0.01)
     children = pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     process.send_signal(signal.SIGKILL)
     process.wait()
-    made = {path: path.stat().st_mtime_ns for path in parts.glob("*.h5")}
+    made = {path: path.stat().st_mtime_ns for path in folder.glob("*.h5")}
     assert 2 <= len(made) < 10
     assert not pathlib.Path("sets/mine.h5").exists()
     for _ in range(500):
@@ -250,8 +253,8 @@ def test_a_scan_that_fails_is_named_and_the_others_are_kept(scans, capsys, monke
     for name in ("a3.nii.gz", "a5.mha", "a6.nii.gz"):
         write(image_of(scan_of(9)[0]), scans / "images" / name)
     made = []
-    make = build.make_scan
-    monkeypatch.setattr(build, "make_scan", lambda source, recipe: made.append(source.id) or make(source, recipe))
+    make = parts.make_scan
+    monkeypatch.setattr(parts, "make_scan", lambda source, recipe: made.append(source.id) or make(source, recipe))
     assert run() == 0
     assert made == ["a3", "a5", "a6"]
 
@@ -279,15 +282,69 @@ def test_a_folder_of_other_things_is_left_alone(scans, capsys):
     assert other.read_text() == "years of work"
 
 
+def test_no_error_of_a_scan_ends_a_build(scans, capsys, monkeypatch):
+    """Whatever a scan raises, it is named with its reason, and all others are made."""
+    errors = {
+        "a1": ValueError("could not convert string to float: '2,0'"),
+        "a2": ZeroDivisionError(),
+        "a3": RuntimeError("Exception thrown\n  itk::ERROR: no such pixel type\n"),
+        "a4": MemoryError(),
+        "a5": UserError("scans/a5.mha: is odd;\nmend it"),
+    }
+    make = parts.make_scan
+
+    def make_or_fail(source, recipe):
+        if source.id in errors:
+            raise errors[source.id]
+        return make(source, recipe)
+
+    monkeypatch.setattr(parts, "make_scan", make_or_fail)
+    error = fails(capsys)
+    lines = [line for line in error.splitlines() if re.match(r"a\d: |error: ", line)]
+    assert lines == [
+        "a1: cannot be made (ValueError: could not convert string to float: '2,0'); convert the scan by another tool, "
+        "or leave it out",
+        "a2: cannot be made (ZeroDivisionError); convert the scan by another tool, or leave it out",
+        "a3: cannot be made (RuntimeError: itk::ERROR: no such pixel type); convert the scan by another tool, or leave "
+        "it out",
+        "a4: does not fit into memory; use fewer --workers or a smaller --size",
+        "a5: scans/a5.mha: is odd; mend it",
+        "error: 5 of 6 scans failed, for the reasons above; the others are kept in sets/mine.parts: mend or remove "
+        "these and give the same command",
+    ]
+    assert [path.name for path in pathlib.Path("sets/mine.parts").glob("*.h5")] == ["a6.h5"]
+
+
+def test_a_second_build_of_a_file_is_refused_while_the_first_is_at_work(scans, capsys, monkeypatch):
+    make, second = parts.make_scan, []
+
+    def make_while_another_starts(source, recipe):
+        if not second:
+            command = [sys.executable, "-m", "data_util.build", "scans", "-o", "sets/mine", "--overwrite"]
+            environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+            second.append(subprocess.run(command, env=environment, capture_output=True, text=True, check=False))
+        return make(source, recipe)
+
+    monkeypatch.setattr(parts, "make_scan", make_while_another_starts)
+    assert run() == 0
+    assert second[0].returncode == 1
+    assert second[0].stderr == (
+        "error: another build is making sets/mine.h5; wait until it has ended, or choose another -o\n"
+    )
+    with h5py.File("sets/mine.h5") as file:
+        assert len(file) == 6
+    assert sorted(os.listdir("sets")) == ["mine.h5", "mine.json"]
+
+
 def test_ctrl_c_keeps_what_is_finished(scans, capsys, monkeypatch):
-    make = build.make_scan
+    make = parts.make_scan
 
     def stop_at_a4(source, recipe):
         if source.id == "a4":
             raise KeyboardInterrupt
         return make(source, recipe)
 
-    monkeypatch.setattr(build, "make_scan", stop_at_a4)
+    monkeypatch.setattr(parts, "make_scan", stop_at_a4)
     assert "stopped; finished scans are kept in sets/mine.parts" in fails(capsys)
     assert len(list(pathlib.Path("sets/mine.parts").glob("a?.h5"))) == 3
 
