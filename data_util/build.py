@@ -20,8 +20,9 @@ import numpy as np
 
 from cli import run
 from data_util.making.flags import parse_recipe, plan
+from data_util.making.labels import label_table
 from data_util.making.parts import join_parts, make_parts, opened_parts
-from data_util.making.recipe import ALL_LABELS, CROPS, Recipe
+from data_util.making.recipe import CROPS, Recipe
 from data_util.making.sources import RULE, SUBSETS, Source, find_sources
 from errors import UserError
 
@@ -79,21 +80,20 @@ def _write_config(data, subsets, recipe, image_type, atlas):
     }
     if atlas is not None:
         content["atlas"] = f"{name}/{atlas}"
-    if labels := _label_table(data, recipe.labels):
+    if labels := label_table(_label_values(data), recipe.labels):
         content["segmentation_class_value"] = labels
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return path
 
 
-def _label_table(data, wanted):
-    """Names and values of the labels in a built file; nothing where it has one mask."""
-    if wanted == ALL_LABELS:
-        with h5py.File(data, "r") as file:
-            found = [np.unique(group["segmentation"]) for group in file.values() if "segmentation" in group]
-        return {str(value): int(value) for value in np.unique(np.concatenate([[0], *found])) if value > 0}
-    if wanted is None or len(wanted) == 1:
-        return {}
-    return {name: values[0] for name, values in wanted.items()}
+def _label_values(data: Path) -> set[int]:
+    """The values in the segmentations of a built file."""
+    values: set[int] = set()
+    with h5py.File(data, "r") as file:
+        for group in file.values():
+            if "segmentation" in group:
+                values.update(np.unique(group["segmentation"]).tolist())
+    return values
 
 
 # ---------------------------------------------------------------------------------------------------- command

@@ -4,7 +4,8 @@ import argparse
 
 import numpy as np
 
-from data_util.making.recipe import ALL_LABELS, Recipe
+from data_util.making.labels import ALL_LABELS
+from data_util.making.recipe import Recipe
 from data_util.making.sources import SUBSETS, Source, split
 from data_util.scans.preprocessing import BRAIN_PERCENTILES, WINDOWS
 from errors import UserError

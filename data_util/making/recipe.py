@@ -5,16 +5,17 @@ from dataclasses import dataclass, replace
 import numpy as np
 import SimpleITK as sitk
 
+from data_util.making.labels import read_labels
 from data_util.phantoms import NewScan
 from data_util.scans.frame import Frame
+from data_util.scans.geometry import doubts_about_grey_values, doubts_about_labels, doubts_about_points
 from data_util.scans.images import match_labels, read_image, to_array
 from data_util.scans.points import read_points
 from data_util.scans.preprocessing import find_frame, window
 from data_util.scans.regions import REGIONS, doubts
-from errors import UserError, listed
+from errors import UserError
 
 CROPS = (*REGIONS, "mask", "none")
-ALL_LABELS = "all"
 
 
 @dataclass(frozen=True)
@@ -41,12 +42,14 @@ class Recipe:
 def make_scan(source, recipe):
     """Make a scan's volume: (Source, Recipe) -> (NewScan, Frame of the volume, Frame of the scan, facts).
 
-    The facts are attributes to keep: `window` (level, width) and, where the crop may be wrong, `doubts`, a text.
+    The facts are attributes to keep: `window` (level, width) and, where something may be wrong, `doubts`, a text.
     Raises UserError where a file cannot be read or used.
     """
     image = read_image(source.image)
     labels = None if source.label is None else read_labels(source.label, recipe.labels)
-    mask, facts = None, {}
+    mask, reasons = None, doubts_about_grey_values(image)
+    if labels is not None:
+        reasons += doubts_about_labels(labels, image)
     if recipe.crop == "mask":
         if labels is None:
             raise UserError(f"{source.image}: has no labels to crop to; add them, or take another --crop")
@@ -55,26 +58,28 @@ def make_scan(source, recipe):
             raise UserError(f"{source.label}: marks no voxel where {source.image} lies; check the geometry of both")
     elif recipe.crop != "none":
         mask = REGIONS[recipe.crop](image)
-        facts["doubts"] = "; ".join(doubts(image, mask, recipe.crop))
+        reasons += doubts(image, mask, recipe.crop)
     frame = find_frame(image, "none", recipe.size, mask)
     if recipe.spacing is not None:
         middle = (np.array(recipe.size) - 1) / 2
         fine = replace(frame, spacing=recipe.spacing)
         origin = frame.to_physical(middle) - fine.to_physical(middle) + fine.origin
         frame = replace(fine, origin=tuple(float(mm) for mm in origin))
-    volume, facts["window"] = _grey_values(image, frame, recipe)
+    volume, shown = _grey_values(image, frame, recipe)
     segmentation = None
     if labels is not None:
         segmentation = to_array(frame.resample(labels, nearest=True))
         if not segmentation.any():
             raise UserError(f"{source.label}: marks no voxel of the crop of {source.image}; check the geometry of both")
-    scan = NewScan(
-        volume=volume,
-        segmentation=segmentation,
-        points=None if source.points is None else _points_in(frame, read_points(source.points)),
-        spacing=frame.spacing,
-    )
-    return scan, frame, Frame.of(image), {name: value for name, value in facts.items() if value != ""}
+    points = None
+    if source.points is not None:
+        places = read_points(source.points)
+        points = _points_in(frame, places)
+        lost = np.isnan(points).all()
+        reasons += doubts_about_points(places, image) or ["no landmark lies in the crop"] * bool(lost)
+    scan = NewScan(volume=volume, segmentation=segmentation, points=points, spacing=frame.spacing)
+    facts = {"window": shown, **({"doubts": "; ".join(reasons)} if reasons else {})}
+    return scan, frame, Frame.of(image), facts
 
 
 def _grey_values(image, frame, recipe):
@@ -91,35 +96,6 @@ def _grey_values(image, frame, recipe):
             raise UserError(f"the crop's grey values are {low:g} at both percentiles of --window; take wider ones")
         shown = (low + high) / 2, high - low
     return window(grey, *shown), shown
-
-
-def read_labels(path, wanted):
-    """Read a label image and keep what is wanted (as in Recipe.labels): SimpleITK image of uint8 or uint16.
-
-    Raises UserError where it has values that cannot be labels, or none that is wanted.
-    """
-    image = read_image(path)
-    array = to_array(image)
-    values = np.unique(array)
-    if (values % 1).any() or values.min() < 0 or values.max() > 65535:
-        raise UserError(f"{path}: labels must be whole numbers from 0 to 65535, not {values[0]:g} to {values[-1]:g}")
-    values = [int(value) for value in values if value > 0]
-    if wanted is None:
-        if len(values) > 1:
-            raise UserError(
-                f"{path}: has the labels {listed(values, 8)}; say which to keep, as --labels liver=5,spleen=1, or "
-                f"--labels {ALL_LABELS}"
-            )
-        wanted = {"mask": values}
-    kept = array.astype(np.uint16)
-    if wanted != ALL_LABELS:
-        table = np.zeros(65536, np.uint16)
-        for merged in wanted.values():
-            table[merged] = 255 if len(wanted) == 1 else merged[0]
-        kept = table[kept]
-    if not kept.any():
-        raise UserError(f"{path}: has no voxel of the labels wanted; its values are {listed(values, 8) or 'only 0'}")
-    return Frame.of(image).put(kept.astype(np.uint8) if kept.max() < 256 else kept)
 
 
 def _points_in(frame, places):

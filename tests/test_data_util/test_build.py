@@ -381,7 +381,7 @@ def test_labels_elsewhere_and_labels_that_are_no_labels_are_told(scans, capsys):
     write(image_of(np.where(mask, np.nan, 0).astype(np.float32)), scans / "images/a5.mha")
     error = fails(capsys, "--crop", "mask")
     assert "a1: scans/labels/a1.nii.gz: marks no voxel where" in error
-    assert "a2: scans/labels/a2.nii.gz: labels must be whole numbers" in error
+    assert "a2: scans/labels/a2.nii.gz: has the value 0.5, and labels are whole numbers" in error
     assert "a5: scans/images/a5.mha: has grey values that are no numbers" in error
     assert "a1: scans/labels/a1.nii.gz: marks no voxel of the crop" in fails(capsys, "--overwrite")
 
