@@ -23,7 +23,8 @@ from data_util.making.flags import parse_recipe, plan
 from data_util.making.labels import label_table
 from data_util.making.parts import join_parts, make_parts, opened_parts
 from data_util.making.recipe import CROPS, Recipe
-from data_util.making.sources import RULE, SUBSETS, Source, find_sources
+from data_util.making.sources import RULE, Source, find_sources
+from data_util.making.splits import SUBSETS
 from errors import UserError
 
 MODALITIES = ("ct", "mr")
@@ -127,7 +128,9 @@ def main(argv=None):
     recipe = parse_recipe(args)
     if args.workers < 1:
         raise UserError(f"--workers is {args.workers}; it must be a whole number from 1")
-    sources = find_sources(args.scans)
+    sources, remarks = find_sources(args.scans)
+    for remark in remarks:
+        print(remark, file=sys.stderr)
     subsets, atlas = plan(sources, args.split, args.seed, args.pairs)
     image_type = args.crop if args.crop in ("liver", "brain") else args.modality
     data, config = build(sources, args.output, recipe, subsets, image_type, atlas, args.workers, args.overwrite)

@@ -6,7 +6,8 @@ import numpy as np
 
 from data_util.making.labels import ALL_LABELS
 from data_util.making.recipe import Recipe
-from data_util.making.sources import SUBSETS, Source, split
+from data_util.making.sources import Source
+from data_util.making.splits import SUBSETS, split
 from data_util.scans.preprocessing import BRAIN_PERCENTILES, WINDOWS
 from errors import UserError
 

@@ -23,6 +23,7 @@ import h5py
 import SimpleITK as sitk
 import tqdm
 
+from data_util.making.folders import data_files
 from data_util.making.recipe import Recipe, make_scan
 from data_util.making.sources import Source
 from data_util.phantoms import write_scan
@@ -175,6 +176,8 @@ def _make_part(source: Source, recipe: Recipe, part: Path) -> str | None:
     """Make one scan and write its part, whole or not at all; return why it failed, in one line, or None."""
     new = part.with_name(f".{part.name}.{os.getpid()}")
     try:
+        if source.problem:
+            raise UserError(source.problem)
         stamp = _stamp(source)
         scan, frame, own, facts = make_scan(source, recipe)
         with h5py.File(new, "w") as file:
@@ -219,7 +222,7 @@ def _stamp(source: Source) -> str:
     """A digest that changes when one of a scan's files does, in name, size or time of change."""
     digest = hashlib.blake2b(digest_size=16)
     for path in (source.image, source.label, source.points):
-        files = [] if path is None else sorted(path.rglob("*")) if path.is_dir() else [path]
+        files = [] if path is None else sorted(path.rglob("*")) if path.is_dir() else [path, *data_files(path)]
         for file in files:
             status = file.stat() if file.exists() else file.lstat()  # a link may lead nowhere
             digest.update(f"{file.absolute()} {status.st_size} {status.st_mtime_ns}\n".encode())
