@@ -14,6 +14,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -69,10 +70,12 @@ def build(
     return data, config
 
 
-def _write_config(data, subsets, recipe, image_type, atlas):
-    """Write the config of a built file beside it: subsets is {name of SUBSETS: list of ids}. Return its path."""
+def _write_config(
+    data: Path, subsets: dict[str, list[str]], recipe: Recipe, image_type: str, atlas: str | None
+) -> Path:
+    """Write the config of a built file beside it; return its path."""
     name, path = data.stem, data.with_suffix(".json")
-    content = {
+    content: dict[str, Any] = {
         "files": {name: {"type": "HDF5", "path": data.as_posix()}},
         "image_size": list(recipe.size),
         "image_type": image_type,
@@ -100,7 +103,7 @@ def _label_values(data: Path) -> set[int]:
 # ---------------------------------------------------------------------------------------------------- command
 
 
-def build_parser():
+def build_parser() -> argparse.ArgumentParser:
     """The command's flags."""
     parser = argparse.ArgumentParser(
         prog="python -m data_util.build", description="Make a data set of your own scans.", epilog=f"Input: {RULE}."
@@ -122,8 +125,12 @@ def build_parser():
     return parser
 
 
-def main(argv=None):
-    """Run the command."""
+def main(argv: list[str] | None = None) -> None:
+    """Run the command.
+
+    Args:
+        argv: flags; those of the process where None.
+    """
     args = build_parser().parse_args(argv)
     recipe = parse_recipe(args)
     if args.workers < 1:
@@ -134,18 +141,24 @@ def main(argv=None):
     subsets, atlas = plan(sources, args.split, args.seed, args.pairs)
     image_type = args.crop if args.crop in ("liver", "brain") else args.modality
     data, config = build(sources, args.output, recipe, subsets, image_type, atlas, args.workers, args.overwrite)
-    labelled, marked = (sum(getattr(s, name) is not None for s in sources) for name in ("label", "points"))
-    size = "x".join(str(n) for n in recipe.size)
-    print(f"{data}: {len(sources)} scans of {size} voxels, {labelled} with labels, {marked} with landmarks")
+    _print_summary(data, [source.id for source in sources])
     print(f"{config}: " + ", ".join(f"{len(ids)} scans in {name}" for name, ids in subsets.items()))
-    with h5py.File(data, "r") as file:
-        for scan_id in (source.id for source in sources):
-            if doubts := file[scan_id].attrs.get("doubts"):
-                print(f"look at {scan_id}: {doubts}")
     paired = {"train": ' --data_args "paired=True"', "eval": " --paired"} if args.pairs == "paired" else {}
     print(f"next: python -m data_util.check {config}{paired.get('eval', '')}")
     if "train" in subsets:
         print(f"then: python train.py -d {config}{paired.get('train', '')}")
+
+
+def _print_summary(data: Path, ids: list[str]) -> None:
+    """Print what a built file holds, and which of its scans to look at."""
+    with h5py.File(data, "r") as file:
+        size = "x".join(map(str, file[ids[0]]["volume"].shape))
+        labelled = sum("segmentation" in file[scan_id] for scan_id in ids)
+        marked = sum("point" in file[scan_id] and bool(np.isfinite(file[scan_id]["point"]).any()) for scan_id in ids)
+        print(f"{data}: {len(ids)} scans of {size} voxels, {labelled} with labels, {marked} with landmarks")
+        for scan_id in ids:
+            if doubts := file[scan_id].attrs.get("doubts"):
+                print(f"look at {scan_id}: {doubts}")
 
 
 if __name__ == "__main__":

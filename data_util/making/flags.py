@@ -32,9 +32,11 @@ def parse_recipe(args: argparse.Namespace) -> Recipe:
         raise UserError("--crop liver looks for Hounsfield units and --modality is mr; take --crop body, mask or none")
     shown, percentiles = parse_window(args.window) if args.window else (None, None)
     if not args.window and args.modality == "ct":
-        shown = tuple(map(float, WINDOWS["liver" if args.crop == "liver" else "body"]))
+        level, width = WINDOWS["liver" if args.crop == "liver" else "body"]
+        shown = float(level), float(width)
     elif not args.window:
-        percentiles = tuple(map(float, BRAIN_PERCENTILES))
+        low, high = BRAIN_PERCENTILES
+        percentiles = float(low), float(high)
     spacing = None if args.spacing is None else tuple(args.spacing)
     return Recipe(tuple(args.size), spacing, args.crop, shown, percentiles, parse_labels(args.labels))
 

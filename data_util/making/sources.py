@@ -85,22 +85,24 @@ def _of_table(path: Path, remarks: list[str]) -> list[Source]:
         if any(cell.strip() for cell in cells[len(columns) :]):
             raise UserError(f"{where}: has {len(cells)} cells and the header {len(columns)}; write one per column")
         row = dict(zip(columns, (cell.strip() for cell in cells), strict=False))
-        scan_id, image, label, points, group = (row.get(name, "") for name in COLUMNS)
-        if not (scan_id and image):
+        scan_id = row.get("id", "")
+        if not (scan_id and row.get("image")):
             raise UserError(f"{where}: has no id or no image; every scan needs both")
         if scan_id in sources:
             raise UserError(f"{where}: id '{scan_id}' is there twice; give every scan its own")
-        files = [path.parent / name if name else None for name in (image, label, points)]
-        for name, file in zip(COLUMNS[1:], files, strict=False):
-            if file is not None and not file.exists():
+        files = {n: path.parent / row[n] for n in ("image", "label", "landmarks") if row.get(n)}
+        for name, file in files.items():
+            if not file.exists():
                 link = f"is a link to {os.readlink(file)}, which is not there" if file.is_symlink() else "no such file"
                 raise UserError(f"{where}: {name} {file}: {link}; mend the path")
         problem = None
         try:
-            files[0] = series_folder(path.parent / image, remarks)
+            files["image"] = series_folder(files["image"], remarks)
         except UserError as error:
             problem = str(error)
-        sources[scan_id] = Source(scan_id, *files, group or None, problem)
+        sources[scan_id] = Source(
+            scan_id, files["image"], files.get("label"), files.get("landmarks"), row.get("group") or None, problem
+        )
     return list(sources.values())
 
 

@@ -33,7 +33,7 @@ def split(
         >>> split(scans, (0.7, 0.3, 0), seed=0, pairing="all")
         {'train': ['p0', 'p2', 'p4', 'p5'], 'val': ['p1', 'p3']}
     """
-    units = list(_units([source for source in sources if source.id != atlas], pairing).items())
+    units = _units([source for source in sources if source.id != atlas], pairing)
     if not any(shares):
         raise UserError("--split 0/0/0 leaves every scan out; give the shares of training/validation/test")
     units.sort(key=lambda unit: hashlib.blake2b(f"{seed} {unit[0]}".encode()).digest())
@@ -59,19 +59,19 @@ def split(
     return {name: sorted(ids, key=order.index) for name, ids in subsets.items()}
 
 
-def _units(sources: Sequence[Source], pairing: str) -> dict[object, list[str]]:
-    """What a split must keep together: name -> ids."""
+def _units(sources: Sequence[Source], pairing: str) -> list[tuple[object, list[str]]]:
+    """What a split must keep together, as (name, ids)."""
     if pairing == "paired" and not any(source.group for source in sources):
         if len(sources) % 2:
             raise UserError(
                 f"--pairs paired: {len(sources)} scans; every two neighbours make a pair, so their number must be even"
             )
         ids = [source.id for source in sources]
-        return {first: [first, second] for first, second in zip(ids[::2], ids[1::2], strict=True)}
-    units: dict[object, list[str]] = {}
+        return [(first, [first, second]) for first, second in zip(ids[::2], ids[1::2], strict=True)]
+    units: dict[tuple[str, str], list[str]] = {}
     for source in sources:
         units.setdefault(("group", source.group) if source.group else ("scan", source.id), []).append(source.id)
     for (kind, name), ids in units.items():
         if pairing == "paired" and len(ids) != 2:
             raise UserError(f"--pairs paired: {kind} '{name}' has {len(ids)} scans ({', '.join(ids)}); a pair has two")
-    return units
+    return list(units.items())

@@ -54,10 +54,10 @@ def read_points(path: str | Path, space: str = "lps", frame: Frame | None = None
     """
     if space not in SPACES:
         raise UserError(f"landmarks in {space!r}; the space is one of {', '.join(SPACES)}")
-    if space == "voxel" and frame is None:
-        raise UserError(f"{path}: landmarks in voxels need the frame of their scan; give it, or landmarks in mm")
     points = _read_table(Path(path))
     if space == "voxel":
+        if frame is None:
+            raise UserError(f"{path}: landmarks in voxels need the frame of their scan; give it, or landmarks in mm")
         return frame.to_physical(points)
     return points * (-1, -1, 1) if space == "ras" else points
 
@@ -67,25 +67,22 @@ def _read_table(path: Path) -> np.ndarray:
     lines = _lines(path)
     if not lines:
         raise UserError(f"{path}: has no landmarks; write a header x,y,z and one row per landmark, or remove the file")
-    first, text = lines[0]
-    delimiter, columns, width = _dialect(path, first, text)
-    has_header = columns is not None
+    delimiter, columns, has_header = _dialect(path, *lines[0])
+    asked = f"the header has {len(columns)}" if has_header else "without a header a row has three numbers"
     rows = []
     for number, line in lines[has_header:]:
         where = f"{path}, line {number}"
         if not line.strip() and not (delimiter == "\t" and line):
-            raise UserError(f"{where}: is empty; remove it, or write {width - 1} commas for a landmark that is missing")
+            raise UserError(f"{where}: is empty; remove it, or write nan for each number of a landmark that is missing")
         cells = _cells(line, delimiter)
-        if len(cells) != width:
-            asked = f"the header has {width}" if has_header else "without a header a row has three numbers"
+        if len(cells) != len(columns):
             counted = f"{len(cells)} cell{'s' * (len(cells) != 1)}"
             raise UserError(
-                f"{where}: {line.strip()!r} has {counted} and {asked}; write one cell per column, name every "
-                "column in a header such as id,x,y,z, and numbers with a decimal point"
+                f"{where}: {line.strip()!r} has {counted} and {asked}; write one cell per column, name every column "
+                "in a header such as id,x,y,z, and numbers with a decimal point"
             )
-        if has_header:
-            _check_unnamed(where, cells, columns)
-        rows.append(_place(where, [cells[columns.index(axis)] for axis in AXES] if has_header else cells))
+        _check_unnamed(where, cells, columns)
+        rows.append(_place(where, [cells[columns.index(axis)] for axis in AXES]))
     if not rows:
         raise UserError(f"{path}: has a header and no landmarks; write one row per landmark, or remove the file")
     return np.array(rows, np.float64)
@@ -108,19 +105,19 @@ def _lines(path: Path) -> list[tuple[int, str]]:
     return lines[written[0] : written[-1] + 1]
 
 
-def _dialect(path: Path, number: int, line: str) -> tuple[str, list[str] | None, int]:
-    """The delimiter, the names of the columns (None without a header) and their number, from the first line."""
+def _dialect(path: Path, number: int, line: str) -> tuple[str, list[str], bool]:
+    """The delimiter, the names of the columns, and whether the first line is a header that names them."""
     for delimiter in DELIMITERS:
         names = [cell.lower() for cell in _cells(line.lstrip("# "), delimiter)]  # NumPy writes headers behind a '#'
         if set(AXES) <= set(names):
             twice = next((axis for axis in AXES if names.count(axis) > 1), None)
             if twice:
                 raise UserError(f"{path}, line {number}: has two columns {twice}; leave one")
-            return delimiter, names, len(names)
+            return delimiter, names, True
     for delimiter in DELIMITERS:
         cells = _cells(line, delimiter)
         if len(cells) == 3 and all(cell.lower() in MISSING or NUMBER.fullmatch(cell) for cell in cells):
-            return delimiter, None, 3
+            return delimiter, list(AXES), False
     raise UserError(
         f"{path}, line {number}: {line.strip()!r} is neither a header with x, y and z nor a row of three numbers; "
         "write a header such as id,x,y,z first, and numbers with a decimal point"
