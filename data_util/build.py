@@ -26,6 +26,7 @@ from data_util.making.parts import join_parts, make_parts, opened_parts
 from data_util.making.recipe import CROPS, Recipe
 from data_util.making.sources import RULE, Source, find_sources
 from data_util.making.splits import SUBSETS
+from data_util.scans.points import SPACES
 from errors import UserError
 
 MODALITIES = ("ct", "mr")
@@ -117,6 +118,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--modality", choices=MODALITIES, default="ct", help="ct is in Hounsfield units (%(default)s)")
     add("--window", help="LEVEL,WIDTH or percentiles LOW%%,HIGH%% (liver 120,290, other CT 40,400, MR 1%%,99%%)")
     add("--labels", help="values to keep: NAME=VALUE,NAME=VALUE+VALUE or 'all' (the one value that there is)")
+    add("--points_space", choices=SPACES, default="lps", help="what the landmarks' numbers are (mm in %(default)s)")
     add("--split", default="0.8/0.1/0.1", help="shares of training/validation/test (%(default)s)")
     add("--seed", type=int, default=0, help="another seed, another split (%(default)s)")
     add("--pairs", default="all", help="all, paired (two scans of a group, or neighbours) or atlas=ID (%(default)s)")

@@ -38,7 +38,9 @@ def parse_recipe(args: argparse.Namespace) -> Recipe:
         low, high = BRAIN_PERCENTILES
         percentiles = float(low), float(high)
     spacing = None if args.spacing is None else tuple(args.spacing)
-    return Recipe(tuple(args.size), spacing, args.crop, shown, percentiles, parse_labels(args.labels))
+    return Recipe(
+        tuple(args.size), spacing, args.crop, shown, percentiles, parse_labels(args.labels), args.points_space
+    )
 
 
 def parse_window(text: str) -> tuple[tuple[float, float] | None, tuple[float, float] | None]:

@@ -1,6 +1,6 @@
 """How a folder of scans looks: which file is a scan, which are the labels and the landmarks of it, and what is left.
 
-    SCANS/images/     p1.nii.gz, p2.nrrd, p3.mhd and p3.raw, p4/ (DICOM slices, there or in one folder further down)
+    SCANS/images/     p1.nii.gz, p2.nrrd, p3.mhd and p3.raw, p4/ (DICOM slices, there or further down, or one file)
     SCANS/labels/     p1.nii.gz, ...   label images, on whatever grid, by place in the patient
     SCANS/points/     p1.csv, ...      landmarks
 
@@ -78,7 +78,7 @@ def list_folder(scans: Path) -> Listing:
         listing.points = _match(points, listing.images, images)
     among_images = {name: listing.images.pop(name) for name in _label_names(listing.images, labels)}
     listing.labels = _match_labels(labels, among_images, listing, images)
-    _find_series_and_problems(listing)
+    _find_files_of_folders(listing)
     return listing
 
 
@@ -251,8 +251,9 @@ def _read_description(path: Path, listing: Listing) -> None:
 # ----------------------------------------------------------------------------------------------- links and folders
 
 
-def _find_series_and_problems(listing: Listing) -> None:
-    """Find the folder that each series really is in, and the scans that cannot be read, each with its reason."""
+def _find_files_of_folders(listing: Listing) -> None:
+    """Find what each scan that is a folder consists of, and the scans that cannot be read, each with its reason."""
+    single = []
     for name, path in listing.images.items():
         files = [path, *(files[name] for files in (listing.labels, listing.points) if name in files)]
         lost = next((file for file in files if _leads_nowhere(file)), None)
@@ -260,43 +261,57 @@ def _find_series_and_problems(listing: Listing) -> None:
             if lost:
                 target = os.readlink(lost)
                 raise UserError(f"{lost}: is a link to {target}, which is not there; mend or remove the link")
-            listing.images[name] = series_folder(path, listing.remarks)
+            listing.images[name], label = scan_in(path, listing.remarks)
         except UserError as error:
             listing.problems[name] = str(error)
+            continue
+        if label is not None:
+            listing.labels.setdefault(name, label)
+        if path.is_dir() and listing.images[name].is_file():
+            image = listing.images[name].relative_to(path.parent)
+            single.append(f"{image}" + (f" with {label.name}" if label else ""))
+    if single:
+        listing.remarks.append(f"folders that hold one image file each, taken as scans: {listed(single, 2)}")
 
 
-def series_folder(path: Path, remarks: list[str]) -> Path:
-    """Find where the DICOM slices of a scan lie: in the scan's own folder, or in the only one further down.
+def scan_in(path: Path, remarks: list[str]) -> tuple[Path, Path | None]:
+    """Find what a scan consists of that is given as a folder.
 
     Args:
         path: the folder; a file is kept as it is.
         remarks: gets a remark where slices are passed over.
 
     Returns:
-        The folder with the slices.
+        The folder that holds the DICOM slices, the given one or the only one further down; or else the only image
+        file there. And the label image beside that file, or None.
 
     Raises:
-        UserError: there are several such folders, or image files instead of slices.
+        UserError: it could be several scans.
     """
     if not path.is_dir():
-        return path
-    series, images = _folders_of_slices(path)
+        return path, None
+    series, files = _folders_of_slices(path)
     inner = listed([str(folder.relative_to(path)) for folder in series if folder != path])
     if path in series:
         if len(series) > 1:
             remarks.append(f"{path}: slices further down are passed over: {inner}")
-        return path
+        return path, None
     if len(series) > 1:
         raise UserError(
             f"{path}: has DICOM slices in {len(series)} folders, {inner}; which is the scan is not known: keep one, or "
             "name it in a CSV"
         )
-    if images and not series:
+    if series or not files:
+        return (series or [path])[0], None  # where no file looks like DICOM, reading it says what is the matter
+    labels = [file for file in files if _words(file.name) & {*LABEL_WORDS, *FAINT_WORDS}]
+    images = [file for file in files if file not in labels]
+    if len(images) != 1 or len(labels) > 1:
+        names = listed([str(file.relative_to(path)) for file in files])
         raise UserError(
-            f"{path}: holds image files such as {images[0].name}, where a folder is one series of DICOM slices; put "
-            f"the files themselves into {path.parent}, or list them in a CSV"
+            f"{path}: holds {names}; which is the scan is not known: put one file per scan into {path.parent}, or name "
+            "them in a CSV"
         )
-    return series[0] if series else path  # where no file looks like DICOM, reading it says what is the matter
+    return images[0], labels[0] if labels else None
 
 
 def _folders_of_slices(top: Path) -> tuple[list[Path], list[Path]]:

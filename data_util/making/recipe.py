@@ -9,7 +9,7 @@ from data_util.making.labels import read_labels
 from data_util.phantoms import NewScan
 from data_util.scans.frame import Frame
 from data_util.scans.geometry import doubts_about_grey_values, doubts_about_labels, doubts_about_points
-from data_util.scans.images import match_labels, read_image, to_array
+from data_util.scans.images import match_labels, orient, read_native, to_array
 from data_util.scans.points import read_points
 from data_util.scans.preprocessing import find_frame, window
 from data_util.scans.regions import REGIONS, doubts
@@ -29,6 +29,7 @@ class Recipe:
     percentiles  (low, high) of the volume's grey values, which become 0 and 255, or None; one of the two is given.
     labels       name -> values that become one label, the first of them; 'all': values as they are; None: any value
                  above 0 is the mask, and there must be but one. One label alone is a mask, 0 and 255.
+    points_space  what the numbers of landmarks are, one of `points.SPACES`.
     """
 
     size: tuple
@@ -37,6 +38,7 @@ class Recipe:
     window: tuple | None
     percentiles: tuple | None
     labels: dict | str | None
+    points_space: str = "lps"
 
 
 def make_scan(source, recipe):
@@ -45,7 +47,8 @@ def make_scan(source, recipe):
     The facts are attributes to keep: `window` (level, width) and, where something may be wrong, `doubts`, a text.
     Raises UserError where a file cannot be read or used.
     """
-    image = read_image(source.image)
+    native = read_native(source.image)
+    image = orient(native)
     labels = None if source.label is None else read_labels(source.label, recipe.labels)
     mask, reasons = None, doubts_about_grey_values(image)
     if labels is not None:
@@ -73,7 +76,7 @@ def make_scan(source, recipe):
             raise UserError(f"{source.label}: marks no voxel of the crop of {source.image}; check the geometry of both")
     points = None
     if source.points is not None:
-        places = read_points(source.points)
+        places = read_points(source.points, recipe.points_space, Frame.of(native))
         points = _points_in(frame, places)
         lost = np.isnan(points).all()
         reasons += doubts_about_points(places, image) or ["no landmark lies in the crop"] * bool(lost)

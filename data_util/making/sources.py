@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_util.hdf5 import natural_order
-from data_util.making.folders import list_folder, series_folder
+from data_util.making.folders import list_folder, scan_in
 from errors import UserError
 
 COLUMNS = ("id", "image", "label", "landmarks", "group")
@@ -97,7 +97,9 @@ def _of_table(path: Path, remarks: list[str]) -> list[Source]:
                 raise UserError(f"{where}: {name} {file}: {link}; mend the path")
         problem = None
         try:
-            files["image"] = series_folder(files["image"], remarks)
+            files["image"], beside = scan_in(files["image"], remarks)
+            if beside is not None:
+                files.setdefault("label", beside)
         except UserError as error:
             problem = str(error)
         sources[scan_id] = Source(

@@ -14,7 +14,12 @@ from errors import UserError
 
 
 def read_image(path, series=None):
-    """Read a scan, a DICOM folder or an image file: str or Path -> three-dimensional SimpleITK image in LPS.
+    """Read a scan as `read_native` does, with its axes turned to LPS."""
+    return orient(read_native(path, series))
+
+
+def read_native(path, series=None):
+    """Read a scan, a DICOM folder or an image file, on its own grid: -> three-dimensional SimpleITK image.
 
     Of a folder the series with this id is read, or else the one with most slices; grey values come in their unit
     (CT: HU). An image of a DICOM series carries the patient and study of its source, as `dicom.source_tags` reads
@@ -25,7 +30,7 @@ def read_image(path, series=None):
     if not path.exists():
         raise UserError(f"{path}: no such file or folder; give an image file or a folder of DICOM slices")
     if path.is_dir():
-        return orient(read_series(find_series(path, series)))
+        return read_series(find_series(path, series))
     if series is not None:
         raise UserError(f"{path} is a file, which has no series {series!r}; name a series of a DICOM folder only")
     image = read_file(path)
@@ -34,7 +39,7 @@ def read_image(path, series=None):
         raise UserError(f"{path}: has {kind}; give one three-dimensional volume of grey values")
     if not np.isfinite(sitk.GetArrayViewFromImage(image)).all():
         raise UserError(f"{path}: has grey values that are no numbers (NaN or infinite); replace them, by air for one")
-    return orient(image)
+    return image
 
 
 def orient(image):

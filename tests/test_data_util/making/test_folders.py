@@ -186,7 +186,7 @@ def test_scans_that_are_numbered_from_0_are_not_channels(tmp_path, images):
 def test_slices_are_found_in_the_one_folder_that_has_them(tmp_path):
     images = tmp_path / "images"
     touch(images, "p1/slice1", "p1/slice2", "p2/study/series/slice1", "p2/DICOMDIR", "p2/info.txt")
-    touch(images, "p3/a/slice1", "p3/b/slice1", "p4/scan.nii.gz", "p5/notes.txt", "p6/slice1", "p6/old/slice1")
+    touch(images, "p3/a/slice1", "p3/b/slice1", "p4/t1.nii", "p4/t2.nii", "p5/notes.txt", "p6/slice1", "p6/old/slice1")
     sources = {source.id: source for source in find_sources(tmp_path)[0]}
     assert [sources[name].image for name in ("p1", "p2", "p5", "p6")] == [
         images / "p1",
@@ -196,7 +196,7 @@ def test_slices_are_found_in_the_one_folder_that_has_them(tmp_path):
     ]
     assert not any(sources[name].problem for name in ("p1", "p2", "p5", "p6"))
     assert "p3: has DICOM slices in 2 folders, a, b; which is the scan is not known" in sources["p3"].problem
-    assert "p4: holds image files such as scan.nii.gz" in sources["p4"].problem
+    assert "p4: holds t1.nii, t2.nii; which is the scan is not known" in sources["p4"].problem
     assert "p6: slices further down are passed over: old" in "\n".join(find_sources(tmp_path)[1])
     (tmp_path / "t.csv").write_text("id,image\np2,images/p2\np3,images/p3\n")
     (second, third), _ = find_sources(tmp_path / "t.csv")
@@ -204,6 +204,25 @@ def test_slices_are_found_in_the_one_folder_that_has_them(tmp_path):
     assert "2 folders" in third.problem
     os.symlink(images / "p2", images / "p2/study/loop")
     assert list_folder(tmp_path).images["p2"] == images / "p2/study/series"
+
+
+def test_a_folder_for_each_scan_with_its_image_and_labels(tmp_path):
+    touch(tmp_path, "case_0/imaging.nii.gz", "case_0/segmentation.nii.gz", "case_1/scans/t1.mhd", "case_1/t1.txt")
+    scans, remarks = listed(tmp_path)
+    assert scans == {
+        "case_0": ("case_0/imaging.nii.gz", "case_0/segmentation.nii.gz", None),
+        "case_1": ("case_1/scans/t1.mhd", None, None),
+    }
+    assert "taken as scans: case_0/imaging.nii.gz with segmentation.nii.gz, case_1/scans/t1.mhd" in remarks
+    (tmp_path / "t.csv").write_text("id,image\na,case_0\n")
+    assert find_sources(tmp_path / "t.csv")[0] == [
+        Source("a", tmp_path / "case_0/imaging.nii.gz", tmp_path / "case_0/segmentation.nii.gz")
+    ]
+    touch(tmp_path, "case_0/mask.nii.gz", "case_2/mask.nii")
+    problems = [source.problem for source in find_sources(tmp_path)[0]]
+    assert "case_0: holds imaging.nii.gz, mask.nii.gz, segmentation.nii.gz; which is the scan" in problems[0]
+    assert problems[1] is None
+    assert "case_2: holds mask.nii; which is the scan" in problems[2]
 
 
 def test_links_are_followed_and_broken_ones_are_the_problem_of_their_scan_alone(tmp_path):

@@ -87,3 +87,25 @@ def test_a_crop_that_may_be_wrong_is_told_and_kept(tmp_path, monkeypatch, capsys
     with h5py.File("sets/mine.h5") as file:
         assert file["part"].attrs["doubts"].startswith("the body found has")
         assert "doubts" not in file["whole"].attrs
+
+
+@pytest.mark.parametrize("space", ["lps", "ras", "voxel"])
+@pytest.mark.parametrize("ending", ["nii.gz", "mha"])
+def test_landmarks_lie_where_their_space_says(tmp_path, monkeypatch, space, ending):
+    """Voxels are those of the file's own axes, which are neither LPS nor upright here."""
+    monkeypatch.chdir(tmp_path)
+    turned = tuple(np.reshape(OBLIQUE, (3, 3))[:, [2, 0, 1]].ravel())
+    voxels = np.array([[3, 14, 7.5], [20, 5, 11]])
+    bright = np.indices((24, 20, 18)).sum(0).astype(np.float32)
+    image = image_of(bright, spacing=(1.5, 2, 3), origin=(-10, 20, 5), direction=turned)
+    places = Frame.of(image).to_physical(voxels)
+    numbers = {"lps": places, "ras": places * (-1, -1, 1), "voxel": voxels}[space]
+    for name in ("p", "q"):
+        write(image, pathlib.Path(f"scans/images/{name}.{ending}"))
+        pathlib.Path("scans/points").mkdir(exist_ok=True)
+        pathlib.Path(f"scans/points/{name}.csv").write_text(points_text([*numbers, [np.nan] * 3]))
+    assert run("--points_space", space, "--split", "1/0/0") == 0
+    with h5py.File("sets/mine.h5") as file:
+        found = Frame.load(file["p"].attrs).to_physical(file["p"]["point"][...])
+        assert "doubts" not in file["p"].attrs
+    np.testing.assert_allclose(found, [*places, [np.nan] * 3], atol=1e-4)
