@@ -4,6 +4,7 @@ The parts lie in the folder PREFIX.parts/, ID.h5 each, with the `Recipe` that th
 process at a time works there, and holds a lock on it.
 """
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -30,6 +31,7 @@ from data_util.phantoms import write_scan
 from errors import UserError
 
 SETTINGS, LOCK = "settings.json", ".lock"
+WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # as on some file systems of clusters
 
 
 @contextmanager
@@ -68,13 +70,17 @@ def opened_parts(data: Path, recipe: Recipe, overwrite: bool) -> Iterator[Path]:
 
 @contextmanager
 def _lock(path: Path, data: Path) -> Iterator[None]:
-    """Hold a lock file alone."""
+    """Hold a lock file alone; a file system without locks gives none, and is worked on all the same."""
     with path.open("a+", encoding="utf-8") as file:
+        is_ours = True
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             is_ours = path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno()))
         except BlockingIOError:
             is_ours = False
+        except OSError as error:
+            if error.errno not in WITHOUT_LOCKS:
+                raise
         if not is_ours:  # or its build has just ended and removed the file
             raise UserError(f"another build is making {data}; wait until it has ended, or choose another -o")
         yield

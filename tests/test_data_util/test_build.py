@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import pathlib
@@ -274,6 +275,22 @@ def test_other_options_are_not_mixed_with_finished_parts(scans, capsys):
         assert file["a1"].attrs["crop"] == "mask"
 
 
+def test_parts_of_an_older_version_are_gone_on_with(scans, capsys):
+    """Its settings do not say what the landmarks' numbers are, which were in mm (LPS) always."""
+    (scans / "images/bad.mha").write_bytes(b"no image")
+    assert "1 of 7 scans failed" in fails(capsys)
+    settings = pathlib.Path("sets/mine.parts/settings.json")
+    content = json.loads(settings.read_text())
+    assert content.pop("points_space") == "lps"
+    settings.write_text(json.dumps(content))
+    (settings.parent / ".lock").unlink()
+    times = {path: path.stat().st_mtime_ns for path in settings.parent.glob("*.h5")}
+    assert len(times) == 6
+    assert "made with points_space lps, not ras" in fails(capsys, "--points_space", "ras")
+    assert "1 of 7 scans failed" in fails(capsys)
+    assert {path: path.stat().st_mtime_ns for path in settings.parent.glob("*.h5")} == times
+
+
 def test_a_folder_of_other_things_is_left_alone(scans, capsys):
     other = pathlib.Path("sets/mine.parts/thesis.txt")
     other.parent.mkdir(parents=True)
@@ -334,6 +351,14 @@ def test_a_second_build_of_a_file_is_refused_while_the_first_is_at_work(scans, c
     with h5py.File("sets/mine.h5") as file:
         assert len(file) == 6
     assert sorted(os.listdir("sets")) == ["mine.h5", "mine.json"]
+
+
+def test_a_file_system_without_locks_is_built_on(scans, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(parts.fcntl, "flock", refuse)
+    assert run() == 0
 
 
 def test_ctrl_c_keeps_what_is_finished(scans, capsys, monkeypatch):
