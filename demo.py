@@ -30,7 +30,8 @@ def build_parser():
         add(f"--{role}_mask", default=None, help=f"label image of the {role} scan's organ, not 0 there (found)")
         add(f"--{role}_series", default=None, help=f"id of the {role} series, where a folder has several (the largest)")
     add("--labels", default=None, help="label image of the moving scan to carry to the fixed one")
-    add("--points", default=None, help="CSV of landmarks of the moving scan, x,y,z in mm (LPS), to carry likewise")
+    add("--points", default=None, help="table of landmarks x,y,z of the moving scan, to carry likewise")
+    add("--points_space", default="lps", help="what their numbers are: mm as lps or ras, or voxel of the file (lps)")
     add("--orientation", default=None, help="where the network's axes run (LPS; of a published model RPI)")
     add("--overwrite", action="store_true", help="replace an output folder of this script")
     cli.add_shared_flags(flags)
@@ -54,11 +55,18 @@ def main(arguments=None):
         if path is not None and not os.path.exists(path):
             raise UserError(f"{path}: no such file; check --labels and --points")
 
-    from data_util.output.registration_files import headline, read_points, write_output
-    from data_util.scans.images import read_image
+    from data_util.output.registration_files import headline, write_output
+    from data_util.scans.frame import Frame
+    from data_util.scans.geometry import doubts_about_labels, doubts_about_points
+    from data_util.scans.images import read_image, read_native
+    from data_util.scans.points import read_points
 
     labels = None if args.labels is None else read_image(args.labels)
-    points = None if args.points is None else read_points(args.points)
+    points = None
+    if args.points is not None:
+        in_voxels = args.points_space == "voxel"
+        frame = Frame.of(read_native(args.moving, args.moving_series)) if in_voxels else None
+        points = read_points(args.points, args.points_space, frame)
     if devices.device_count(args.gpu) > 1:
         raise UserError(f"-g {args.gpu}: a pair is registered on one device; name one, such as -g 0")
     devices.devices(args.gpu, batch=1)
@@ -84,6 +92,10 @@ def main(arguments=None):
             **cli.execution(args),
             on_step=lambda *_: bar.update(),
         )
+    if points is not None:
+        result.report["doubts"] += doubts_about_points(points, result.moving.image)
+    if labels is not None:
+        result.report["doubts"] += doubts_about_labels(labels, result.moving.image)
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as partial:
         folder = pathlib.Path(partial) / output.name

@@ -14,7 +14,6 @@ On the grid that the network saw, those of the original:
     flow_k.png                          the composed flow of the cascades up to k; 0 is the affine one
 """
 
-import csv
 from pathlib import Path
 
 import numpy as np
@@ -26,42 +25,6 @@ from data_util.scans.frame import Frame
 from data_util.scans.images import orient, to_array, write_image
 from data_util.scans.pair_transform import PairTransform, resample_labels
 from data_util.scans.preprocessing import WINDOWS
-from errors import UserError
-
-
-def read_points(path):
-    """Landmarks of a CSV file: float64 [n, 3] from its columns x, y, z, or from its first three without a header.
-
-    Raises UserError where a row has not three numbers, or the file none.
-    """
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            rows = [row for row in csv.reader(file) if any(cell.strip() for cell in row)]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as CSV ({error}); give a file with columns x,y,z in mm") from error
-    columns = [0, 1, 2]
-    if rows and not _is_number(rows[0][0]):
-        names = [cell.strip().lower() for cell in rows.pop(0)]
-        if not {"x", "y", "z"} <= set(names):
-            raise UserError(f"{path}: has columns {', '.join(names)}; it needs x,y,z in mm (LPS)")
-        columns = [names.index(name) for name in "xyz"]
-    points = []
-    for number, row in enumerate(rows, 1):
-        try:
-            points.append([float(row[column]) for column in columns])
-        except (ValueError, IndexError):
-            raise UserError(f"{path}: point {number} is {','.join(row)!r}, not three numbers x,y,z in mm") from None
-    if not points or not np.isfinite(points).all():
-        raise UserError(f"{path}: has no points, or some without a place; give a row x,y,z in mm for each")
-    return np.array(points)
-
-
-def _is_number(text):
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def write_output(folder, result, labels=None, points=None):
@@ -71,7 +34,7 @@ def write_output(folder, result, labels=None, points=None):
         folder: where to.
         result: the registration.
         labels: SimpleITK image of the moving scan's labels, or None.
-        points: landmarks of the moving scan in mm, [n, 3], or None.
+        points: landmarks of the moving scan in mm (LPS), [n, 3], NaN where one is missing, or None.
 
     Raises UserError where a file cannot be written.
     """
@@ -82,8 +45,9 @@ def write_output(folder, result, labels=None, points=None):
     if labels is not None:
         write_image(resample_labels(labels, result.displacement), folder / "labels.nii.gz")
     if points is not None:
-        places, errors = result.transform.to_fixed(points)
-        rows = np.column_stack([places, errors])
+        rows = np.full((len(points), 4), np.nan)
+        known = np.isfinite(points).all(axis=1)
+        rows[known] = np.column_stack(result.transform.to_fixed(points[known]))
         np.savetxt(folder / "points.csv", rows, "%.4f", ",", header="x,y,z,error", comments="")
     write_series_of(folder, result)
     draw(folder, result)

@@ -36,7 +36,8 @@ def doubts_about_points(points: np.ndarray, image: sitk.Image) -> list[str]:
     remedy = f"are they of --points_space {' or '.join(likely)}" if likely else "are they of this scan, in mm (LPS)"
     first = ", ".join(f"{mm:g}" for mm in known[0])
     counted = f"all {outside}" if outside == len(known) else f"{outside} of {len(known)}"
-    return [f"{counted} landmarks lie outside the scan, the first at ({first}) mm; {remedy}?"]
+    what = "the only landmark lies" if len(known) == 1 else f"{counted} landmarks lie"
+    return [f"{what} outside the scan, the first at ({first}) mm; {remedy}?"]
 
 
 def doubts_about_labels(labels: sitk.Image, image: sitk.Image) -> list[str]:

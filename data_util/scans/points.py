@@ -70,7 +70,10 @@ def _read_table(path: Path) -> np.ndarray:
     delimiter, columns, has_header = _dialect(path, *lines[0])
     asked = f"the header has {len(columns)}" if has_header else "without a header a row has three numbers"
     rows = []
-    for number, line in lines[has_header:]:
+    below = lines[has_header:]
+    while below and not below[0][1].strip(" "):
+        below = below[1:]
+    for number, line in below:
         where = f"{path}, line {number}"
         if not line.strip() and not (delimiter == "\t" and line):
             raise UserError(f"{where}: is empty; remove it, or write nan for each number of a landmark that is missing")

@@ -4,6 +4,8 @@ import json
 import subprocess
 import sys
 import time
+from copy import deepcopy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -23,6 +25,7 @@ from errors import UserError
 from network import checkpoints
 from network.training import adam
 from register import register
+from tests import cases
 from tests.test_data_util.scans.test_dicom import write_slices
 from tests.test_data_util.scans.test_pair_transform import oblique
 from tests.test_data_util.scans.test_regions import person
@@ -282,7 +285,7 @@ def test_without_a_checkpoint_refinement_registers_alone():
         ((*PAIR, "-f", "gone"), "gone: no such file or folder"),
         ((*PAIR, "-f", "weights"), "no DICOM slices in this folder"),
         ((*PAIR, "-f", "points.csv"), "cannot be read as an image"),
-        ((*PAIR, "-r", "0"), "--rep is 0"),
+        ((*PAIR, "-r", "0"), "-r '0' is neither"),
         ((*PAIR, "--refine", "-1"), "--refine is -1"),
         ((*PAIR, "--preprocess", "heart"), "unknown kind of scan 'heart'"),
         ((*PAIR, "--preprocess", "liver"), "fixed scan: no liver found"),
@@ -291,7 +294,7 @@ def test_without_a_checkpoint_refinement_registers_alone():
         ((*PAIR, "--fixed_series", "1.2"), "no series '1.2'; there are 1.2.9"),
         ((*PAIR, "--moving_series", "1.2"), "is a file, which has no series"),
         ((*PAIR, "--labels", "gone.nii.gz"), "gone.nii.gz: no such file"),
-        ((*PAIR, "--points", "fixed"), "cannot be read as CSV"),
+        ((*PAIR, "--points", "fixed"), "cannot be read (Is a directory)"),
         ((*PAIR, "-o", "points.csv"), "points.csv is a file"),
         ((*PAIR, "-o", "weights"), "files that are not of this script"),
         ((*PAIR, "--net_args", "channel=3"), "unknown key 'channel'"),
@@ -334,28 +337,50 @@ def test_an_output_folder_is_replaced_only_whole_and_only_when_asked(work, regis
     assert sorted(p.name for p in work.iterdir()) == before
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("", "has no points"),
-        ("x,y,z\n", "has no points"),
-        ("a,b,c\n1,2,3\n", "has columns a, b, c"),
-        ("1,2\n", "point 1 is '1,2'"),
-        ("x,y,z\n1,2,3\n1,two,3\n", "point 2 is '1,two,3'"),
-        ("1,2,nan\n", "without a place"),
-    ],
-)
-def test_points_that_are_none_are_refused(tmp_path, text, message):
-    (tmp_path / "p.csv").write_text(text)
-    with pytest.raises(UserError, match=message):
-        registration_files.read_points(tmp_path / "p.csv")
+@pytest.fixture
+def quick(registered, monkeypatch):
+    """demo.py with its registration done before, and without pictures."""
+    monkeypatch.setattr(
+        register_module, "register", lambda *_, **__: replace(registered, report=deepcopy(registered.report))
+    )
+    monkeypatch.setattr(registration_files, "draw", lambda *_: None)
 
 
-def test_points_are_read_by_their_columns(tmp_path):
-    (tmp_path / "p.csv").write_text("name, Z ,x,y\n\ntip,3,1,2\nend,6,4,5.5\n")
-    np.testing.assert_array_equal(registration_files.read_points(tmp_path / "p.csv"), [[1, 2, 3], [4, 5.5, 6]])
-    (tmp_path / "q.csv").write_text("1,2,3\n-4,5,6e1\n")
-    np.testing.assert_array_equal(registration_files.read_points(tmp_path / "q.csv"), [[1, 2, 3], [-4, 5, 60]])
+@pytest.mark.parametrize("space", ["lps", "ras", "voxel"])
+def test_landmarks_of_every_space_are_carried_alike_and_missing_ones_stay_missing(work, done, quick, space):
+    places = np.loadtxt("points.csv", delimiter=",", skiprows=1)
+    numbers = {"lps": places, "ras": places * (-1, -1, 1), "voxel": MOVING.to_voxel(places)}[space]
+    rows = [" ".join(repr(float(number)) for number in row) for row in numbers]
+    (work / "landmarks.txt").write_text("\n".join(["X Y Z", rows[0], "nan nan nan", *rows[1:]]))
+    assert run(*PAIR, "--points", "landmarks.txt", "--points_space", space) == 0
+    expected = np.loadtxt(done / "points.csv", delimiter=",", skiprows=1)
+    found = np.loadtxt("output/points.csv", delimiter=",", skiprows=1)
+    np.testing.assert_allclose(found[[0, 2, 3]], expected, atol=0.01)  # NIfTI keeps its geometry in single precision
+    assert np.isnan(found[1]).all()
+
+
+def test_malformed_landmarks_are_refused(work, capsys, quick):
+    for name, text in cases.POINTS.items():
+        (work / "malformed.csv").write_text(text)
+        assert run(*PAIR, "--points", "malformed.csv") == 1
+        error = capsys.readouterr().err
+        assert error.startswith(f"error: malformed.csv, line {1 if name == 'id_and_no_header' else 2}: ")
+        assert error.count("\n") == 1
+    assert run(*PAIR, "--points", "points.csv", "--points_space", "mm") == 1
+    assert "the space is one of lps, ras, voxel" in capsys.readouterr().err
+    assert not (work / "output").exists()
+
+
+def test_landmarks_and_labels_that_lie_elsewhere_are_said(work, capsys, quick):
+    (work / "outside.csv").write_text("1000,1000,1000\n")
+    sitk.WriteImage(sitk.GetImageFromArray(np.ones(MOVING.size[::-1], np.uint8)), "lost.nii.gz")
+    assert run(*PAIR, "--points", "outside.csv", "--labels", "lost.nii.gz") == 0
+    out = capsys.readouterr().out
+    told = "the only landmark lies outside the scan", "was it saved without the scan's geometry?"
+    report = json.loads((work / "output/report.json").read_text())
+    for reason in told:
+        assert reason in out
+        assert any(reason in doubt for doubt in report["doubts"])
 
 
 def test_help_is_quick_and_names_every_flag_of_the_original():

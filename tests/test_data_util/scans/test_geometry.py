@@ -26,7 +26,8 @@ def test_landmarks_are_doubted_where_most_of_them_lie_outside(places, data):
     assert len(reasons) == (2 * outside > len(places))
     for reason in reasons:
         counted = f"all {outside}" if outside == len(places) else f"{outside} of {len(places)}"
-        assert reason.startswith(f"{counted} landmarks lie outside the scan")
+        what = "the only landmark lies" if len(places) == 1 else f"{counted} landmarks lie"
+        assert reason.startswith(f"{what} outside the scan")
 
 
 def test_landmarks_in_another_space_are_told_with_the_flag_that_places_them():

@@ -44,7 +44,7 @@ def refused(file, text):
         " -10.5\t-4.25\t-4.5\n\n\n",
         "\n\nx;y;z\n-10.5;-4.25;-4.5\n  \n",
         "X\tY\tZ\n-10.5\t-4.25\t-4.5\n",
-        "z, id, Y, X, note\n-4.5, 7, -4.25, -10.5, the tip\n",
+        "z, id, Y, X, note\n\n  \n-4.5, 7, -4.25, -10.5, the tip\n",
         'id;x;y;z\n"tip; of, it";-10.5;-4.25;-4.5\n',
         '"x" "y" "z"\n-1.05e1 -4.25 -.45E+1\n',
         "# x y z\n-10.5 -4.25 -4.5\n",
