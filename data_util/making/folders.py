@@ -17,9 +17,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from data_util.scans.images import ENDINGS as IMAGE_ENDINGS
 from errors import UserError, listed
 
-IMAGE_ENDINGS = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd", ".hdr", ".mgz", ".mgh")
 POINT_ENDINGS = (".csv", ".tsv", ".txt")
 DICOM_ENDINGS = (".dcm", ".dicom", ".ima")
 LAYOUTS = (("images", "labels", "points"), ("imagestr", "labelstr", "landmarkstr"))

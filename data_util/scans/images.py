@@ -10,7 +10,12 @@ import numpy as np
 import SimpleITK as sitk
 
 from data_util.scans.dicom import SOURCE_TAGS, find_series, read_file, read_series
+from data_util.scans.freesurfer import ENDINGS as FREESURFER_ENDINGS
+from data_util.scans.freesurfer import read_freesurfer
 from errors import UserError
+
+# How the names of image files end; .nhdr, .mhd and .hdr are headers, whose voxels are in a file beside them.
+ENDINGS = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd", ".hdr", *FREESURFER_ENDINGS)
 
 
 def read_image(path, series=None):
@@ -33,7 +38,7 @@ def read_native(path, series=None):
         return read_series(find_series(path, series))
     if series is not None:
         raise UserError(f"{path} is a file, which has no series {series!r}; name a series of a DICOM folder only")
-    image = read_file(path)
+    image = read_freesurfer(path) if path.suffix.lower() in FREESURFER_ENDINGS else read_file(path)
     if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
         kind = f"{image.GetDimension()} dimensions and {image.GetNumberOfComponentsPerPixel()} values a voxel"
         raise UserError(f"{path}: has {kind}; give one three-dimensional volume of grey values")

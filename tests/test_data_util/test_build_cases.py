@@ -4,6 +4,7 @@ import json
 import shutil
 
 import h5py
+import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -58,12 +59,18 @@ def test_a_plain_set_is_read(tmp_path, capsys):
 
 
 def write_other_set(folder, image, label=None):
-    """The four persons as files that SimpleITK writes; the names have {} for the number."""
+    """The four persons as files of any format; the names have {} for the number."""
     for k in range(4):
         shown, organ = cases.person(k)
         for name, array in ((image, shown), (label, organ)):
-            if name is not None:
-                cases.write_other(folder / name.format(k), array)
+            if name is None:
+                continue
+            path = folder / name.format(k)
+            if path.suffix == ".mgz":
+                path.parent.mkdir(parents=True, exist_ok=True)
+                nibabel.save(nibabel.MGHImage(array, cases.affine()), path)
+            else:
+                cases.write_other(path, array)
 
 
 @pytest.mark.parametrize(
@@ -73,6 +80,8 @@ def write_other_set(folder, image, label=None):
         ("images/p{}.hdr", "labels/p{}.hdr", "p{}"),
         ("images/p{}.nii", "labels/p{}.mhd", "p{}"),
         ("images/p{}.NRRD", "labels/p{}.hdr", "p{}"),
+        ("images/p{}.mgz", "labels/p{}.mgz", "p{}"),
+        ("p{}/imaging.nii.gz", "p{}/segmentation.nii.gz", "p{}"),
         ("volume-{}.nii", "segmentation-{}.nii", "volume-{}"),
         ("volume-{}.nii.gz", "segmentation-{}.nii.gz", "volume-{}"),
         ("images/liver-orig00{}.mhd", "labels/liver-seg00{}.mhd", "liver-orig00{}"),
