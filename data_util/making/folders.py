@@ -27,6 +27,7 @@ LAYOUTS = (("images", "labels", "points"), ("imagestr", "labelstr", "landmarkstr
 IMAGE_WORDS = ("volume", "vol", "image", "img", "orig")
 LABEL_WORDS = ("seg", "segm", "segmentation", "segmentations", "label", "labels", "mask", "masks")
 FAINT_WORDS = ("gt", "lbl", "roi")
+LONGEST_HEADER = 65536  # bytes; the voxels may follow in the same file
 CHANNEL = re.compile(r"(.+)_([0-9]{4})")
 DATA_FILE = re.compile(r"^(?:ElementDataFile\s*=|data ?file:)\s*(\S.*?)\s*$", re.IGNORECASE | re.MULTILINE)
 
@@ -97,12 +98,13 @@ def data_files(path: Path) -> list[Path]:
         names = [f"{stem}.img", f"{stem}.img.gz", f"{stem}.IMG"]
     elif ending in (".mhd", ".nhdr"):
         try:
-            names = DATA_FILE.findall(path.read_text(encoding="latin-1"))
+            with path.open("rb") as file:
+                names = DATA_FILE.findall(file.read(LONGEST_HEADER).decode("latin-1"))
         except OSError:
             names = []
     else:
         return []
-    return [path.with_name(name) for name in names if (path.parent / name).is_file()]
+    return [path.parent / name for name in names if (path.parent / name).is_file()]
 
 
 def _visible(folder: Path) -> list[Path]:
@@ -125,7 +127,7 @@ def _entries(folder: Path, endings: Iterable[str], listing: Listing, has_folders
         entries[name] = path
     data = {file for path in entries.values() for file in data_files(path)}
     _pass_over(folder, [path for path in others if path not in data], listing, endings)
-    return entries
+    return {name: path for name, path in entries.items() if path not in {file.parent for file in data}}
 
 
 def _pass_over(folder: Path, paths: list[Path], listing: Listing, endings: Iterable[str] = ()) -> None:

@@ -129,8 +129,12 @@ def test_headers_have_their_data_files_and_other_data_is_remarked_on(tmp_path):
     }
     assert "2 files or folders passed over: e.raw, f.img; the endings known here" in remarks
     assert data_files(images / "d.nhdr") == [images / "other.raw.gz"]
-    (images / "a.mhd").write_text("NDims = 3\nElementDataFile = LOCAL\n")
+    (images / "a.mhd").write_bytes(b"NDims = 3\nElementDataFile = LOCAL\n" + bytes(range(256)) * 300)
     assert data_files(images / "a.mhd") == []
+    touch(images, "voxels/a.raw")
+    (images / "a.mhd").write_text("NDims = 3\nElementDataFile = voxels/a.raw\n")
+    assert data_files(images / "a.mhd") == [images / "voxels/a.raw"]
+    assert list(listed(tmp_path)[0]) == ["a", "b", "c", "d"]
 
 
 def test_channels_of_nnunet_are_no_part_of_a_name(tmp_path):
