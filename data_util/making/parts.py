@@ -30,6 +30,7 @@ from data_util.making.sources import Source
 from data_util.phantoms import write_scan
 from errors import UserError
 
+VERSION = 2  # of what a recipe makes of a scan; 1, without a number, took grey values at a coarser grid's places alone
 SETTINGS, LOCK = "settings.json", ".lock"
 WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # as on some file systems of clusters
 
@@ -88,9 +89,9 @@ def _lock(path: Path, data: Path) -> Iterator[None]:
 
 def _write_settings(settings: Path, recipe: Recipe, overwrite: bool) -> None:
     """Write the recipe beside the parts, or see that those that are there were made by the same one."""
-    wanted, default = json.loads(json.dumps(asdict(recipe))), {"points_space": "lps"}
+    wanted = {**json.loads(json.dumps(asdict(recipe))), "version": VERSION}
     if settings.exists():
-        there = default | json.loads(settings.read_text(encoding="utf-8"))
+        there = json.loads(settings.read_text(encoding="utf-8"))
         name = next((name for name in wanted if there.get(name) != wanted[name]), None)
         if name is None:
             return

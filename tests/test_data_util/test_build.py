@@ -275,20 +275,19 @@ def test_other_options_are_not_mixed_with_finished_parts(scans, capsys):
         assert file["a1"].attrs["crop"] == "mask"
 
 
-def test_parts_of_an_older_version_are_gone_on_with(scans, capsys):
-    """Its settings do not say what the landmarks' numbers are, which were in mm (LPS) always."""
+def test_parts_of_an_older_version_are_not_mixed_with_new_ones(scans, capsys):
+    """It made other grey values of the same scans, and did not write its version."""
     (scans / "images/bad.mha").write_bytes(b"no image")
     assert "1 of 7 scans failed" in fails(capsys)
     settings = pathlib.Path("sets/mine.parts/settings.json")
     content = json.loads(settings.read_text())
-    assert content.pop("points_space") == "lps"
+    del content["version"], content["points_space"]
     settings.write_text(json.dumps(content))
-    (settings.parent / ".lock").unlink()
-    times = {path: path.stat().st_mtime_ns for path in settings.parent.glob("*.h5")}
-    assert len(times) == 6
-    assert "made with points_space lps, not ras" in fails(capsys, "--points_space", "ras")
-    assert "1 of 7 scans failed" in fails(capsys)
-    assert {path: path.stat().st_mtime_ns for path in settings.parent.glob("*.h5")} == times
+    (scans / "images/bad.mha").unlink()
+    assert "holds scans made with points_space None, not lps" in fails(capsys)
+    settings.write_text(json.dumps({**content, "points_space": "lps"}))
+    assert "holds scans made with version None, not 2" in fails(capsys)
+    assert run("--overwrite") == 0
 
 
 def test_a_folder_of_other_things_is_left_alone(scans, capsys):
