@@ -2,18 +2,26 @@
 
 import argparse
 import ast
+import importlib.util
+import pathlib
 import signal
 import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
 
-from errors import UserError
+from errors import Stopped, UserError
+
+STOPPED = 130
+"""Exit status of a command that a signal ended (Ctrl-C, or a cluster's SIGTERM); 0 is a success, 1 an error."""
 
 
-def parser(description):
+def parser(description: str) -> argparse.ArgumentParser:
     """Argument parser; each flag says its default itself."""
     return argparse.ArgumentParser(description=description)
 
 
-def add_shared_flags(flags):
+def add_shared_flags(flags: argparse.ArgumentParser) -> None:
     """The flags that mean the same in every script."""
     flags.add_argument(
         "-g", "--gpu", default="0", help="GPU ids, such as 0 or 0,1; -1: CPU; cpu:N: CPU as N devices (0)"
@@ -26,9 +34,65 @@ def add_shared_flags(flags):
     )
     flags.add_argument("--precision", default="float32", help="float32, mixed_bfloat16 or mixed_float16 (float32)")
     flags.add_argument("--net_args", default=None, help='network options, "key=value, key=value"')
+    flags.add_argument(
+        "--plugin",
+        default=None,
+        metavar="FILE.py",
+        help="Python file of yours that registers base networks, similarities, metrics or readers (none)",
+    )
 
 
-def positive(name, value):
+_plugins: set[pathlib.Path] = set()
+
+
+def load_plugin(path: str | None) -> str | None:
+    """Import the file of `--plugin`, which adds rows to the tables of `network.registry` and others; once per process.
+
+    Args:
+        path: a Python file, or None for no plugin.
+
+    Returns:
+        The file's name, as a run records it, or None.
+
+    Raises:
+        UserError: there is no such file, or it fails.
+    """
+    if path is None:
+        return None
+    file = pathlib.Path(path).resolve()
+    if not file.is_file() or file.suffix != ".py":
+        raise UserError(f"--plugin {path}: no such Python file; give the path of a file that ends in .py")
+    if file not in _plugins:
+        import network  # noqa: F401  Its variables must be set before a plugin imports TensorFlow.
+
+        sys.path.append(str(file.parent))  # where its own imports are looked for, after all others
+        name = f"plugin_{file.stem}"
+        specification = importlib.util.spec_from_file_location(name, file)
+        module = sys.modules[name] = importlib.util.module_from_spec(specification)
+        try:
+            specification.loader.exec_module(module)
+        except Exception as error:
+            del sys.modules[name]
+            raise UserError(
+                f"--plugin {path}: {_where(error, file)}{type(error).__name__}: {_first_line(error)}"
+            ) from error
+        _plugins.add(file)
+    return file.name
+
+
+def _where(error: Exception, file: pathlib.Path) -> str:
+    """The line of a file that led to an exception, for a message."""
+    if isinstance(error, SyntaxError) and error.filename == str(file):
+        return f"line {error.lineno}: "
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
+    return f"line {lines[-1]}: " if lines else ""
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or "without a message").splitlines()[0]
+
+
+def positive(name: str, value: int) -> int:
     """Value of a flag that must be a whole number from 1.
 
     Raises:
@@ -39,7 +103,7 @@ def positive(name, value):
     return value
 
 
-def parse_rep(text):
+def parse_rep(text: str) -> int | str:
     """The value of -r: a whole number from 1, or "auto".
 
     Raises:
@@ -52,7 +116,7 @@ def parse_rep(text):
     return int(text)
 
 
-def is_paired(data_args):
+def is_paired(data_args: str | None) -> bool:
     """Whether a `--data_args` string asks for pairs of neighbouring scans.
 
     Raises:
@@ -64,26 +128,36 @@ def is_paired(data_args):
     return paired
 
 
-def execution(args):
+def execution(args: argparse.Namespace) -> dict[str, Any]:
     """The options of `CascadeConfig` that the flags set: how to compute, not what."""
     return {"fast_reconstruction": args.fast_reconstruction, "precision": args.precision}
 
 
-def run(main, arguments=None, if_out_of_memory="close other programs, or use a machine with more memory"):
-    """Run a command's `main(arguments)` and return its exit status: a mistake of the user is one line and status 1.
+def run(
+    main: Callable[[list[str] | None], int | None],
+    arguments: list[str] | None = None,
+    if_out_of_memory: str = "close other programs, or use a machine with more memory",
+) -> int:
+    """Run a command and return its exit status: 0; 1 for an error, in one line; `STOPPED` where a signal ended it.
 
     Args:
         main: the command, a function of its arguments (None: those of the process) that returns None or a status.
         arguments: list of str, or None.
         if_out_of_memory: the remedy that is printed where memory does not suffice.
+
+    Returns:
+        The exit status. A command that was stopped with its work saved (`errors.Stopped`) says so without "error:".
     """
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         return main(arguments) or 0
+    except Stopped as stopped:
+        print(stopped)
+        return STOPPED
     except UserError as error:
         return _fail(error)
     except KeyboardInterrupt:
-        return _fail("stopped", status=130)
+        return _fail("stopped", status=STOPPED)
     except OSError as error:
         if error.filename is None:
             raise
@@ -96,47 +170,55 @@ def run(main, arguments=None, if_out_of_memory="close other programs, or use a m
         return _fail(f"out of memory ({cause}); {if_out_of_memory}")
 
 
-def _interrupt(*_):
+def _interrupt(*_: Any) -> None:
     """A cluster's SIGTERM ends a run like Ctrl-C: what is done is saved."""
     raise KeyboardInterrupt
 
 
-def _fail(message, status=1):
+def _fail(message: object, status: int = 1) -> int:
     print(f"error: {message}", file=sys.stderr)
     return status
 
 
-def parse_assignments(text, allowed, flag):
+def parse_assignments(
+    text: str | None, allowed: Sequence[str] | Callable[[dict[str, Any]], Sequence[str]], flag: str
+) -> dict[str, Any]:
     """Values of a string such as "reg_factor=0.5, augmentation='identity'", as a dict.
 
     Args:
         text: comma-separated `key=value`, values Python literals; None and '' give {}.
-        allowed: the keys that may occur.
+        allowed: the keys that may occur, or a function of the values giving them.
         flag: name of the command-line flag, for messages.
 
     Raises:
         UserError: the text is malformed, or a key is not among `allowed`.
+
+    >>> parse_assignments("paired=True", ["paired"], "--data_args")
+    {'paired': True}
     """
     try:
         call = ast.parse(f"dict({text or ''})", mode="eval").body
+        if not isinstance(call, ast.Call):
+            raise ValueError("it is not a list of key=value")
         if call.args:
             raise ValueError("a value without a key")
-        names = [keyword.arg for keyword in call.keywords]
+        names = [keyword.arg or "**" for keyword in call.keywords]
         if len(set(names)) < len(names):
             raise ValueError("a key given twice")
-        values = {keyword.arg: _literal(keyword.value) for keyword in call.keywords}
-    except (SyntaxError, ValueError, AttributeError) as error:
+        values = {name: _literal(keyword.value) for name, keyword in zip(names, call.keywords, strict=True)}
+    except (SyntaxError, ValueError) as error:
         raise UserError(
             f'{flag} {text!r} cannot be read ({error}); write "key=value, key=value" with numbers, True, False, '
             "None or quoted words as values"
         ) from error
-    unknown = sorted(key or "**" for key in values if key not in allowed)
+    keys = allowed(values) if callable(allowed) else allowed
+    unknown = sorted(key for key in values if key not in keys)
     if unknown:
-        raise UserError(f"{flag}: unknown key {unknown[0]!r}; allowed are {', '.join(allowed)}")
+        raise UserError(f"{flag}: unknown key {unknown[0]!r}; allowed are {', '.join(keys)}")
     return values
 
 
-def _literal(node):
+def _literal(node: ast.expr) -> Any:
     try:
         return ast.literal_eval(node)
     except ValueError:

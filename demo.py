@@ -41,6 +41,7 @@ def build_parser():
 def main(arguments=None):
     """Register the pair and write everything into a folder, which appears when it is complete."""
     args = build_parser().parse_args(arguments)
+    cli.load_plugin(args.plugin)
     for flag in ("fixed", "moving"):
         if getattr(args, flag) is None:
             raise UserError(f"--{flag} is missing; python demo.py -c RUN -f FIXED -m MOVING -o OUTPUT")

@@ -1,4 +1,4 @@
-"""The one exception for what a user can mend, and how its messages list values."""
+"""The exception for what a user can mend, that for a command that was stopped, and how its messages list values."""
 
 
 class UserError(Exception):
@@ -6,6 +6,10 @@ class UserError(Exception):
 
     Libraries raise it where the cause is; `cli.run` prints it and ends the command with status 1.
     """
+
+
+class Stopped(Exception):
+    """A signal ended a command, whose work so far is saved; the message says how to go on. No error."""
 
 
 def listed(values, most=5):

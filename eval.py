@@ -46,6 +46,7 @@ def build_parser():
 def main(arguments=None):
     """Evaluate every scheme asked for and write its report."""
     args = build_parser().parse_args(arguments)
+    cli.load_plugin(args.plugin)
     cli.positive("batch", args.batch)
     shard = parse_shard(args.shard)
     for name in ("figures", "refine"):

@@ -6,6 +6,7 @@ A run is a folder with `model-<step>.index` and `model-<step>.data-*` in TensorF
 serves both, and the original can read ours.
 """
 
+import hashlib
 import json
 import math
 import os
@@ -22,10 +23,14 @@ from errors import UserError
 
 from .config import CascadeConfig
 from .recursive_cascaded_networks import build_network
+from .registry import BASE_NETWORKS, SIMILARITIES
 
 CONFIG_FILE = "config.json"
 ARGS_FILE = "args.json"
+# What config.json holds beside the options of `CascadeConfig`: the data that the run was trained on, and its plugin.
+RUN_KEYS = ("data", "plugin")
 _INDEX = re.compile(r"model-(\d+)\.index$")
+_FILE = re.compile(r"model-(\d+)(\.index|\.data-\d+-of-\d+)?")
 _SLOTS = {"momentum": "Adam", "velocity": "Adam_1"}
 _BETAS = {"beta1_power": 0.9, "beta2_power": 0.999}
 # Adam's count when a published file no longer tells it: its bias corrections have long become 1.
@@ -37,7 +42,12 @@ _READ_ERRORS = (tf.errors.OpError, ValueError, IndexError, RuntimeError)
 
 
 def find_run(text, root="weights"):
-    """Folder and step that a `-c` argument means: 'FOLDER', 'FOLDER:STEP', or the name of a run in `root`.
+    """Folder and step that a `-c` argument means.
+
+    Args:
+        text: 'FOLDER', 'FOLDER:STEP', the name of a run in `root` with or without ':STEP', or a file of a checkpoint:
+            'FOLDER/model-STEP', with '.index' or '.data-...' behind it or not.
+        root: folder of runs.
 
     Returns:
         (pathlib.Path, step or None).
@@ -45,19 +55,28 @@ def find_run(text, root="weights"):
     Raises:
         UserError: there is no such folder, or STEP is not a number.
     """
-    name, colon, step = str(text).rpartition(":")
+    text = str(text)
+    name, colon, step = text.rpartition(":")
     if not colon or pathlib.Path(text).is_dir():
-        name, step = str(text), None
+        name, step = text, None
     if step is not None and not step.isdigit():
         raise UserError(f"checkpoint {text!r}: {step!r} is not a step; write FOLDER or FOLDER:STEP")
-    for folder in (pathlib.Path(name), pathlib.Path(root) / name):
-        if folder.is_dir():
-            return folder, None if step is None else int(step)
+    folder = _existing(name, root)
+    if folder is not None:
+        return folder, None if step is None else int(step)
+    file = _FILE.fullmatch(pathlib.Path(name).name)
+    if file and step is None:
+        folder = _existing(str(pathlib.Path(name).parent), root)
+        if folder is not None and int(file[1]) in list_steps(folder):
+            return folder, int(file[1])
     known = sorted(p.name for p in pathlib.Path(root).glob("*") if p.is_dir())
-    if _INDEX.match(pathlib.Path(name).name + ".index"):
-        raise UserError(f"checkpoint {text!r}: write the folder and step as {pathlib.Path(name).parent}:STEP")
     hint = f"; runs there: {', '.join(known)}" if known else ""
     raise UserError(f"checkpoint folder {name!r} does not exist, nor does {root}/{name}{hint}")
+
+
+def _existing(name, root):
+    folders = (pathlib.Path(name), pathlib.Path(root) / name)
+    return next((folder for folder in folders if folder.is_dir()), None)
 
 
 def list_steps(folder):
@@ -95,7 +114,9 @@ def load_cascade_config(folder):
     folder = pathlib.Path(folder)
     values = _read_json(folder / CONFIG_FILE)
     if values is not None:
-        return CascadeConfig.from_dict(values, folder / CONFIG_FILE)
+        options = {name: value for name, value in values.items() if name not in RUN_KEYS}
+        _check_registered(values, folder / CONFIG_FILE)
+        return CascadeConfig.from_dict(options, folder / CONFIG_FILE)
     args = _read_json(folder / ARGS_FILE)
     if args is None:
         raise UserError(f"{folder} has neither {CONFIG_FILE} nor {ARGS_FILE}, so its architecture is unknown")
@@ -104,6 +125,20 @@ def load_cascade_config(folder):
         raise UserError(f"{folder / ARGS_FILE} lacks {missing[0]!r}, so the architecture is unknown")
     config = CascadeConfig(args["base_network"], args["n_cascades"])
     return config.with_net_args(args.get("net_args", ""))
+
+
+def _check_registered(values, source):
+    """Raise a UserError that names the run's plugin, where a name of its config is not in the tables.
+
+    A plugin is never loaded because a checkpoint asks for it: it is a program, and a checkpoint may come from anybody.
+    """
+    for table in (BASE_NETWORKS, SIMILARITIES):
+        name, plugin = values.get(table.kind), values.get("plugin")
+        if plugin is not None and name is not None and name not in table:
+            raise UserError(
+                f"{source}: {table.kind} is {name!r}, which is not built in: the run was made with a plugin; "
+                f"give it again, as --plugin {plugin}"
+            )
 
 
 def load_model(path, rep=1, image_size=None, net_args="", **execution):
@@ -125,9 +160,45 @@ def load_model(path, rep=1, image_size=None, net_args="", **execution):
     prefix = find_checkpoint(path)
     config = load_cascade_config(prefix.parent).with_net_args(net_args)
     config = config.executed(**execution).replace(rep=rep, image_size=image_size or config.image_size)
+    return open_model(prefix, config)
+
+
+def open_model(prefix, config):
+    """The network of a `CascadeConfig`, with the weights of a checkpoint.
+
+    Args:
+        prefix: FOLDER/model-<step>, as `find_checkpoint` gives it.
+        config: its options, as `load_cascade_config` gives them, with any changes.
+
+    Returns:
+        `RecursiveCascadedNetwork`.
+
+    Raises:
+        UserError: the file is damaged, or does not fit the architecture or size.
+    """
     network = build_network(config)
     restore(network, prefix)
     return network
+
+
+def fingerprint(prefix):
+    """Text that tells a checkpoint's content: the same for a copy, another for other weights.
+
+    It is a hash of the index, in which TensorFlow keeps a checksum of every variable (and checks it when the variable
+    is read), and of the size of the data: quick for any size.
+
+    Raises:
+        UserError: the checkpoint cannot be read.
+    """
+    prefix = pathlib.Path(prefix)
+    content = hashlib.sha256()
+    try:
+        content.update(pathlib.Path(f"{prefix}.index").read_bytes())
+        for file in sorted(prefix.parent.glob(f"{prefix.name}.data-*")):
+            content.update(f"{file.name.removeprefix(prefix.name)} {file.stat().st_size}".encode())
+    except OSError as error:
+        raise UserError(_damaged(prefix, error)) from error
+    return content.hexdigest()[:16]
 
 
 def find_checkpoint(text, root="weights"):

@@ -4,20 +4,37 @@ Imports no TensorFlow, so that a mistake in an option is reported at once.
 """
 
 import dataclasses
-import math
+import json
+from collections.abc import Mapping
+from typing import Any
 
 from cli import parse_assignments
 from errors import UserError
 
-BASE_NETWORK_NAMES = ("VTN", "VoxelMorph")
-AUGMENTATIONS = (None, "identity")
-PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
-SIMILARITY_NAMES = ("ncc", "lncc", "mi")
+from .registry import BASE_NETWORKS, SIMILARITIES, Option, is_whole_number, number, one_of, whole_number
 
-# How a model computes, which changes nothing in what it is: option -> default.
-EXECUTION = {"fast_reconstruction": True, "precision": "float32", "rematerialize": False}
+_SWITCH = (True, False)
 
-# The options that --net_args may set, as users of the original know them.
+# The options of every model: name -> default, and what is allowed. What a base network and a similarity take beside
+# these is in their rows (`registry`).
+_OPTIONS: dict[str, Option] = {
+    "n_cascades": whole_number(1, minimum=0),
+    "rep": whole_number(1),
+    "det_factor": number(0.1),
+    "ortho_factor": number(0.1),
+    "reg_factor": number(1.0),
+    "warp_gradient": one_of(True, _SWITCH),
+    "warp_padding": one_of(False, _SWITCH),
+    "augmentation": one_of(None, (None, "bspline", "identity")),
+    "fast_reconstruction": one_of(True, _SWITCH),
+    "precision": one_of("float32", ("float32", "mixed_bfloat16", "mixed_float16")),
+    "rematerialize": one_of(False, _SWITCH),
+}
+
+# The options that say how a model computes, and change nothing in what it is.
+EXECUTION = ("fast_reconstruction", "precision", "rematerialize")
+
+# The options that --net_args may set, as users of the original know them; and those of the base network and similarity.
 NET_ARGS = (
     "det_factor",
     "ortho_factor",
@@ -25,137 +42,219 @@ NET_ARGS = (
     "similarity",
     "warp_gradient",
     "warp_padding",
-    "channels",
-    "leaky_slope",
     "augmentation",
 )
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, init=False)
 class CascadeConfig:
     """Architecture and training options of a recursive cascaded network.
 
     Attributes:
-        base_network: 'VTN' or 'VoxelMorph', the network of every deformable cascade.
+        base_network: name in `registry.BASE_NETWORKS`, the network of every deformable cascade.
         n_cascades: number of deformable cascades; 0 is the affine cascade alone.
-        rep: how often each deformable cascade is applied in a row with the same weights.
+        rep: how often each deformable cascade is applied, one time after the other with the same weights.
         image_size: (X, Y, Z) in voxels.
-        det_factor, ortho_factor: weights of the affine cascade's two regularisation terms.
+        det_factor: weight of the affine cascade's loss of determinant.
+        ortho_factor: weight of the affine cascade's loss of orthogonality.
         reg_factor: weight of the smoothness term of every deformable cascade.
-        similarity: 'ncc' (Pearson correlation, the original's), 'lncc' (local correlation) or 'mi' (mutual
-            information, for two modalities): what the training loss measures on the warped image.
+        similarity: name in `registry.SIMILARITIES`: what the training loss measures on the warped image. Built in are
+            'ncc' (Pearson correlation, the original's), 'lncc' (local correlation) and 'mi' (mutual information, for
+            two modalities).
         warp_gradient: whether a cascade's gradient flows back through the image it was given.
         warp_padding: whether warping sees one voxel of zeros around the image instead of a repeated edge.
-        channels: channels of the base network's first convolution (the affine cascade always has 16).
-        leaky_slope: slope of the leaky ReLU below zero.
-        augmentation: None (random deformation of the moving image in training) or 'identity' (none).
+        augmentation: None or 'bspline' (random deformation of the moving image in training), or 'identity' (none).
         fast_reconstruction: whether warps run as compiled kernels that recompute in the backward pass.
         precision: what the convolutions compute in, but for the one that gives a flow; all else is float32.
         rematerialize: whether the backward pass computes a cascade's activations again instead of keeping them.
+        options: the options that the base network and the similarity declare, such as `channels`, with their values.
 
     Raises:
-        UserError: an option has a value outside its range.
+        UserError: an option is unknown or has a value outside its range.
+
+    >>> CascadeConfig("VTN", n_cascades=2, channels=8).options
+    {'channels': 8, 'leaky_slope': 0.1}
     """
 
-    base_network: str = "VTN"
-    n_cascades: int = 1
-    rep: int = 1
-    image_size: tuple = (128, 128, 128)
-    det_factor: float = 0.1
-    ortho_factor: float = 0.1
-    reg_factor: float = 1.0
-    similarity: str = "ncc"
-    warp_gradient: bool = True
-    warp_padding: bool = False
-    channels: int = 16
-    leaky_slope: float = 0.1
-    augmentation: str | None = None
-    fast_reconstruction: bool = True
-    precision: str = "float32"
-    rematerialize: bool = False
+    base_network: str
+    n_cascades: int
+    rep: int
+    image_size: tuple[int, int, int]
+    det_factor: float
+    ortho_factor: float
+    reg_factor: float
+    similarity: str
+    warp_gradient: bool
+    warp_padding: bool
+    augmentation: str | None
+    fast_reconstruction: bool
+    precision: str
+    rematerialize: bool
+    declared: tuple[tuple[str, Any], ...]
 
-    def __post_init__(self):
-        _check(isinstance(self.image_size, (tuple, list)), "image_size", self.image_size, "three whole numbers from 2")
-        object.__setattr__(self, "image_size", tuple(self.image_size))
-        _check(self.base_network in BASE_NETWORK_NAMES, "base_network", self.base_network, BASE_NETWORK_NAMES)
-        _check(_is_int(self.n_cascades, 0), "n_cascades", self.n_cascades, "a whole number from 0")
-        _check(_is_int(self.rep, 1), "rep", self.rep, "a whole number from 1")
-        size_ok = len(self.image_size) == 3 and all(_is_int(n, 2) for n in self.image_size)
-        _check(size_ok, "image_size", self.image_size, "three whole numbers from 2")
-        for name in ("det_factor", "ortho_factor", "reg_factor", "leaky_slope"):
-            value = getattr(self, name)
-            _check(_is_number(value) and value >= 0, name, value, "a number from 0")
-        _check(self.similarity in SIMILARITY_NAMES, "similarity", self.similarity, SIMILARITY_NAMES)
-        for name in ("warp_gradient", "warp_padding", "fast_reconstruction", "rematerialize"):
-            _check(isinstance(getattr(self, name), bool), name, getattr(self, name), (True, False))
-        _check(_is_int(self.channels, 1), "channels", self.channels, "a whole number from 1")
-        _check(self.precision in PRECISIONS, "precision", self.precision, PRECISIONS)
-        _check(self.augmentation in AUGMENTATIONS, "augmentation", self.augmentation, AUGMENTATIONS)
+    def __init__(
+        self,
+        base_network: str = "VTN",
+        n_cascades: int = 1,
+        rep: int = 1,
+        image_size: tuple[int, int, int] = (128, 128, 128),
+        *,
+        similarity: str = "ncc",
+        **options: Any,
+    ) -> None:
+        values = {**options, "n_cascades": n_cascades, "rep": rep}
+        declared = declared_options(base_network, similarity)
+        unknown = [name for name in options if name not in _OPTIONS and name not in declared]
+        if unknown:
+            known = ", ".join([*_known_names(), *declared])
+            raise UserError(f"unknown option {unknown[0]!r}; known are {known}")
+        fields = {name: option.checked(name, values.get(name, option.default)) for name, option in _OPTIONS.items()}
+        fields |= {"base_network": base_network, "similarity": similarity, "image_size": _image_size(image_size)}
+        fields["declared"] = tuple(
+            (name, _frozen(option.checked(name, _frozen(values.get(name, option.default)))))
+            for name, option in declared.items()
+        )
+        for name, value in fields.items():
+            object.__setattr__(self, name, value)
+
+    def __getattr__(self, name: str) -> Any:
+        # An option of the base network or the similarity reads like any other: `config.channels`.
+        try:
+            return dict(self.__dict__["declared"])[name]
+        except KeyError:
+            raise AttributeError(f"{type(self).__name__} has no option {name!r}") from None
 
     @property
-    def flow_multiplier(self):
+    def options(self) -> dict[str, Any]:
+        """The options that the base network and the similarity declare, with their values."""
+        return dict(self.declared)
+
+    @property
+    def base_network_options(self) -> dict[str, Any]:
+        """The keywords of the base network."""
+        return {name: self.options[name] for name in BASE_NETWORKS.find(self.base_network).options}
+
+    @property
+    def similarity_options(self) -> dict[str, Any]:
+        """The keywords of the similarity."""
+        return {name: self.options[name] for name in SIMILARITIES.find(self.similarity).options}
+
+    @property
+    def affine_slope(self) -> float:
+        """Slope of the leaky ReLU of the affine cascade: that of the base network, or 0.1 where it has none."""
+        return self.options.get("leaky_slope", 0.1)
+
+    @property
+    def flow_multiplier(self) -> float:
         """Factor on every deformable cascade's flow: 1 / n_cascades, whatever `rep` is."""
         return 1.0 / max(self.n_cascades, 1)
 
     @property
-    def warping(self):
+    def warping(self) -> dict[str, bool]:
         """Options of `spatial_transformer.warp` and `compose`."""
         return {"padding": self.warp_padding, "fast": self.fast_reconstruction}
 
     @property
-    def last_stage(self):
+    def last_stage(self) -> int:
         """Number of the last stage; stage 0 is the affine cascade, and every repeat of a cascade makes one."""
         return self.n_cascades * self.rep
 
     @property
-    def similarity_stages(self):
+    def similarity_stages(self) -> list[int]:
         """Stages whose warped image enters the loss: every repeat of the last cascade."""
         first = self.last_stage - self.rep + 1
         return [0] if self.n_cascades == 0 else list(range(first, self.last_stage + 1))
 
-    def replace(self, **changes):
-        """Copy with some options changed; checks again."""
-        return dataclasses.replace(self, **changes)
+    def replace(self, **changes: Any) -> "CascadeConfig":
+        """Copy with some options changed; checks again.
 
-    def with_net_args(self, text):
+        Options of the base network or the similarity that another one, chosen here, does not have are dropped.
+        """
+        chosen = {**self.to_dict(), **changes}
+        declared = declared_options(chosen["base_network"], chosen["similarity"])
+        dropped = set(self.options) - set(declared) - set(changes)
+        return CascadeConfig(**{name: value for name, value in chosen.items() if name not in dropped})
+
+    def with_net_args(self, text: str | None) -> "CascadeConfig":
         """Copy with the options of a `--net_args` string.
 
         Raises:
             UserError: malformed text, an unknown key or a value outside its range.
+
+        >>> CascadeConfig().with_net_args("channels=8, similarity='mi'").similarity
+        'mi'
         """
-        return self.replace(**parse_assignments(text, NET_ARGS, "--net_args"))
 
-    def executed(self, **execution):
+        def allowed(values: Mapping[str, Any]) -> list[str]:
+            similarity = values.get("similarity", self.similarity)
+            return [*NET_ARGS, *declared_options(self.base_network, similarity)]
+
+        return self.replace(**parse_assignments(text, allowed, "--net_args"))
+
+    @property
+    def net_args(self) -> str:
+        """The text of `--net_args` that makes this config out of the defaults.
+
+        >>> CascadeConfig(channels=8, reg_factor=0.5).net_args
+        'reg_factor=0.5, channels=8'
+        """
+        values = {name: getattr(self, name) for name in NET_ARGS} | self.options
+        default = CascadeConfig(self.base_network, similarity=self.similarity)
+        changed = [name for name in values if name == "similarity" or values[name] != getattr(default, name)]
+        if self.similarity == CascadeConfig().similarity:
+            changed.remove("similarity")
+        return ", ".join(f"{name}={values[name]!r}" for name in changed)
+
+    def executed(self, **execution: Any) -> "CascadeConfig":
         """Copy that computes as the options of `EXECUTION` say, or else by their defaults."""
-        return self.replace(**{**EXECUTION, **execution})
+        return self.replace(**{name: execution.pop(name, _OPTIONS[name].default) for name in EXECUTION}, **execution)
 
-    def to_dict(self):
+    def to_dict(self) -> dict[str, Any]:
         """All options, fit for JSON."""
-        return {**dataclasses.asdict(self), "image_size": list(self.image_size)}
+        fields = {name: getattr(self, name) for name in _known_names()}
+        return json.loads(json.dumps({**fields, **self.options}))
 
     @classmethod
-    def from_dict(cls, values, source):
+    def from_dict(cls, values: Mapping[str, Any], source: Any) -> "CascadeConfig":
         """Config from a mapping read out of the file `source`.
 
         Raises:
             UserError: an unknown key, or a value outside its range.
         """
-        known = [field.name for field in dataclasses.fields(cls)]
-        unknown = sorted(set(values) - set(known))
-        if unknown:
-            raise UserError(f"{source}: unknown option {unknown[0]!r}; known are {', '.join(known)}")
-        return cls(**values)
+        try:
+            return cls(**values)
+        except UserError as error:
+            raise UserError(f"{source}: {error}") from error
 
 
-def _is_int(value, minimum):
-    return isinstance(value, int) and not isinstance(value, bool) and value >= minimum
+def declared_options(base_network: str, similarity: str) -> dict[str, Option]:
+    """The options that a base network and a similarity declare.
+
+    Raises:
+        UserError: one of them is unknown, or an option's name means something else already.
+    """
+    found: dict[str, Option] = {}
+    for table, name in ((BASE_NETWORKS, base_network), (SIMILARITIES, similarity)):
+        for option, about in table.find(name).options.items():
+            if option in found or option in _known_names():
+                raise UserError(
+                    f"{table.kind} {name!r} declares the option {option!r}, a name that is taken: rename it"
+                )
+            found[option] = about
+    return found
 
 
-def _is_number(value):
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+def _known_names() -> list[str]:
+    return ["base_network", "n_cascades", "rep", "image_size", "similarity", *list(_OPTIONS)[2:]]
 
 
-def _check(condition, name, value, allowed):
-    if not condition:
-        allowed = allowed if isinstance(allowed, str) else "one of " + ", ".join(str(a) for a in allowed)
-        raise UserError(f"{name} is {value!r}; it must be {allowed}")
+def _image_size(size: Any) -> tuple[int, int, int]:
+    allowed = isinstance(size, (tuple, list)) and len(size) == 3 and all(is_whole_number(n, 2) for n in size)
+    if not allowed:
+        raise UserError(f"image_size is {size!r}; it must be three whole numbers from 2")
+    return tuple(size)
+
+
+def _frozen(value: Any) -> Any:
+    """A list, as JSON gives it, as a tuple, which can be hashed."""
+    return tuple(map(_frozen, value)) if isinstance(value, (tuple, list)) else value

@@ -1,13 +1,15 @@
 """Losses of a cascade: pure functions, one value a pair; `cascade_losses` sums them over the batch and names them."""
 
+import functools
+
 import tensorflow as tf
 
 from .kernels import compiled, ordered_sum
+from .registry import SIMILARITIES
 from .splines import cubic_weights
 
-# Side of the window of the local correlation, in voxels, and what is added to its variances: about one grey level of
-# 255, squared, so that noise in a flat region does not count as structure.
-_WINDOW = 9
+# What is added to the variances of the local correlation: about one grey level of 255, squared, so that noise in a flat
+# region does not count as structure.
 _VARIANCE_EPSILON = 1e-5
 # Bins of the joint histogram over the intensities 0..1; the outermost two take in only their neighbours' part.
 _BINS = 32
@@ -36,42 +38,74 @@ def correlation_loss(fixed, warped):
     return 1.0 - correlation(fixed, warped)
 
 
-def local_correlation_loss(fixed, warped):
-    """1 - mean of the squared correlation in the 9^3 window around every voxel: float32 [B], 0..1.
+def local_correlation_loss(fixed, warped, window=9):
+    """1 - mean of the squared correlation in the window around every voxel: float32 [B], 0..1.
 
     Each window has its own linear relation between the two images, of either sign; a window without structure counts
     as uncorrelated. At the edge of the volume a window is what lies inside. Squared as in VoxelMorph (Balakrishnan et
     al., 2019), after the cross-correlation of Avants et al. (2008).
+
+    Args:
+        fixed: float32 [B, X, Y, Z, 1] in 0..1.
+        warped: the same.
+        window: side of the window in voxels, odd.
     """
-    return 1.0 - _local_correlation(fixed, warped)
+    return 1.0 - _local_correlation(window)(fixed, warped)
 
 
-@compiled
-def _local_correlation(fixed, warped):
-    # Sums of small numbers keep more digits: a variance is what is left of two large means.
-    count = tf.cast(tf.reduce_prod(tf.shape(fixed)[1:]), tf.float32)
-    fixed = fixed - (_sum(fixed) / count)[:, None, None, None, None]
-    warped = warped - (_sum(warped) / count)[:, None, None, None, None]
-    fixed_mean, warped_mean = _window_mean(fixed), _window_mean(warped)
-    covariance = _window_mean(fixed * warped) - fixed_mean * warped_mean
-    fixed_variance = _window_mean(tf.square(fixed)) - tf.square(fixed_mean) + _VARIANCE_EPSILON
-    warped_variance = _window_mean(tf.square(warped)) - tf.square(warped_mean) + _VARIANCE_EPSILON
-    return _sum(tf.square(covariance) / (fixed_variance * warped_variance)) / count
+@functools.cache
+def _local_correlation(window):
+    """Function (fixed, warped) -> mean squared correlation in the windows of a side, float32 [B]."""
+
+    def mean(volume):
+        return _window_mean(volume, window)
+
+    @compiled
+    def correlate(fixed, warped):
+        # Sums of small numbers keep more digits: a variance is what is left of two large means.
+        count = tf.cast(tf.reduce_prod(tf.shape(fixed)[1:]), tf.float32)
+        fixed = fixed - (_sum(fixed) / count)[:, None, None, None, None]
+        warped = warped - (_sum(warped) / count)[:, None, None, None, None]
+        fixed_mean, warped_mean = mean(fixed), mean(warped)
+        covariance = mean(fixed * warped) - fixed_mean * warped_mean
+        fixed_variance = mean(tf.square(fixed)) - tf.square(fixed_mean) + _VARIANCE_EPSILON
+        warped_variance = mean(tf.square(warped)) - tf.square(warped_mean) + _VARIANCE_EPSILON
+        return _sum(tf.square(covariance) / (fixed_variance * warped_variance)) / count
+
+    return correlate
 
 
-def _window_mean(volume):
-    """Mean of the window around every voxel, as far as it lies inside: running sums along one axis after the other."""
-    half = _WINDOW // 2
+def _window_mean(volume, window):
+    """Mean of the window around every voxel, as far as it lies inside: sums along one axis after the other."""
+    half = window // 2
     for axis in (1, 2, 3):
         n = tf.shape(volume)[axis]
-        padding = [[half + 1, half] if a == axis else [0, 0] for a in range(5)]
-        sums = tf.cumsum(tf.pad(volume, padding), axis)
-        before = (slice(None),) * axis
         place = tf.range(n)
         inside = tf.minimum(place + half + 1, n) - tf.maximum(place - half, 0)
         inside = tf.reshape(tf.cast(inside, tf.float32), [-1 if a == axis else 1 for a in range(5)])
-        volume = (sums[(*before, slice(_WINDOW, None))] - sums[(*before, slice(None, -_WINDOW))]) / inside
+        padded = tf.pad(volume, [[half, half] if a == axis else [0, 0] for a in range(5)])
+        volume = _running_sum(padded, window, axis) / inside
     return volume
+
+
+def _running_sum(volume, width, axis):
+    """Sums of `width` voxels (an odd number) along an axis, from each voxel on: the axis becomes shorter by width - 1.
+
+    Sums of 2, 4, 8, ... voxels, each of two of the one before. The difference of two cumulative sums would lose the
+    digits that the whole axis takes up.
+    """
+    n = tf.shape(volume)[axis] - width + 1
+
+    def part(sums, start, length):
+        return sums[(*(slice(None),) * axis, slice(start, start + length))]
+
+    total, done, sums, covered = part(volume, 0, n), 1, volume, 1  # an odd width: one voxel and sums of 2, 4, ...
+    while 2 * covered <= width:
+        length = tf.shape(sums)[axis] - covered
+        sums, covered = part(sums, 0, length) + part(sums, covered, length), 2 * covered
+        if width & covered:  # a digit of the width, which is a binary number
+            total, done = total + part(sums, done, n), done + covered
+    return total
 
 
 def mutual_information_loss(fixed, warped):
@@ -119,8 +153,9 @@ def _bin_position(image):
     return 1.0 + tf.clip_by_value(tf.where(tf.math.is_nan(image), 0.0, image), 0.0, 1.0) * (_BINS - 3)
 
 
-# name of --net_args' `similarity` -> function (fixed, warped), both [B, X, Y, Z, 1], giving a loss float32 [B].
-SIMILARITIES = {"ncc": correlation_loss, "lncc": local_correlation_loss, "mi": mutual_information_loss}
+def similarity_loss(config):
+    """The similarity that a config chooses, with its options: (fixed, warped), both [B, X, Y, Z, 1], -> float32 [B]."""
+    return functools.partial(SIMILARITIES.find(config.similarity).load(), **config.similarity_options)
 
 
 @compiled
@@ -175,10 +210,10 @@ def cascade_losses(fixed, output, config):
 
     Returns:
         Dict of scalars, by the original's names: `loss`, the whole; `k_loss`, the part of stage k (0 is the affine
-        cascade); and its terms `k_raw_loss` (of `SIMILARITIES`), `k_reg_loss` (smoothness times reg_factor),
+        cascade); and its terms `k_raw_loss` (the similarity), `k_reg_loss` (smoothness times reg_factor),
         `0_det_loss` and `0_ortho_loss` (before their factors).
     """
-    terms, similarity = {}, SIMILARITIES[config.similarity]
+    terms, similarity = {}, similarity_loss(config)
     det, ortho = tf.unstack(_affine_losses(output.affine.matrix))
     terms.update({"0_det_loss": det, "0_ortho_loss": ortho})
     totals = {0: config.det_factor * det + config.ortho_factor * ortho}

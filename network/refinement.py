@@ -11,7 +11,7 @@ from errors import UserError
 from . import metrics
 from .affine import Affine
 from .kernels import ordered_sum
-from .losses import SIMILARITIES, correlation, smoothness_loss
+from .losses import correlation, similarity_loss, smoothness_loss
 from .recursive_cascaded_networks import CascadeOutput, Stage
 from .spatial_transformer import compose, warp
 from .splines import cubic_weights, tensor_product
@@ -81,7 +81,7 @@ def _descend(config, first, fixed, moving, state, step, rate):
         tape.watch(control)
         flow = _spline_flow(control, _splines(tuple(fixed.shape[1:4])))
         warped = warp(moving, compose(first, flow, **config.warping), **config.warping)
-        loss = SIMILARITIES[config.similarity](fixed, warped) + config.reg_factor * smoothness_loss(flow)
+        loss = similarity_loss(config)(fixed, warped) + config.reg_factor * smoothness_loss(flow)
     gradient = tape.gradient(loss, control)
     mean = [0.9 * m + 0.1 * g for m, g in zip(mean, gradient, strict=True)]
     square = [0.999 * s + 0.001 * tf.square(g) for s, g in zip(square, gradient, strict=True)]

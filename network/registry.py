@@ -165,6 +165,7 @@ class Table(dict[str, Row], Generic[Row]):
         return self[name]
 
 
+_WINDOW = Option(9, lambda value: is_whole_number(value, 3) and value % 2 == 1, "an odd whole number from 3")
 _CONVOLUTIONAL = {"channels": whole_number(16), "leaky_slope": number(0.1)}
 
 # Class of a Keras layer ([fixed, moving] -> flow) with the keywords `flow_multiplier` and its options.
@@ -181,7 +182,7 @@ SIMILARITIES: Table[Extension] = Table(
     "similarity",
     {
         "ncc": Extension("network.losses:correlation_loss"),
-        "lncc": Extension("network.losses:local_correlation_loss"),
+        "lncc": Extension("network.losses:local_correlation_loss", {"window": _WINDOW}),
         "mi": Extension("network.losses:mutual_information_loss"),
     },
 )

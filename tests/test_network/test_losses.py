@@ -8,8 +8,9 @@ from scipy.interpolate import BSpline
 
 from network import losses
 from network.affine import Affine, affine_flow, compose_affine
-from network.config import SIMILARITY_NAMES, CascadeConfig
+from network.config import CascadeConfig
 from network.recursive_cascaded_networks import CascadeOutput, Stage
+from network.registry import SIMILARITIES as TABLE
 
 SIZE = (6, 9, 4)
 
@@ -117,12 +118,12 @@ def test_terms_add_up_by_their_factors(n_cascades, rep):
     assert float(terms["loss"]) == pytest.approx(sum(float(terms[f"{k}_loss"]) for k in range(len(stages))), rel=1e-5)
 
 
-SIMILARITIES = pytest.mark.parametrize("similarity", losses.SIMILARITIES.values(), ids=losses.SIMILARITIES)
+SIMILARITIES = pytest.mark.parametrize("similarity", [row.load() for row in TABLE.values()], ids=list(TABLE))
 
 
 def test_every_similarity_of_the_config_has_a_function():
-    assert tuple(losses.SIMILARITIES) == SIMILARITY_NAMES
-    assert losses.SIMILARITIES[CascadeConfig().similarity] is losses.correlation_loss
+    assert list(TABLE) == ["ncc", "lncc", "mi"]
+    assert TABLE[CascadeConfig().similarity].load() is losses.correlation_loss
 
 
 def test_the_training_loss_takes_the_similarity_of_the_config():
@@ -133,10 +134,10 @@ def test_the_training_loss_takes_the_similarity_of_the_config():
     )
     output = CascadeOutput((Stage(flow, flow, warped),) * 2, Affine(tf.zeros((2, 3, 3)), tf.zeros((2, 3))))
     found = {}
-    for name, similarity in losses.SIMILARITIES.items():
+    for name, row in TABLE.items():
         config = CascadeConfig(image_size=SIZE, similarity=name)
         found[name] = float(losses.cascade_losses(fixed, output, config)["1_raw_loss"])
-        assert found[name] == pytest.approx(float(tf.reduce_sum(similarity(fixed, warped))), rel=1e-6)
+        assert found[name] == pytest.approx(float(tf.reduce_sum(row.load()(fixed, warped))), rel=1e-6)
     assert len(set(found.values())) == 3
 
 
@@ -184,12 +185,11 @@ def test_a_similarity_of_thin_volumes_is_least_at_the_same_image(similarity, siz
     assert float(similarity(fixed, fixed)[0]) < float(similarity(fixed, other)[0])
 
 
-def test_local_correlation_against_scipy():
-    fixed, warped = random(2, 13, 6, 17, 1), random(2, 13, 6, 17, 1, seed=1)
-    warped[1] = np.where(np.arange(13)[:, None, None, None] < 6, 3 * fixed[1], 1 - fixed[1]) + 0.1 * warped[1]
+def plain_local_correlation(fixed, warped, window=9):
+    """1 - mean squared correlation of the windows, in double precision with SciPy's filter."""
 
     def mean(image):
-        sums, count = (ndimage.uniform_filter(a, 9, mode="constant") for a in (image, np.ones_like(image)))
+        sums, count = (ndimage.uniform_filter(a, window, mode="constant") for a in (image, np.ones_like(image)))
         return sums / count
 
     expected = []
@@ -197,7 +197,26 @@ def test_local_correlation_against_scipy():
         covariance = mean(f * w) - mean(f) * mean(w)
         variances = [mean(image**2) - mean(image) ** 2 + 1e-5 for image in (f, w)]
         expected.append(1 - (covariance**2 / variances[0] / variances[1]).mean())
-    np.testing.assert_allclose(losses.local_correlation_loss(fixed, warped), expected, atol=2e-5)
+    return expected
+
+
+@pytest.mark.parametrize("window", [3, 5, 7, 9, 15])
+def test_local_correlation_against_scipy(window):
+    fixed, warped = random(2, 13, 6, 17, 1), random(2, 13, 6, 17, 1, seed=1)
+    warped[1] = np.where(np.arange(13)[:, None, None, None] < 6, 3 * fixed[1], 1 - fixed[1]) + 0.1 * warped[1]
+    expected = plain_local_correlation(fixed, warped, window)
+    np.testing.assert_allclose(losses.local_correlation_loss(fixed, warped, window), expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("axis", [1, 2, 3])
+def test_local_correlation_keeps_its_digits_along_a_long_flat_axis(axis):
+    fixed, warped = 0.02 * random(1, 4000, 3, 3, 1), 0.02 * random(1, 4000, 3, 3, 1, seed=1)
+    warped = 0.5 * fixed + 0.5 * warped
+    for image in (fixed, warped):
+        image[:, 2000:] += 0.9  # far from the mean on either side
+    fixed, warped = np.swapaxes(fixed, 1, axis), np.swapaxes(warped, 1, axis)
+    expected = plain_local_correlation(fixed, warped)
+    np.testing.assert_allclose(losses.local_correlation_loss(fixed, warped), expected, atol=2e-3)
 
 
 def test_local_correlation_of_linear_relations():

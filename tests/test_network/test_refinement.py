@@ -10,6 +10,7 @@ from errors import UserError
 from network import losses, metrics, refinement
 from network.config import CascadeConfig
 from network.recursive_cascaded_networks import build_network
+from network.registry import SIMILARITIES
 from network.spatial_transformer import warp
 from tests.test_network.golden import rule_network
 
@@ -77,7 +78,7 @@ def test_a_refined_result_is_the_networks_and_one_more_stage(network):
     assert losses.correlation(fixed, output.warped)[0] > losses.correlation(fixed, first.warped)[0]
 
 
-@pytest.mark.parametrize("similarity", losses.SIMILARITIES)
+@pytest.mark.parametrize("similarity", SIMILARITIES)
 def test_every_step_reports_the_training_loss_which_falls(similarity):
     config = CONFIG.replace(similarity=similarity, reg_factor=0.5)
     moving = blobs(2)
@@ -85,7 +86,7 @@ def test_every_step_reports_the_training_loss_which_falls(similarity):
     seen = []
     refinement.refine(refinement.identity(moving), fixed, moving, config, 12, lambda *step: seen.append(step))
     assert [step for step, _ in seen] == list(range(1, 13))
-    assert float(seen[0][1][0]) == pytest.approx(float(losses.SIMILARITIES[similarity](fixed, moving)[0]), rel=1e-4)
+    assert float(seen[0][1][0]) == pytest.approx(float(SIMILARITIES[similarity].load()(fixed, moving)[0]), rel=1e-4)
     assert seen[-1][1][0] < 0.9 * seen[0][1][0]
 
 
