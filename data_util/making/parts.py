@@ -10,6 +10,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -66,7 +67,11 @@ def opened_parts(data: Path, recipe: Recipe, overwrite: bool) -> Iterator[Path]:
             _write_settings(settings, recipe, overwrite)
         except OSError as error:
             raise UserError(f"cannot write {folder}: {error.strerror}; choose another place with -o") from error
-        yield folder
+        try:
+            yield folder
+        finally:
+            if folder.exists() and not any(folder.glob("*.h5")):
+                shutil.rmtree(folder)  # nothing was finished that could be kept
 
 
 @contextmanager
@@ -144,9 +149,10 @@ def make_parts(sources: list[Source], recipe: Recipe, folder: Path, workers: int
     if failures:
         for scan_id in filter(failures.get, parts):
             print(f"{scan_id}: {failures[scan_id]}", file=sys.stderr)
+        kept = f"the others are kept in {folder}" if len(failures) < len(sources) else "nothing is kept"
         raise UserError(
-            f"{len(failures)} of {len(sources)} scans failed, for the reasons above; the others are kept in {folder}: "
-            "mend or remove these and give the same command"
+            f"{len(failures)} of {len(sources)} scans failed, for the reasons above; {kept}: mend or remove these and "
+            "give the same command"
         )
     return parts
 
