@@ -127,7 +127,7 @@ class Check:
         path, key = self.store.locate(scan_id)
         with h5py.File(path, "r") as file:
             if doubts := file[key].attrs.get("doubts"):
-                self._add(WARNING, scan_id, f"its crop may be wrong: {doubts}")
+                self._add(WARNING, scan_id, f"look at this scan: {doubts}")
         if about.has_segmentation:
             self._look_at_segmentation(scan_id, self.store.read(scan_id).segmentation)
 

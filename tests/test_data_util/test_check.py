@@ -207,7 +207,7 @@ def test_a_missing_or_damaged_file_is_one_line_and_a_scheme_can_be_looked_at_alo
 def test_what_build_doubted_is_told(folder, capsys):
     with h5py.File("sets/p.h5", "r+") as file:
         file["2"].attrs["doubts"] = "the liver found has 9000 ml, where 300 to 4000 are usual"
-    one(lines(capsys, status=0), "warning", "p/2", "its crop may be wrong: the liver found has 9000 ml")
+    one(lines(capsys, status=0), "warning", "p/2", "look at this scan: the liver found has 9000 ml")
 
 
 def test_fix_writes_a_mended_copy_and_leaves_the_rest_as_it_is(folder, capsys):
