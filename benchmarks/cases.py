@@ -52,13 +52,18 @@ def cases(size):
         yield Case(f"warp, C = {channels}: both gradients", _warps(inputs, (0, 1)), both, tapes=_warp_tapes(inputs))
         yield Case(f"warp, C = {channels}: flow gradient", _warps(inputs, (1,)), bare + 4 * voxels * 3)
     yield Case("56 labels of a pair: carried and counted", _both(functools.partial(_labels, size)), 4 * voxels * 6)
-    forward = sum(_operations(layer, size) for layer in _vtn(size).convolutions)
+    forward = sum(_operations(layer, size) for layer in _convolutions(_vtn(size)))
     yield Case("VTN: forward", _both(functools.partial(_vtn_forward, size)), operations=forward)
     for base_network, n in (("VTN", 1), ("VTN", 2), ("VoxelMorph", 1)):
         yield Case(f"training step, {base_network}-{n}", _both(functools.partial(_step, size, base_network, n)))
     for n, labels in ((1, None), (1, LABELS), (10, None)):
         many = "1 label" if labels is None else f"{len(labels)} labels"
         yield Case(f"a pair evaluated, VTN-{n}, {many}", _both(functools.partial(_evaluation, size, n, labels)))
+
+
+def _convolutions(layer):
+    """The layers with a kernel in a layer."""
+    return [part for part in layer._flatten_layers(include_self=False) if hasattr(part, "kernel")]
 
 
 def _both(make):

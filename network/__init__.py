@@ -10,8 +10,17 @@ The names below are imported on first use, so that reading a configuration does 
 
 import importlib
 import os
+import sys
 
-os.environ["KERAS_BACKEND"] = "tensorflow"
+from errors import UserError
+
+_KERAS = sys.modules.get("keras")  # imported before this package, perhaps
+_BACKEND = os.environ.get("KERAS_BACKEND", "tensorflow") if _KERAS is None else _KERAS.config.backend()
+if _BACKEND != "tensorflow":
+    raise UserError(
+        f"KERAS_BACKEND is {_BACKEND!r}, but these networks need Keras on 'tensorflow'; set it so, or unset it"
+    )
+os.environ["KERAS_BACKEND"] = "tensorflow"  # whatever ~/.keras/keras.json says
 # TensorFlow leaves oneDNN off on processors without AVX-512; there too it makes a training step several times faster.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")

@@ -57,6 +57,8 @@ class AffineNetwork(keras.layers.Layer):
     Its last kernels have the size of that grid, which ties its weights to ceil(image_size / 64).
     """
 
+    published_names = True
+
     def __init__(self, leaky_slope=0.1, **kwargs):
         super().__init__(**kwargs)
         self.leaky_slope = leaky_slope
@@ -72,11 +74,6 @@ class AffineNetwork(keras.layers.Layer):
         self.shift_head = convolution(3, "conv7_b", **whole)
         self.matrix_head.build(images)
         self.shift_head.build(images)
-
-    @property
-    def convolutions(self):
-        """Every layer that has weights, in order."""
-        return [*self.encoder.convolutions, self.matrix_head, self.shift_head]
 
     def call(self, inputs):
         fixed, moving = inputs

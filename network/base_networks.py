@@ -3,7 +3,7 @@
 The flow is [B, X, Y, Z, 3] in voxels (conventions: `spatial_transformer.py`).
 """
 
-import itertools
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -12,15 +12,23 @@ from .blocks import Encoder, FlowUpConvolution, UpConvolution, convolution, leak
 
 
 class BaseNetwork(keras.layers.Layer):
-    """What base networks share: their options, and `convolutions`, every layer with weights in order."""
+    """What every base network is: a layer that takes [fixed, moving] and gives a flow.
 
-    def __init__(self, channels=16, flow_multiplier=1.0, leaky_slope=0.1, **kwargs):
+    A subclass makes its layers in `__init__`, as attributes, and defines `call(self, inputs)` or, where a layer acts
+    otherwise in training, `call(self, inputs, training=False)`. It multiplies its flow by `flow_multiplier`.
+    docs/extending.md has an example.
+
+    Args:
+        flow_multiplier: factor on the flow, 1 over the number of cascades.
+    """
+
+    def __init__(self, flow_multiplier: float = 1.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.channels, self.flow_multiplier, self.leaky_slope = channels, flow_multiplier, leaky_slope
+        self.flow_multiplier = flow_multiplier
 
     def build(self, input_shape):
-        # The weights do not depend on the size. Not in a graph: TensorFlow keeps what a custom gradient sees there, and
-        # with it all the weights, for ever.
+        # The weights do not depend on the size. Outside of any graph: the global table of custom gradients would keep
+        # the graph of this call, and with it the weights, for as long as the process lives.
         with tf.init_scope():
             self.call([tf.zeros((1, 4, 4, 4, 1), self.compute_dtype)] * 2)
 
@@ -28,12 +36,24 @@ class BaseNetwork(keras.layers.Layer):
         return (*input_shape[0][:-1], 3)
 
     def get_config(self):
-        options = {"channels": self.channels, "flow_multiplier": self.flow_multiplier, "leaky_slope": self.leaky_slope}
-        return {**super().get_config(), **options}
+        return {**super().get_config(), "flow_multiplier": self.flow_multiplier}
+
+
+class _PublishedNetwork(BaseNetwork):
+    """What VTN and VoxelMorph share: the options of their rows in `registry`, and published names of their weights."""
+
+    published_names = True
+
+    def __init__(self, channels: int = 16, leaky_slope: float = 0.1, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.channels, self.leaky_slope = channels, leaky_slope
+
+    def get_config(self):
+        return {**super().get_config(), "channels": self.channels, "leaky_slope": self.leaky_slope}
 
 
 @keras.saving.register_keras_serializable("registration")
-class VTN(BaseNetwork):
+class VTN(_PublishedNetwork):
     """Volume Tweening Network (Zhao et al., JBHI 2019): flow predictions from coarse to fine.
 
     At each of five levels a 3-channel prediction is upsampled and joined, with the upsampled features, to the
@@ -56,12 +76,6 @@ class VTN(BaseNetwork):
         # A flow of many voxels needs float32, in whatever precision the rest computes.
         self.head = FlowUpConvolution(3, name="upsamp1to0", dtype="float32")
 
-    @property
-    def convolutions(self):
-        """Every layer that has weights, in order."""
-        levels = ((self.predictions[k + 1], self.flow_ups[k], self.feature_ups[k]) for k in self.SKIPS)
-        return [*self.encoder.convolutions, *itertools.chain(*levels), self.head]
-
     def call(self, inputs):
         images = tf.concat(inputs, axis=-1)
         encoded = self.encoder(images)
@@ -75,7 +89,7 @@ class VTN(BaseNetwork):
 
 
 @keras.saving.register_keras_serializable("registration")
-class VoxelMorph(BaseNetwork):
+class VoxelMorph(_PublishedNetwork):
     """VoxelMorph (Balakrishnan et al., CVPR 2018), its larger variant: an encoder-decoder with skips to the images."""
 
     # name -> (channels over those of the first layer, stride)
@@ -102,11 +116,6 @@ class VoxelMorph(BaseNetwork):
             3, "flow", kernel_initializer=keras.initializers.RandomNormal(stddev=1e-5), dtype="float32"
         )
 
-    @property
-    def convolutions(self):
-        """Every layer that has weights, in order."""
-        return [*self.encoders, *self.decoders, self.head]
-
     def call(self, inputs):
         net = tf.concat(inputs, axis=-1)
         features = {"images": net}
@@ -126,6 +135,3 @@ def double_to(features, skip):
         features = tf.repeat(features, 2, axis=axis)
     size = tf.shape(skip)
     return features[:, : size[1], : size[2], : size[3]]
-
-
-BASE_NETWORKS = {"VTN": VTN, "VoxelMorph": VoxelMorph}

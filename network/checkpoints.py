@@ -31,7 +31,10 @@ ARGS_FILE = "args.json"
 RUN_KEYS = ("data", "plugin")
 _INDEX = re.compile(r"model-(\d+)\.index$")
 _FILE = re.compile(r"model-(\d+)(\.index|\.data-\d+-of-\d+)?")
-_SLOTS = {"momentum": "Adam", "velocity": "Adam_1"}
+# Where Keras's Adam keeps the moments of its weights, in their order, and the published name of each.
+_SLOTS = {"_momentums": "Adam", "_velocities": "Adam_1"}
+# The state of Keras's `LossScaleOptimizer`.
+_LOSS_SCALE = ("dynamic_scale", "step_counter")
 _BETAS = {"beta1_power": 0.9, "beta2_power": 0.999}
 # Adam's count when a published file no longer tells it: its bias corrections have long become 1.
 _MANY_STEPS = 1_000_000
@@ -233,9 +236,11 @@ def restore(network, prefix, optimizer=None):
     for name, weight in weights.items():
         weight.assign(_read(reader, name, prefix))
     if optimizer is not None:
-        for slot, variables in _slot_variables(network, optimizer).items():
-            for name, variable in variables.items():
-                variable.assign(_read(reader, f"{name}/{slot}", prefix))
+        for name, variable in _slot_variables(network, optimizer).items():
+            variable.assign(_read(reader, name, prefix))
+        for name, variable in _scale_variables(optimizer).items():
+            if name in shapes:  # not in a checkpoint of another precision
+                variable.assign(_read(reader, name, prefix))
         optimizer.iterations.assign(_adam_steps(float(_read(reader, "beta2_power", prefix))))
 
 
@@ -249,9 +254,8 @@ def save(folder, network, optimizer, step):
     folder = pathlib.Path(folder)
     for leftover in folder.glob(".partial-*"):  # of a save that was killed
         shutil.rmtree(leftover, ignore_errors=True)
-    tensors = {name: weight.value for name, weight in network.named_weights().items()}
-    for slot, variables in _slot_variables(network, optimizer).items():
-        tensors.update({f"{name}/{slot}": variable.value for name, variable in variables.items()})
+    variables = network.named_weights() | _slot_variables(network, optimizer) | _scale_variables(optimizer)
+    tensors = {name: variable.value for name, variable in variables.items()}
     done = int(keras.ops.convert_to_numpy(optimizer.iterations))
     tensors.update({name: tf.constant(beta ** (done + 1), tf.float32) for name, beta in _BETAS.items()})
     tensors["is_training"] = tf.constant(False)
@@ -286,13 +290,21 @@ def _prune(folder):
 
 
 def _slot_variables(network, optimizer):
-    """Adam's variables by published name: {'Adam': {name: momentum}, 'Adam_1': {name: velocity}}."""
-    by_path = {variable.path.rsplit("/", 1)[-1]: variable for variable in optimizer.variables}
-    names = network.named_weights()
-    return {
-        slot: {name: by_path[f"{weight.path.replace('/', '_')}_{kind}"] for name, weight in names.items()}
-        for kind, slot in _SLOTS.items()
-    }
+    """Adam's moments by published name: '<name>/Adam' and '<name>/Adam_1' of every weight that is trained."""
+    adam = getattr(optimizer, "inner_optimizer", optimizer)
+    names = {id(weight): name for name, weight in network.named_weights().items()}
+    trained, slots = network.trainable_variables, {}
+    for attribute, slot in _SLOTS.items():
+        moments = getattr(adam, attribute, None)
+        if moments is None or [m.shape for m in moments] != [weight.shape for weight in trained]:
+            raise RuntimeError(f"Keras {keras.__version__} keeps Adam's moments elsewhere than in Adam.{attribute}")
+        slots |= {f"{names[id(weight)]}/{slot}": m for weight, m in zip(trained, moments, strict=True)}
+    return slots
+
+
+def _scale_variables(optimizer):
+    """Variables of a dynamic loss scale by name in a checkpoint, {} for an optimizer without one."""
+    return {name: getattr(optimizer, name) for name in _LOSS_SCALE if hasattr(optimizer, name)}
 
 
 def _adam_steps(beta2_power):
@@ -340,7 +352,9 @@ def _first_line(error):
 
 def _check_fit(prefix, config, wanted, found):
     """Raise a UserError unless the file's variables are just the wanted weights and known bookkeeping."""
-    what = f"{config.base_network} with {config.n_cascades} cascades and {config.channels} channels"
+    options = ", ".join(f"{name} {value}" for name, value in config.base_network_options.items())
+    names = " or ".join(reversed(config.base_network_options)) or "the image size"
+    what = f"{config.base_network} with {config.n_cascades} cascades ({options})"
     heads = [name for name in wanted if "/conv7_" in name]
     for name in sorted(wanted, key=lambda n: n in heads):  # a wrong size is told apart from a wrong architecture
         if name not in found:
@@ -350,10 +364,10 @@ def _check_fit(prefix, config, wanted, found):
                 raise UserError(_other_size(prefix, config, found[name]))
             raise UserError(
                 f"checkpoint {prefix} is not one of {what}: {name} has shape {tuple(found[name])}, "
-                f"not {wanted[name]}; check -b, -n and channels in --net_args"
+                f"not {wanted[name]}; check -b, -n and {names} in --net_args"
             )
     slots = {f"{name}/{slot}" for name in wanted for slot in _SLOTS.values()}
-    unused = sorted(set(found) - set(wanted) - slots - set(_BETAS) - {"is_training"})
+    unused = sorted(set(found) - set(wanted) - slots - {*_BETAS, *_LOSS_SCALE, "is_training"})
     foreign = [name for name in unused if name.startswith("gaffdfrm/")]
     if foreign:
         raise UserError(

@@ -1,11 +1,13 @@
 """How functions are computed: as XLA kernels, again for the backward pass, and with the same bits in every run.
 
-A volume-sized expression run op by op writes every intermediate result to memory and keeps most of them for the
-gradient. Compiled, it is one pass over memory. The convolutions stay outside: on a CPU, XLA's are very slow.
+A volume-sized expression that runs operation by operation writes every intermediate result to memory and keeps most of
+them for the gradient. Compiled, it is one pass over memory. The convolutions are not compiled: on a CPU, XLA's are very
+slow.
 
-Outside of a kernel, TensorFlow may add three terms or more in the order in which they arrive, so that their rounding
-depends on what else the machine does. `ordered_sum` adds in a fixed order. A gradient is such a sum too, of what comes
-back from each use of a tensor: whatever is used more than twice is used in a kernel or handed out by `fork`.
+Outside of a kernel, TensorFlow may add three or more terms in the order in which they arrive; their rounding then
+depends on what else the machine does. `ordered_sum` adds in a fixed order. The gradient of a tensor is such a sum too,
+with one term for each use of the tensor: a tensor that is used more than twice is used in a kernel, or handed out by
+`fork`.
 """
 
 import functools
@@ -25,7 +27,7 @@ def compiled(function):
 
     @tf.custom_gradient
     def call(*inputs):
-        # Outside a tf.function a tape would look into the kernel and keep all that it computes.
+        # Where this runs eagerly, an outer tape would otherwise record inside the kernel and keep its intermediates.
         return forward(*map(tf.stop_gradient, inputs)), lambda upstream: backward(inputs, upstream)
 
     return functools.wraps(function)(call)
@@ -44,14 +46,22 @@ def ordered_sum(terms):
     return tf.reduce_sum(tf.stack(terms), axis=0)
 
 
-def fork(tensors, n):
-    """`n` lists of the same tensors, for `n` uses in a row; their gradients are added one by one, from the last."""
-    copies = []
+def fork(value, n):
+    """Handles on a value that is used `n` times, so that the gradients of all uses are added in a fixed order.
+
+    Args:
+        value: a list or (named) tuple of tensors.
+        n: how often it is used.
+
+    Returns:
+        List of `n` copies of the structure, one for each use; the gradients are added one by one, from the last use on.
+    """
+    tensors, copies = tf.nest.flatten(value), []
     for _ in range(n - 1):
-        both = _twice(*tensors)
+        both = _twice(*tensors) if tensors else []
         copies.append(both[: len(tensors)])
         tensors = both[len(tensors) :]
-    return [*copies, tensors]
+    return [tf.nest.pack_sequence_as(value, copy) for copy in [*copies, tensors]]
 
 
 @tf.custom_gradient
@@ -62,22 +72,36 @@ def _twice(*tensors):
     return [tf.identity(tensor) for tensor in 2 * tensors], gradient
 
 
-@xla_kernel
-def _add(some, others):  # a kernel: the optimiser makes one sum in the order of arrival out of several additions
+@xla_kernel  # Outside of a kernel, TensorFlow's graph optimiser joins several additions into one unordered sum.
+def _add(some, others):
     return [a + b for a, b in zip(some, others, strict=True)]
 
 
 def rematerialized(function):
-    """Of a function of tensors returning one tensor: the same, computed again for the backward pass from its inputs."""
+    """The same function, but the backward pass computes its intermediates again from its inputs.
+
+    Args:
+        function: function of tensors returning (output, list of other tensors). No gradient flows back from the others,
+            and computing again makes them a second time without use.
+
+    Returns:
+        A function of the same tensors with the same results.
+    """
 
     @tf.custom_gradient
     def call(first, *others):
-        def gradient(upstream):
-            # Not before its turn: a dependency of the data, since XLA respects no other.
+        def gradient(upstream, *_):
+            # The recomputation must wait for the gradient to arrive; otherwise all cascades would be recomputed, and
+            # kept, at once. XLA ignores control dependencies, so the first input is made to depend on the gradient.
             some = tf.reshape(upstream, [-1])[0]
             late = first + tf.where(tf.math.is_nan(some), some, 0.0)
-            return _gradient(function, [late, *others], upstream)
+            return _gradient(lambda *inputs: function(*inputs)[0], [late, *others], upstream)
 
-        return function(*map(tf.stop_gradient, (first, *others))), gradient
+        output, more = function(*map(tf.stop_gradient, (first, *others)))
+        return (output, *more), gradient
 
-    return call
+    def unpacked(*inputs):
+        output, *more = call(*inputs)
+        return output, more
+
+    return unpacked

@@ -6,10 +6,12 @@ import keras
 import tensorflow as tf
 
 from .affine import Affine, AffineNetwork, affine_flow, compose_affine
-from .base_networks import BASE_NETWORKS
 from .config import CascadeConfig
-from .kernels import fork, rematerialized
+from .kernels import fork
+from .registry import BASE_NETWORKS
+from .repeats import repeats
 from .spatial_transformer import compose, warp
+from .variable_names import variable_names
 
 
 class Stage(typing.NamedTuple):
@@ -48,18 +50,19 @@ class RecursiveCascadedNetwork(keras.Model):
     """An affine cascade and `config.n_cascades` deformable cascades: (fixed, moving) -> `CascadeOutput`.
 
     Both images are float32 [B, X, Y, Z, 1] in 0..1. A cascade sees the fixed image and the moving image warped by the
-    composed flow so far. `config.rep` applies each deformable cascade several times in a row, with the same weights.
+    composed flow so far. Each deformable cascade is applied `config.rep` times, one after the other, with the same
+    weights.
     """
 
     def __init__(self, config, **kwargs):
         super().__init__(**kwargs, dtype="float32")
         self.config = config
-        self.affine = AffineNetwork(config.leaky_slope, name="affine_stem", dtype=config.precision)
+        self.affine = AffineNetwork(config.affine_slope, name="affine_stem", dtype=config.precision)
+        base_network = BASE_NETWORKS.find(config.base_network).load()
         self.cascades = [
-            BASE_NETWORKS[config.base_network](
-                channels=config.channels,
+            base_network(
+                **config.base_network_options,
                 flow_multiplier=config.flow_multiplier,
-                leaky_slope=config.leaky_slope,
                 name=f"deform_stem_{i}",
                 dtype=config.precision,
             )
@@ -70,46 +73,43 @@ class RecursiveCascadedNetwork(keras.Model):
         for stem in (self.affine, *self.cascades):
             stem.build(input_shape)
 
-    def call(self, inputs, rep=None):
-        """Apply the cascades, each of them `rep` times in a row (`config.rep` where it is None)."""
+    def call(self, inputs, rep=None, training=False):
+        """Apply the cascades (paper, equations 1 to 4).
+
+        Args:
+            inputs: (fixed, moving), float32 [B, X, Y, Z, 1] in 0..1.
+            rep: how often each deformable cascade is applied; None is `config.rep`.
+            training: whether layers that act otherwise in training do so, such as a batch normalisation.
+
+        Returns:
+            `CascadeOutput`.
+        """
         fixed, moving = inputs
-        options = self.config.warping
-        affine = self.affine([fixed, moving])
-        at_first, onward, affine = (affine._replace(matrix=matrix) for (matrix,) in fork([affine.matrix], 3))
-        shape = tf.shape(fixed)
-        flow = affine_flow(at_first, [shape[1], shape[2], shape[3]])
+        config, options = self.config.replace(rep=rep or self.config.rep), self.config.warping
+        for_flow, for_composition, affine = fork(self.affine([fixed, moving]), 3)
+        flow = affine_flow(for_flow, tf.unstack(tf.shape(fixed)[1:4]))
         stages = [Stage(flow, flow, warp(moving, flow, **options))]
-        rep = self.config.replace(rep=rep or self.config.rep).rep
         for cascade in self.cascades:
-            for weights in fork([variable.value for variable in cascade.variables], rep):
+            for flow_of in repeats(cascade, config.rep, training, config.rematerialize):
                 last = stages[-1]
-                seen = last.warped if self.config.warp_gradient else tf.stop_gradient(last.warped)
-                flow = self._flow(cascade, weights, fixed, seen)
-                if len(stages) == 1:
-                    composed = compose_affine(onward, last.composed_flow, flow)
+                flow = flow_of(fixed, last.warped if config.warp_gradient else tf.stop_gradient(last.warped))
+                if last is stages[0]:
+                    composed = compose_affine(for_composition, last.composed_flow, flow)
                 else:
                     composed = compose(last.composed_flow, flow, **options)
                 stages.append(Stage(flow, composed, warp(moving, composed, **options)))
         return CascadeOutput(tuple(stages), affine)
 
-    def _flow(self, cascade, weights, fixed, seen):
-        """The flow that a cascade gives with these values of its weights."""
-
-        def flow(seen, fixed, *weights):
-            with keras.StatelessScope(state_mapping=list(zip(cascade.variables, weights, strict=True))):
-                return tf.cast(cascade([fixed, seen]), tf.float32)
-
-        return (rematerialized(flow) if self.config.rematerialize else flow)(seen, fixed, *weights)
-
     def named_weights(self):
-        """Every weight under its name in the published checkpoints, such as 'gaffdfrm/affine_stem/conv1/W'."""
+        """Every variable under its name in checkpoints, such as 'gaffdfrm/affine_stem/conv1/W' (`variable_names`).
+
+        Raises:
+            ValueError: a variable has no name, or one that another variable has too.
+        """
         names = {}
         for stem in (self.affine, *self.cascades):
-            for layer in stem.convolutions:
-                prefix = f"gaffdfrm/{stem.name}/{layer.name}"
-                names[f"{prefix}/W"] = layer.kernel
-                if getattr(layer, "bias", None) is not None:
-                    names[f"{prefix}/b"] = layer.bias
+            for name, variable in variable_names(stem).items():
+                names[f"gaffdfrm/{stem.name}/{name}"] = variable
         return names
 
     def get_config(self):

@@ -8,6 +8,7 @@ that `--plugin` imports (docs/extending.md).
 import dataclasses
 import importlib
 import math
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Generic, TypeVar
 
@@ -130,7 +131,9 @@ def resolve(target: str | Callable[..., Any]) -> Callable[..., Any]:
     if not isinstance(target, str):
         return target
     module, _, name = target.partition(":")
-    return getattr(importlib.import_module(module), name)
+    if module not in sys.modules:
+        importlib.import_module(module)
+    return getattr(sys.modules[module], name)
 
 
 Row = TypeVar("Row")

@@ -13,10 +13,14 @@ from .kernels import ordered_sum
 from .losses import cascade_losses
 
 GRADIENT = "squared_gradient"
-# In float16 small gradients vanish: those of the activations are computed so many times larger.
-LOSS_SCALES = {"float32": 1.0, "mixed_bfloat16": 1.0, "mixed_float16": 16.0}
-# What the backward pass keeps of a cascade in full: the inputs of its convolutions, activations or several joined.
-_KEPT_OPERATIONS = ("LeakyRelu", "ConcatV2")
+# In float16 small gradients vanish. The loss is scaled by a factor that starts here, where no gradient overflows yet,
+# and doubles after so many steps without an overflow.
+_FIRST_SCALE, _STEPS_TO_DOUBLE = 16.0, 500
+# Operations whose output is their input, perhaps under another shape.
+_ALIASES = ("Identity", "IdentityN", "StopGradient", "Reshape", "Squeeze", "ExpandDims")
+
+if not hasattr(keras.Model, "_maybe_symbolic_build"):  # a method that does something else would be overridden in vain
+    raise ImportError(f"Keras {keras.__version__} is not supported: keras.Model has no _maybe_symbolic_build any more")
 
 # How TensorFlow tells that a worker on another machine is gone.
 _LOST = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.DeadlineExceededError)
@@ -29,8 +33,13 @@ def learning_rate(step, steps_per_epoch, initial):
 
 
 def adam(network):
-    """The optimizer of the original: Adam 0.9 / 0.999, epsilon 1e-8, with its slots made."""
+    """The optimizer of the original: Adam 0.9 / 0.999, epsilon 1e-8, with its slots made.
+
+    In float16 it is within Keras's `LossScaleOptimizer`, which skips the steps whose scaled gradient overflows.
+    """
     optimizer = keras.optimizers.Adam(beta_1=0.9, beta_2=0.999, epsilon=1e-8)
+    if network.config.precision == "mixed_float16":
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer, _FIRST_SCALE, _STEPS_TO_DOUBLE)
     optimizer.build(network.trainable_variables)
     return optimizer
 
@@ -38,30 +47,59 @@ def adam(network):
 def estimate_memory(network, pairs):
     """Bytes that a training step needs on a device with so many pairs of the batch: an estimate from the graph.
 
-    Weights, their gradients and Adam's moments; of each cascade, the activations that the backward pass keeps (with
-    `rematerialize`, of one cascade at a time) with the gradient of the largest; and the flows and images of each stage.
+    Weights, their gradients and Adam's moments; of each cascade, what its backward pass keeps (with `rematerialize`, of
+    one cascade at a time) with the gradient of the largest tensor; and the flows and images of each stage.
     """
     config, voxels = network.config, math.prod(network.config.image_size)
     weights = 4 * 4 * sum(math.prod(weight.shape) for weight in network.trainable_variables)
-    kept = []
-    for stem in (network.affine, *network.cascades[:1]):
-        image = tf.TensorSpec((1, *config.image_size, 1))
-        graph = tf.function(lambda a, b, stem=stem: stem([a, b])).get_concrete_function(image, image).graph
-        outputs = [op.outputs[0] for op in graph.get_operations() if op.type in _KEPT_OPERATIONS]
-        sizes = [out.dtype.size * out.shape.num_elements() for out in outputs if out.shape.is_fully_defined()]
-        kept.append((sum(sizes), max(sizes)))
+    kept = [kept_bytes(stem, config.image_size) for stem in (network.affine, *network.cascades[:1])]
     cascades = config.last_stage
     at_once = min(cascades, 1) if config.rematerialize else cascades
-    activations = kept[0][0] + at_once * kept[-1][0] + 2 * kept[-1][1]
+    activations = sum(kept[0]) + at_once * sum(kept[-1]) + 2 * max(kept[-1], default=0)
     stages = (1 + cascades) * 4 * voxels * (3 + 3 + 1 + 1)
     return weights + pairs * (activations + stages)
+
+
+def kept_bytes(stem, image_size):
+    """Sizes in bytes of the tensors that the backward pass of a network keeps for one pair.
+
+    They are the results of the forward pass that the gradient's operations use, each counted once.
+    """
+    sizes = []
+
+    @tf.function
+    def step(fixed, moving):
+        with tf.GradientTape() as tape:
+            tape.watch([fixed, moving])
+            output = tf.nest.flatten(stem([fixed, moving]))
+        forward = set()  # what is computed from the images: not the weights, nor their copies in another precision
+        for op in fixed.graph.get_operations():
+            if op in (fixed.op, moving.op) or any(source.op in forward for source in op.inputs):
+                forward.add(op)
+        before = len(fixed.graph.get_operations())
+        tape.gradient(output, [fixed, moving, *(v.value for v in stem.trainable_variables)])
+        backward = fixed.graph.get_operations()[before:]
+        used = {t.name: t for op in backward for t in map(_origin, op.inputs) if t.op in forward}
+        sizes.extend(t.dtype.size * t.shape.num_elements() for t in used.values() if t.shape.is_fully_defined())
+
+    image = tf.TensorSpec((1, *image_size, 1))
+    step.get_concrete_function(image, image)
+    return sizes
+
+
+def _origin(tensor):
+    """The tensor whose memory another one shares."""
+    while tensor.op.type in _ALIASES:
+        tensor = tensor.op.inputs[0]
+    return tensor
 
 
 class Trainer(keras.Model):
     """Trains a `RecursiveCascadedNetwork` without labels on Batches of `fixed`, `moving` and `seed`.
 
     Every step returns the terms of `cascade_losses` for the global batch, and under `GRADIENT` the sum over replicas of
-    their squared gradients, which is not finite where a step goes wrong. On several replicas the loss is the sum over
+    their squared gradients, which is not finite where a step goes wrong, and 0 where
+    float16 overflowed and the step is skipped. On several replicas the loss is the sum over
     all pairs and the gradient its gradient, so that the result does not depend on their number.
 
     With `jit`, XLA compiles the loss and its gradient as a whole: for GPUs; on a CPU its convolutions are very slow.
@@ -83,24 +121,50 @@ class Trainer(keras.Model):
 
     def train_step(self, batch):
         config = self.network.config
-        if config.augmentation is None:  # outside of what is compiled: XLA draws other numbers
+        if config.augmentation != "identity":  # outside of what is compiled: XLA draws other numbers
             batch = augment(batch, draw_control_points(batch["seed"], config.image_size))
         terms, gradients = self.differentiate(batch)
+        self._share_statistics()
+        squared = ordered_sum([tf.reduce_sum(tf.square(g)) for g in gradients])
+        scale = self._loss_scale
+        if scale is not None:
+            # The optimizer looks at one replica's gradient to see an overflow: every replica gets that of any.
+            overflow = tf.distribute.get_replica_context().all_reduce("SUM", squared)
+            gradients = [gradient + 0.0 * overflow for gradient in gradients]
+            skipped = ~tf.math.is_finite(squared) & (scale > 1.0)
+            squared = tf.where(skipped, 0.0, squared / tf.square(scale))
         self.optimizer.apply_gradients(zip(gradients, self.network.trainable_variables, strict=True))
-        return {**terms, GRADIENT: ordered_sum([tf.reduce_sum(tf.square(g)) for g in gradients])}
+        return {**terms, GRADIENT: squared}
+
+    @property
+    def _loss_scale(self):
+        """Factor on the loss in force, a tensor; None in other precisions than float16."""
+        if not isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):
+            return None
+        return tf.convert_to_tensor(self.optimizer.dynamic_scale.value)
 
     def _differentiate(self, batch):
-        """Loss terms of a replica's pairs, and the gradient of each weight."""
-        config, scale = self.network.config, LOSS_SCALES[self.network.config.precision]
+        """Loss terms of a replica's pairs, and the (scaled) gradient of each weight."""
         with tf.GradientTape() as tape:
-            output = self.network((batch["fixed"], batch["moving"]))
-            terms = cascade_losses(batch["fixed"], output, config)
-            scaled = terms["loss"] * scale
-        gradients = tape.gradient(scaled, self.network.trainable_variables)
-        return terms, [gradient / scale for gradient in gradients]
+            output = self.network((batch["fixed"], batch["moving"]), training=True)
+            terms = cascade_losses(batch["fixed"], output, self.network.config)
+            loss = terms["loss"] if self._loss_scale is None else terms["loss"] * self._loss_scale
+        return terms, tape.gradient(loss, self.network.trainable_variables)
+
+    def _share_statistics(self):
+        """Give every replica the mean of what each made of the variables that are not trained.
+
+        Those are the moving statistics of a batch normalisation, whose batch is a replica's share.
+        """
+        context = tf.distribute.get_replica_context()
+        shared = [v for v in self.network.non_trainable_variables if tf.as_dtype(v.dtype).is_floating]
+        if context.num_replicas_in_sync > 1 and shared:
+            means = context.all_reduce("MEAN", [tf.convert_to_tensor(variable.value) for variable in shared])
+            for variable, mean in zip(shared, means, strict=True):
+                variable.assign(mean)
 
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
-        """Nothing is left to build; Keras would take a first batch, and fail on a dict over several machines."""
+        """Do nothing: all is built, and Keras's method takes a batch and fails for one over several machines."""
 
     def make_train_function(self, force=False):
         # Keras fetches the batch inside its compiled step; here it is fetched outside, so that waiting can be timed.

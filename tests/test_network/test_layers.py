@@ -11,10 +11,11 @@ import tensorflow as tf
 
 from errors import UserError
 from network.affine import AffineNetwork
-from network.base_networks import BASE_NETWORKS, VTN, VoxelMorph, double_to
+from network.base_networks import VTN, VoxelMorph, double_to
 from network.blocks import Encoder, FlowUpConvolution, UpConvolution, convolution, leaky_relu
 from network.config import CascadeConfig
 from network.recursive_cascaded_networks import RecursiveCascadedNetwork, build_network
+from network.registry import BASE_NETWORKS
 from network.spatial_transformer import Compose, Warp
 
 SIZES = [(32, 16, 24), (13, 18, 35)]
@@ -133,10 +134,11 @@ def test_the_gradient_of_a_kernel_in_bfloat16_on_the_coarsest_grid(pairs):
 
 @pytest.mark.parametrize("base_network", ["VTN", "VoxelMorph"])
 def test_a_layer_alone_keeps_its_precision(base_network):
-    layer = BASE_NETWORKS[base_network](channels=2, dtype="mixed_bfloat16")
+    layer = BASE_NETWORKS[base_network].load()(channels=2, dtype="mixed_bfloat16")
     again = type(layer).from_config(layer.get_config())
     again(images((8, 9, 10)))
-    assert {part.compute_dtype for part in again.convolutions[:-1]} == {"bfloat16"}
+    parts = [part for part in again._flatten_layers(include_self=False) if part is not again.head]
+    assert {part.compute_dtype for part in parts} == {"bfloat16"}
 
 
 def test_a_network_that_is_dropped_gives_its_weights_back():
