@@ -1,279 +1,352 @@
 """Register two raw scans from Python: DICOM or NIfTI in, the warped scan and its displacement field out.
 
->>> from register import register
->>> result = register("fixed/", "moving.nii.gz", "weights/VTN-10-liver")
->>> result.warped, result.displacement      # SimpleITK images in the fixed scan's space and resolution
->>> result.transform.to_moving(points)      # landmarks [n, 3] in mm
+    from register import Input, Options, register
+
+    result = register("fixed/", "moving.nii.gz", "weights/VTN-10-liver")
+    result.warped, result.displacement      # SimpleITK images on the voxels of the fixed file
+    result.transform.to_moving(points)      # landmarks [n, 3] in mm
+
+Without a model, two brain scans: `register("a.nii.gz", "b.nii.gz", view="brain", options=Options(refine=100))`.
 """
 
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import SimpleITK as sitk
 
-from data_util.scans.dicom import MODALITY
+from data_util.config import load_dataset_config
+from data_util.grey_values import from_unit, to_unit
+from data_util.output.registration_report import describe, doubts
+from data_util.scans import affine_search
 from data_util.scans.frame import Frame
-from data_util.scans.images import match_labels, orient, read_image, to_array
+from data_util.scans.images import orient, read_image, read_native
 from data_util.scans.pair_transform import PairTransform
-from data_util.scans.preprocessing import KINDS, find_frame, find_region, prepare
-from data_util.scans.regions import doubts
+from data_util.scans.prepared import PreparedScan, prepare_scan
+from data_util.scans.preprocessing import prepare
+from data_util.scans.view import PRESETS, View
 from errors import UserError
 
-# The axes that networks see: those of the data sets written here, and those that the published ones were trained on.
-LPS, PUBLISHED = "LPS", "RPI"
 AUTO = "auto"  # repeats
+AFFINE_KINDS = ("none", *affine_search.KINDS)
 
 
-@dataclass(frozen=True, eq=False)
-class PreparedScan:
-    """A scan and what the network sees of it.
+@dataclass(frozen=True)
+class Input:
+    """What to read of one scan.
 
-    image   SimpleITK image in LPS.
-    region  bool [x, y, z] on its grid, the organ found or given; None where the whole scan is taken.
-    frame   `Frame` of the volume, its axes the network's.
-    volume  uint8 [X, Y, Z].
-    doubts  what is unusual about the region found, a list of sentences.
+    Attributes:
+        scan: DICOM folder or image file (str or Path), or SimpleITK image.
+        mask: label image (file or SimpleITK image), the organ where it is not 0; None to find it.
+        series: id of a series in the DICOM folder; None for the one with most slices.
     """
 
-    image: sitk.Image
-    region: np.ndarray | None
-    frame: Frame
-    volume: np.ndarray
-    doubts: list
-
-    @property
-    def box(self):
-        """Corners of the frame in voxels of the image, float64 (low [3], high [3])."""
-        corners = self.frame.to_physical([(0, 0, 0), np.subtract(self.frame.size, 1)])
-        return np.sort(Frame.of(self.image).to_voxel(corners), axis=0)
-
-    def in_lps(self, array):
-        """An array [X, Y, Z] on the frame, or a flow [X, Y, Z, 3], with its axes turned to LPS."""
-        signs = np.sign(np.diag(np.linalg.solve(Frame.of(self.image).matrix, self.frame.matrix)))
-        turned = np.flip(array, np.flatnonzero(signs < 0))
-        return turned * signs.astype(np.float32) if array.ndim == 4 else turned
+    scan: Any
+    mask: Any = None
+    series: str | None = None
 
 
-@dataclass(frozen=True, eq=False)
-class Step:
-    """What was found after a cascade, on the fixed frame: the affine one, the others, and refinement.
+@dataclass(frozen=True)
+class Options:
+    """How to register.
 
-    flow    composed flow of all cascades so far, float32 [X, Y, Z, 3] in voxels: warped(p) = moving(p + flow(p)).
-    warped  the moving volume warped by it once, uint8 [X, Y, Z].
+    Attributes:
+        affine: map found by grey values before anything else: 'rigid', 'similarity', 'affine' or 'none'. None is
+            'affine' without a network, and 'none' with one, which has an affine cascade of its own.
+        rep: how often each deformable cascade is applied, or 'auto': as often as it helps.
+        refine: steps of optimisation of the result for this very pair, after the network or without one.
+        image_size: (X, Y, Z) to work at; None is the run's, or 128 x 128 x 128 without a run.
+        net_args: options of the network and its loss, as on the command line.
+        precision, fast_reconstruction: how to compute, as on the command line.
     """
 
-    flow: np.ndarray
-    warped: np.ndarray
+    affine: str | None = None
+    rep: int | str = 1
+    refine: int = 0
+    image_size: tuple[int, int, int] | None = None
+    net_args: str | None = ""
+    precision: str = "float32"
+    fast_reconstruction: bool = True
 
 
 @dataclass(frozen=True, eq=False)
 class Registration:
     """Two registered scans.
 
-    fixed, moving  `PreparedScan`.
-    steps          a `Step` a cascade, and one of refinement.
-    transform      `PairTransform` from places in the fixed scan to places in the moving one, in mm.
-    warped         the moving scan in the fixed scan's space and resolution, interpolated once: SimpleITK image.
-    displacement   the transform as a displacement field in mm on that grid: SimpleITK image of vectors.
-    report         settings, similarity, folding, doubts and seconds; fit for JSON.
+    Attributes:
+        fixed, moving: `PreparedScan`.
+        stages: what was found after each cascade, and after refinement: a tuple of `network` stages (`flow`,
+            `composed_flow` float32 [X, Y, Z, 3] in voxels and `warped` float32 [X, Y, Z] in 0..1, NumPy) on
+            `fixed.frame`. Stage 0 is affine.
+        transform: `PairTransform` from places in the fixed scan to places in the moving one, in mm.
+        warped: the moving scan on the voxels of the fixed scan's file, interpolated once: SimpleITK image.
+        displacement: the transform as a displacement field in mm (LPS) on the same voxels: SimpleITK image of vectors.
+        report: settings, similarity, folding, doubts and seconds; fit for JSON.
     """
 
     fixed: PreparedScan
     moving: PreparedScan
-    steps: tuple
+    stages: tuple
     transform: PairTransform
     warped: sitk.Image
     displacement: sitk.Image
-    report: dict
+    report: dict[str, Any]
 
 
 def register(
-    fixed,
-    moving,
-    checkpoint=None,
-    rep=1,
-    preprocess="liver",
-    fixed_mask=None,
-    moving_mask=None,
-    fixed_series=None,
-    moving_series=None,
-    refine=0,
-    image_size=None,
-    orientation=None,
-    net_args="",
-    on_step=None,
-    **execution,
-):
+    fixed: Any,
+    moving: Any,
+    checkpoint: Any = None,
+    view: View | str | None = None,
+    options: Options = Options(),
+    on_step: Callable | None = None,
+) -> Registration:
     """Register a moving scan to a fixed one.
 
     Args:
-        fixed, moving: DICOM folder or image file, or SimpleITK image.
-        checkpoint: run of the network, as in `network.load_model`; None to register by refinement alone.
-        rep: how often each deformable cascade is applied in a row, or 'auto': as often as it helps.
-        preprocess: what the network is to see, one of `data_util.scans.preprocessing.KINDS`.
-        fixed_mask, moving_mask: label image (file or SimpleITK image), the organ where it is not 0; None to find it.
-        fixed_series, moving_series: id of a series in the DICOM folder; None for the largest.
-        refine: steps of optimisation of the result for this very pair, after the network.
-        image_size: (X, Y, Z) to work at; None is the run's, or 128 x 128 x 128 without a run.
-        orientation: where the network's axes run to, as in the data it was trained on: three letters, L or R, P or A,
-            S or I. None is LPS, or RPI for a published run.
-        net_args: as in `network.load_model`.
+        fixed, moving: DICOM folder, image file, SimpleITK image, or `Input`, which can also name a mask and a series.
+        checkpoint: run of the network, as in `network.load_model`, or a model that it loaded; None to register without.
+        view: what the network is to see: a `View` or one of `view.PRESETS`. What it leaves open, or all of it where it
+            is None, is as the run was trained.
+        options: how to register.
         on_step: function of (step, loss) called after every step of refinement.
-        execution: how to compute, as in `network.load_model`.
 
     Returns:
         `Registration`.
 
     Raises:
-        UserError: an unknown kind or orientation, nothing to register with, and what `read_image`, `find_frame`,
-            `prepare` and `load_model` raise.
+        UserError: nothing to register with, an unknown view or kind, and what `read_native`, `prepare_scan`,
+            `find_affine` and `load_model` raise.
     """
-    if preprocess not in KINDS:
-        raise UserError(f"unknown kind of scan {preprocess!r}; known are {', '.join(KINDS)}")
-    if refine < 0 or (checkpoint is None and not refine):
-        raise UserError(f"{refine} steps of refinement and checkpoint {checkpoint}: give a checkpoint, or steps from 1")
+    kind = _check(checkpoint, view, options)
     clock = _Clock()
-    images = [_image(*source) for source in ((fixed, fixed_series), (moving, moving_series))]
-    masks = [None if mask is None else _image(mask) for mask in (fixed_mask, moving_mask)]
+    inputs = [source if isinstance(source, Input) else Input(source) for source in (fixed, moving)]
+    scans = [_read(role, source) for role, source in zip(("fixed", "moving"), inputs, strict=True)]
     clock.stop("read")
-    prefix, config, trained_on = _find_run(checkpoint, image_size, net_args, execution)
-    orientation = orientation or trained_on
-    flips = _flips(orientation)
+    model = _find_model(checkpoint, options)
+    view, remarks = _chosen_view(view, model)
     clock.stop("load")
-    scans = [
-        _scan(role, image, mask, preprocess, config.image_size, flips)
-        for role, image, mask in zip(("fixed", "moving"), images, masks, strict=True)
-    ]
+    fixed, moving = (
+        prepare_scan(role, *scan, view, model.config.image_size)
+        for role, scan in zip(("fixed", "moving"), scans, strict=True)
+    )
     clock.stop("preprocess")
-    network = None if prefix is None else _load(prefix, config)
+    frame, volume = (moving.frame, moving.volume) if kind == "none" else _aligned(fixed, moving, view, kind, model)
+    if frame is moving.frame and kind != "none":
+        remarks.append(f"no {kind} map was found that brings the scans closer than their crops lie")
+    clock.stop("affine")
+    network = _load(model)
     clock.stop("load")
-    pair = [_tensor(scan.volume) for scan in scans]
-    output, rep = _apply(network, *pair, rep)
+    pair = _tensor(fixed.volume), _tensor(volume)
+    output, rep = _apply(network, *pair, options.rep)
     clock.stop("network")
-    if refine:
+    if options.refine:
         from network import refinement
 
-        output = refinement.refine(output, *pair, config, refine, on_step)
+        output = refinement.refine(output, *pair, model.config, options.refine, on_step)
         clock.stop("refine")
-    steps = tuple(_step(stage) for stage in output.stages)
+    stages = tuple(type(stage)(*_arrays(stage)) for stage in output.stages)
     affine = output.affine.matrix[0].numpy(), output.affine.shift[0].numpy()
-    transform = PairTransform(scans[0].frame, scans[1].frame, *affine, steps[-1].flow)
-    warped, displacement = transform.warp(scans[1].image, Frame.of(scans[0].image))
+    transform = PairTransform(fixed.frame, frame, *affine, stages[-1].composed_flow)
+    warped, displacement = transform.warp(moving.image, fixed.file_frame)
     clock.stop("warp")
+    measured = _measure(pair[0], _tensor(moving.volume), output.stages)
+    left_over = (
+        affine_search.left_over(fixed.frame, fixed.volume, from_unit(stages[-1].warped)) if kind == "none" else None
+    )
+    clock.stop("measure")
     report = {
-        "settings": {
-            "fixed": _source(fixed),
-            "moving": _source(moving),
-            "fixed_series": fixed_series,
-            "moving_series": moving_series,
-            "fixed_mask": _source(fixed_mask),
-            "moving_mask": _source(moving_mask),
-            "checkpoint": None if prefix is None else str(prefix),
-            "rep": rep,
-            "refine": refine,
-            "preprocess": preprocess,
-            "orientation": orientation,
-            "network": config.to_dict(),
-        },
-        "fixed": _describe(scans[0]),
-        "moving": _describe(scans[1]),
-        "doubts": _all_doubts(*scans),
-        **_measure(*pair, output.stages),
+        "settings": _settings(inputs, model, view, kind, replace(options, rep=rep)),
+        "fixed": describe(fixed),
+        "moving": describe(moving),
+        "doubts": [*remarks, *doubts(fixed, moving, measured, left_over)],
+        **measured,
         "seconds": clock.seconds,
     }
-    return Registration(*scans, steps, transform, warped, displacement, report)
+    return Registration(fixed, moving, stages, transform, warped, displacement, report)
+
+
+def _check(checkpoint: Any, view: View | str | None, options: Options) -> str:
+    """The kind of affine map to find first.
+
+    Raises:
+        UserError: an option is outside its range, or there is nothing to register with.
+    """
+    if isinstance(view, str) and view not in PRESETS:
+        raise UserError(f"unknown kind of scan {view!r}; known are {', '.join(PRESETS)}")
+    if options.affine not in (None, *AFFINE_KINDS):
+        raise UserError(f"unknown kind of affine map {options.affine!r}; known are {', '.join(AFFINE_KINDS)}")
+    if options.refine < 0:
+        raise UserError(f"{options.refine} steps of refinement; give a whole number from 0")
+    kind = options.affine or ("none" if checkpoint is not None else "affine")
+    if checkpoint is None and not options.refine and options.affine in (None, "none"):
+        raise UserError("nothing to register with: give a checkpoint, steps of refinement, or a kind of affine map")
+    return kind
 
 
 class _Clock:
-    """Adds up the wall time of named stages."""
+    """Adds up the wall time of named steps."""
 
-    def __init__(self):
-        self.seconds, self._last = {}, time.perf_counter()
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
 
-    def stop(self, stage):
+    def stop(self, step: str) -> None:
         now = time.perf_counter()
-        self.seconds[stage] = round(self.seconds.get(stage, 0) + now - self._last, 3)
+        self.seconds[step] = round(self.seconds.get(step, 0) + now - self._last, 3)
         self._last = now
 
 
-def _image(source, series=None):
-    return orient(source) if isinstance(source, sitk.Image) else read_image(source, series)
-
-
-def _source(source):
-    return str(source) if isinstance(source, str | Path) else None
-
-
-def _flips(orientation):
-    """Axes of LPS that run the other way in an orientation."""
-    ends = ("LR", "PA", "SI")
-    if len(orientation) != 3 or not all(letter in pair for letter, pair in zip(orientation, ends, strict=True)):
-        raise UserError(f"orientation {orientation!r} is not L or R, P or A, S or I; write for example LPS or RPI")
-    return [axis for axis in range(3) if orientation[axis] == ends[axis][1]]
-
-
-def _scan(role, image, mask, kind, size, flips):
+def _read(role: str, source: Input) -> tuple[sitk.Image, Frame, sitk.Image | None]:
+    """The scan in LPS, the frame of its file, and its mask."""
     try:
-        if mask is not None:
-            region, unusual = to_array(match_labels(mask, image)) != 0, []
-        else:
-            region = find_region(image, kind)
-            unusual = [] if region is None else doubts(image, region, kind)
-        frame = find_frame(image, kind, size, region).flipped(flips)
-        return PreparedScan(image, region, frame, prepare(image, frame, kind), unusual)
+        native = read_native(source.scan, source.series)
+        return orient(native), Frame.of(native), None if source.mask is None else read_image(source.mask)
     except UserError as error:
         raise UserError(f"{role} scan: {error}") from error
 
 
-def _find_run(checkpoint, image_size, net_args, execution):
-    """Path of a checkpoint, the options of its run, and its orientation; without one: None, the defaults, and LPS."""
+class _Model(NamedTuple):
+    """A network that is given or to be loaded, or none.
+
+    Attributes:
+        network: a loaded one, or None.
+        prefix: path of its checkpoint, or None.
+        config: its options; of the loss alone where there is no network.
+        view: how it sees scans, as far as its run knows.
+    """
+
+    network: Any
+    prefix: Path | None
+    config: Any
+    view: View
+
+
+def _find_model(checkpoint: Any, options: Options) -> _Model:
+    """What `checkpoint` names, not loaded yet."""
     from network import CascadeConfig, checkpoints
 
-    prefix, config, orientation = None, CascadeConfig(), LPS
+    if checkpoint is not None and hasattr(checkpoint, "config"):  # a loaded network
+        network, prefix = checkpoint, getattr(checkpoint, "checkpoint", None)
+        if options.image_size not in (None, network.config.image_size):
+            raise UserError(f"the loaded model works at {network.config.image_size}, not {options.image_size}")
+        if options.net_args:
+            raise UserError(f"net_args {options.net_args!r} change a model while it is loaded: give them to load_model")
+        return _Model(network, prefix, network.config, View() if prefix is None else run_view(prefix.parent))
+    prefix, config, view = None, CascadeConfig(), View()
     if checkpoint is not None:
         prefix = checkpoints.find_checkpoint(checkpoint)
         config = checkpoints.load_cascade_config(prefix.parent)
-        orientation = LPS if (prefix.parent / checkpoints.CONFIG_FILE).is_file() else PUBLISHED
-    config = config.with_net_args(net_args)
-    config = config.executed(**execution).replace(image_size=image_size or config.image_size)
-    return prefix, config, orientation
+        view = run_view(prefix.parent)
+    config = config.with_net_args(options.net_args)
+    config = config.executed(precision=options.precision, fast_reconstruction=options.fast_reconstruction)
+    return _Model(None, prefix, config.replace(image_size=options.image_size or config.image_size), view)
 
 
-def _load(prefix, config):
+def run_view(folder: Path) -> View:
+    """How the network of a run sees scans, as far as the run knows.
+
+    A run keeps it in its config.json. One that does not (a published run, for instance) names the data config that it
+    was trained on, which may be here and tell.
+
+    Args:
+        folder: the run.
+
+    Raises:
+        UserError: a file of the run is damaged.
+    """
     from network import checkpoints
-    from network.recursive_cascaded_networks import build_network
 
-    network = build_network(config)
-    checkpoints.restore(network, prefix)
-    return network
+    values = checkpoints.load_data(folder)
+    if values is not None:
+        return View.from_dict(values, Path(folder) / checkpoints.CONFIG_FILE)
+    dataset = checkpoints.load_args(folder).get("dataset")
+    if not isinstance(dataset, str) or not Path(dataset).is_file():
+        return View()
+    return load_dataset_config(dataset).view
 
 
-def _tensor(volume):
+def _chosen_view(asked: View | str | None, model: _Model) -> tuple[View, list[str]]:
+    """The view to take, and what is to be said about what it takes for granted."""
+    remarks = []
+    view = PRESETS[asked] if isinstance(asked, str) else asked or View()
+    if view.crop is None:
+        view = view.completed(model.view)
+    if view.crop is None:
+        view = view.completed(PRESETS["liver"])
+        if model.prefix is not None:
+            remarks.append(
+                "the run does not say what its volumes show, so the scans were prepared as livers; if that is wrong, "
+                "say it with --preprocess"
+            )
+    if view.window is None and view.percentiles is None and view.crop in PRESETS:
+        view = view.completed(PRESETS[view.crop])
+    view = view.completed(View(orientation=model.view.orientation))
+    if view.orientation is None and model.prefix is not None:
+        remarks.append(
+            "the run does not say where the axes of its volumes run to, so they were taken as LPS; if that is wrong, "
+            "say it with --orientation (RPI for the published liver models)"
+        )
+    return view.completed(View(orientation="LPS")), remarks
+
+
+def _aligned(
+    fixed: PreparedScan, moving: PreparedScan, view: View, kind: str, model: _Model
+) -> tuple[Frame, np.ndarray]:
+    """The moving volume brought to the fixed one by an affine map, with its frame in the moving scan.
+
+    Where the two volumes as they were cropped are more alike already, they stay as they are.
+    """
+    from network.losses import similarity_loss
+
+    found = affine_search.find_affine(fixed.image, moving.image, kind)
+    offset = np.array(found.TransformPoint((0.0, 0.0, 0.0)))
+    frame = fixed.frame.mapped(np.reshape(found.GetMatrix(), (3, 3)), offset)
+    try:
+        volume, _ = prepare(moving.image, frame, view)
+    except UserError:  # nothing of the moving scan lies there
+        return moving.frame, moving.volume
+    loss = similarity_loss(model.config)
+    cropped, mapped = (float(loss(_tensor(fixed.volume), _tensor(v))[0]) for v in (moving.volume, volume))
+    return (frame, volume) if mapped < cropped else (moving.frame, moving.volume)
+
+
+def _load(model: _Model) -> Any:
+    """The model's network, or None."""
+    if model.network is not None or model.prefix is None:
+        return model.network
+    from network import checkpoints
+
+    return checkpoints.open_model(model.prefix, model.config)
+
+
+def _tensor(volume: np.ndarray) -> Any:
     import tensorflow as tf
 
-    return tf.constant(volume[None, ..., None] / np.float32(255))
+    return tf.constant(to_unit(volume)[None, ..., None])
 
 
-def _apply(network, fixed, moving, rep):
-    """`CascadeOutput` of a pair, and how often each cascade was applied: none of them without a network."""
+def _arrays(stage: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The parts of a stage of one pair, in NumPy and without batch and channel."""
+    return stage.flow[0].numpy(), stage.composed_flow[0].numpy(), stage.warped[0, ..., 0].numpy()
+
+
+def _apply(network: Any, fixed: Any, moving: Any, rep: int | str) -> tuple[Any, int]:
+    """`CascadeOutput` of a pair, and how often each cascade was applied: 0 without a network."""
     from network import refinement
 
     if network is None:
         return refinement.identity(moving), 0
     if rep == AUTO:
         return refinement.repeat_while_better(network, fixed, moving)
-    return network((fixed, moving), rep=rep), rep
+    return network((fixed, moving), rep=rep), int(rep)
 
 
-def _step(stage):
-    warped = np.rint(stage.warped[0, ..., 0].numpy() * 255).astype(np.uint8)
-    return Step(stage.composed_flow[0].numpy(), warped)
-
-
-def _measure(fixed, moving, stages):
-    """Similarity and folding before registration and after each step."""
+def _measure(fixed: Any, moving: Any, stages: Any) -> dict[str, Any]:
+    """Similarity and folding before registration and after each stage."""
     from network import losses, metrics
 
     similarity = [losses.correlation(fixed, image) for image in (moving, *(stage.warped for stage in stages))]
@@ -285,20 +358,24 @@ def _measure(fixed, moving, stages):
     }
 
 
-def _describe(scan):
-    frame = scan.frame
-    region = None if scan.region is None else round(float(scan.region.sum() * np.prod(scan.image.GetSpacing()) / 1000))
+def _settings(inputs: list[Input], model: _Model, view: View, kind: str, options: Options) -> dict[str, Any]:
+    fixed, moving = inputs
     return {
-        "size": scan.image.GetSize(),
-        "spacing": scan.image.GetSpacing(),
-        "region_ml": region,
-        "frame": {name: getattr(frame, name) for name in ("size", "spacing", "origin", "direction")},
+        "fixed": _name(fixed.scan),
+        "moving": _name(moving.scan),
+        "fixed_series": fixed.series,
+        "moving_series": moving.series,
+        "fixed_mask": _name(fixed.mask),
+        "moving_mask": _name(moving.mask),
+        "checkpoint": None if model.prefix is None else str(model.prefix),
+        "affine": kind,
+        "rep": options.rep,
+        "refine": options.refine,
+        "orientation": view.orientation,
+        "view": view.to_dict(),
+        "network": model.config.to_dict(),
     }
 
 
-def _all_doubts(fixed, moving):
-    found = [f"{role}: {doubt}" for role, scan in (("fixed", fixed), ("moving", moving)) for doubt in scan.doubts]
-    modalities = [scan.image.GetMetaData(MODALITY) for scan in (fixed, moving) if scan.image.HasMetaDataKey(MODALITY)]
-    if len(set(modalities)) > 1:
-        found.append(f"fixed is {modalities[0]} and moving {modalities[1]}, and networks compare scans of one modality")
-    return found
+def _name(source: Any) -> str | None:
+    return str(source) if isinstance(source, str | Path) else None

@@ -103,7 +103,7 @@ def main(arguments=None):
     with user_errors():
         shown = next(iter((validation or scheme).evaluation(1, [0])))
 
-    run = make_run(args, config, source) if is_chief and not args.debug else None
+    run = make_run(args, config, source, trained_view(data, source)) if is_chief and not args.debug else None
     progress = callbacks.Progress("debug" if run is None else run.name, total, is_chief)
     if is_chief:
         needed = training.estimate_memory(network, args.batch // strategy.num_replicas_in_sync) / 2**30
@@ -233,7 +233,19 @@ def scheme_names(finetune, data):
     return train, validation
 
 
-def make_run(args, config, source):
+def trained_view(data, source):
+    """How the volumes that the run trains on show scans: as its data set says, or else the run that it continues."""
+    if source is None:
+        return data.view
+    from register import run_view
+
+    before = run_view(source.parent)
+    for difference in data.view.differences(before):
+        print(f"{data.path}: {difference} as in the run that is continued", file=sys.stderr)
+    return data.view.completed(before)
+
+
+def make_run(args, config, source, view):
     """Make the run's folder in weights/ with args.json and config.json: <month><day>-<time>[_NAME] or <run>_ftNAME.
 
     Raises:
@@ -252,7 +264,7 @@ def make_run(args, config, source):
             run.rmdir()
             raise
         (run / "args.json").write_text(json.dumps(vars(args), indent=2))
-        (run / "config.json").write_text(json.dumps(config.to_dict(), indent=2))
+        (run / "config.json").write_text(json.dumps({**config.to_dict(), "data": view.to_dict()}, indent=2))
     except OSError as error:
         raise UserError(
             f"cannot write to {error.filename} ({error.strerror}); make the folder writable, or run where it is"

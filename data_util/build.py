@@ -23,10 +23,11 @@ from cli import run
 from data_util.making.flags import parse_recipe, plan
 from data_util.making.labels import label_table
 from data_util.making.parts import join_parts, make_parts, opened_parts
-from data_util.making.recipe import CROPS, Recipe
+from data_util.making.recipe import Recipe
 from data_util.making.sources import RULE, Source, find_sources
 from data_util.making.splits import SUBSETS
 from data_util.scans.points import SPACES
+from data_util.scans.view import CROPS
 from errors import UserError
 
 MODALITIES = ("ct", "mr")
@@ -82,6 +83,7 @@ def _write_config(
         "image_type": image_type,
         "subsets": {subset: [f"{name}/{scan_id}" for scan_id in ids] for subset, ids in subsets.items()},
         "schemes": {SCHEMES[subset]: {subset: 1.0} for subset in subsets},
+        **recipe.view.to_dict(),
     }
     if atlas is not None:
         content["atlas"] = f"{name}/{atlas}"

@@ -4,9 +4,11 @@
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from data_util.scans.view import KEYS as VIEW_KEYS
+from data_util.scans.view import View
 from errors import UserError
 
 KEYS = (
@@ -18,6 +20,7 @@ KEYS = (
     "atlas",
     "segmentation_class_value",
     "task",
+    *VIEW_KEYS,
 )
 _KIND = {dict: "an object {...}", list: "a list [...]", str: "a string", int: "a whole number", float: "a number"}
 
@@ -35,6 +38,7 @@ class DatasetConfig:
     atlas:      id of the scan that is the fixed image of every pair, or None.
     labels:     name -> value in the segmentations (JSON key `segmentation_class_value`), or None.
     task:       the tasks the config is meant for; "registration" is one of them.
+    view:       how its volumes show the scans, as far as it says.
     """
 
     path: Path
@@ -46,6 +50,7 @@ class DatasetConfig:
     atlas: str | None
     labels: dict[str, int] | None
     task: tuple[str, ...]
+    view: View = field(default_factory=View)
 
 
 def load_dataset_config(path):
@@ -76,6 +81,7 @@ def load_dataset_config(path):
         atlas=_optional(raw, "atlas", path),
         labels=_table(raw, "segmentation_class_value", int, path) if "segmentation_class_value" in raw else None,
         task=_task(raw.get("task", "registration"), path),
+        view=View.from_dict(raw, path),
     )
 
 

@@ -24,6 +24,7 @@ from data_util.phantoms import NewScan, deform, known_pair, placement_flow, smoo
 from data_util.scans.frame import Frame
 from data_util.scans.images import match_labels, read_image, to_array
 from data_util.scans.preprocessing import crop_frame, prepare
+from data_util.scans.view import PRESETS
 from errors import UserError
 
 PACKAGE, VERSION = "totalsegmentator", "2.18.0"
@@ -145,7 +146,9 @@ def crop_ct(image, liver, size):
     """Crop to the liver's surroundings, resample to `size`, window: -> NewScan, its spacing that of its own voxels."""
     frame = crop_frame(image, liver, size)
     mask = frame.resample(Frame.of(image).put(liver.astype(np.uint8) * np.uint8(255)), nearest=True)
-    return NewScan(volume=prepare(image, frame, "liver"), segmentation=to_array(mask), spacing=frame.spacing)
+    return NewScan(
+        volume=prepare(image, frame, PRESETS["liver"])[0], segmentation=to_array(mask), spacing=frame.spacing
+    )
 
 
 def write_dataset(prefix, size, seed=0, overwrite=False):

@@ -130,6 +130,16 @@ def load_cascade_config(folder):
     return config.with_net_args(args.get("net_args", ""))
 
 
+def load_data(folder):
+    """What a run's config.json says of the volumes that the network was trained on: a dict, or None.
+
+    Raises:
+        UserError: the file is not JSON.
+    """
+    data = (_read_json(pathlib.Path(folder) / CONFIG_FILE) or {}).get("data")
+    return data if isinstance(data, dict) else None
+
+
 def _check_registered(values, source):
     """Raise a UserError that names the run's plugin, where a name of its config is not in the tables.
 
@@ -181,6 +191,7 @@ def open_model(prefix, config):
     """
     network = build_network(config)
     restore(network, prefix)
+    network.checkpoint = prefix
     return network
 
 

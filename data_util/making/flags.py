@@ -8,7 +8,7 @@ from data_util.making.labels import ALL_LABELS
 from data_util.making.recipe import Recipe
 from data_util.making.sources import Source
 from data_util.making.splits import SUBSETS, split
-from data_util.scans.preprocessing import BRAIN_PERCENTILES, WINDOWS
+from data_util.scans.view import PRESETS
 from errors import UserError
 
 
@@ -32,11 +32,9 @@ def parse_recipe(args: argparse.Namespace) -> Recipe:
         raise UserError("--crop liver looks for Hounsfield units and --modality is mr; take --crop body, mask or none")
     shown, percentiles = parse_window(args.window) if args.window else (None, None)
     if not args.window and args.modality == "ct":
-        level, width = WINDOWS["liver" if args.crop == "liver" else "body"]
-        shown = float(level), float(width)
+        shown = PRESETS["liver" if args.crop == "liver" else "body"].window
     elif not args.window:
-        low, high = BRAIN_PERCENTILES
-        percentiles = float(low), float(high)
+        percentiles = PRESETS["brain"].percentiles
     spacing = None if args.spacing is None else tuple(args.spacing)
     return Recipe(
         tuple(args.size), spacing, args.crop, shown, percentiles, parse_labels(args.labels), args.points_space

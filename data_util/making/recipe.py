@@ -1,9 +1,8 @@
 """How one scan becomes a volume of a data set: cropped, resampled on a frame, its grey values mapped to 0..255."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
-import SimpleITK as sitk
 
 from data_util.making.labels import read_labels
 from data_util.phantoms import NewScan
@@ -11,34 +10,40 @@ from data_util.scans.frame import Frame
 from data_util.scans.geometry import doubts_about_grey_values, doubts_about_labels, doubts_about_points
 from data_util.scans.images import match_labels, orient, read_native, to_array
 from data_util.scans.points import read_points
-from data_util.scans.preprocessing import find_frame, window
-from data_util.scans.regions import REGIONS, doubts
+from data_util.scans.preprocessing import find_frame, find_region, prepare
+from data_util.scans.regions import doubts
+from data_util.scans.view import View
 from errors import UserError
-
-CROPS = (*REGIONS, "mask", "none")
 
 
 @dataclass(frozen=True)
 class Recipe:
     """How a scan becomes a volume.
 
-    size         voxels of the volume along x, y, z.
-    spacing      mm a voxel along x, y, z: the volume lies around the crop's middle; None: it spans the crop.
-    crop         one of CROPS: what the volume shows. 'mask' is what the labels mark.
-    window       (level, width) of the grey values, or None.
-    percentiles  (low, high) of the volume's grey values, which become 0 and 255, or None; one of the two is given.
-    labels       name -> values that become one label, the first of them; 'all': values as they are; None: any value
-                 above 0 is the mask, and there must be but one. One label alone is a mask, 0 and 255.
-    points_space  what the numbers of landmarks are, one of `points.SPACES`.
+    Attributes:
+        size: voxels of the volume along x, y, z.
+        spacing: mm per voxel along x, y, z: the volume lies around the crop's middle; None: it spans the crop.
+        crop: one of `view.CROPS`: what the volume shows. 'mask' is what the labels mark.
+        window: (level, width) of the grey values, or None.
+        percentiles: (low, high) of the scan's grey values in the volume, which become 0 and 255, or None; one of the
+            two is given.
+        labels: name -> values that become one label, the first of them; 'all': values as they are; None: any value
+            above 0 is the mask, and there must be but one. One label alone is a mask, 0 and 255.
+        points_space: what the numbers of landmarks are, one of `points.SPACES`.
     """
 
-    size: tuple
-    spacing: tuple | None
+    size: tuple[int, int, int]
+    spacing: tuple[float, float, float] | None
     crop: str
-    window: tuple | None
-    percentiles: tuple | None
-    labels: dict | str | None
+    window: tuple[float, float] | None
+    percentiles: tuple[float, float] | None
+    labels: dict[str, list[int]] | str | None
     points_space: str = "lps"
+
+    @property
+    def view(self) -> View:
+        """How the volumes show the scans; their axes run as in LPS."""
+        return View("LPS", self.crop, self.window, self.percentiles, self.spacing)
 
 
 def make_scan(source, recipe):
@@ -60,15 +65,10 @@ def make_scan(source, recipe):
         if not mask.any():
             raise UserError(f"{source.label}: marks no voxel where {source.image} lies; check the geometry of both")
     elif recipe.crop != "none":
-        mask = REGIONS[recipe.crop](image)
+        mask = find_region(image, recipe.crop)
         reasons += doubts(image, mask, recipe.crop)
-    frame = find_frame(image, "none", recipe.size, mask)
-    if recipe.spacing is not None:
-        middle = (np.array(recipe.size) - 1) / 2
-        fine = replace(frame, spacing=recipe.spacing)
-        origin = frame.to_physical(middle) - fine.to_physical(middle) + fine.origin
-        frame = replace(fine, origin=tuple(float(mm) for mm in origin))
-    volume, shown = _grey_values(image, frame, recipe)
+    frame = find_frame(image, recipe.view, recipe.size, mask)
+    volume, shown = prepare(image, frame, recipe.view)
     segmentation = None
     if labels is not None:
         segmentation = to_array(frame.resample(labels, nearest=True))
@@ -83,22 +83,6 @@ def make_scan(source, recipe):
     scan = NewScan(volume=volume, segmentation=segmentation, points=points, spacing=frame.spacing)
     facts = {"window": shown, **({"doubts": "; ".join(reasons)} if reasons else {})}
     return scan, frame, Frame.of(image), facts
-
-
-def _grey_values(image, frame, recipe):
-    """The image on a frame, uint8 [X, Y, Z], and the (level, width) shown; outside it is as its darkest voxel."""
-    image = sitk.Cast(image, sitk.sitkFloat32)
-    darkest = float(sitk.GetArrayViewFromImage(image).min())
-    grey = to_array(frame.resample(image, outside=darkest))
-    if grey.min() == grey.max():
-        raise UserError(f"the scan is {grey.min():g} all over its crop, so nothing can be seen in it; check the image")
-    shown = recipe.window
-    if shown is None:
-        low, high = (float(value) for value in np.percentile(grey, recipe.percentiles))
-        if low == high:
-            raise UserError(f"the crop's grey values are {low:g} at both percentiles of --window; take wider ones")
-        shown = (low + high) / 2, high - low
-    return window(grey, *shown), shown
 
 
 def _points_in(frame, places):

@@ -1,6 +1,6 @@
 """Files of two registered scans: what demo.py leaves in its output folder.
 
-In the fixed scan's own space and resolution:
+On the voxels of the fixed scan's file, with its axes as they are there:
 
     warped.nii.gz        the moving scan, interpolated once
     displacement.nii.gz  vectors in mm, from a place in the fixed scan to the one in the moving scan (ITK's convention)
@@ -14,17 +14,19 @@ On the grid that the network saw, those of the original:
     flow_k.png                          the composed flow of the cascades up to k; 0 is the affine one
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
 
+from data_util.grey_values import from_unit, to_uint8
 from data_util.output import registration_figures
 from data_util.scans.dicom import FRAME_UID, source_tags, write_series
 from data_util.scans.frame import Frame
 from data_util.scans.images import orient, to_array, write_image
-from data_util.scans.pair_transform import PairTransform, resample_labels
-from data_util.scans.preprocessing import WINDOWS
+from data_util.scans.pair_transform import resample_labels
+from data_util.scans.prepared import PreparedScan
 
 
 def write_output(folder, result, labels=None, points=None):
@@ -64,9 +66,8 @@ def write_series_of(folder, result):
         write_series(orient(volume), folder / role, tags[role], role)
     in_fixed = {**tags["moving"], FRAME_UID: tags["fixed"][FRAME_UID]}
     moving = sitk.Cast(result.moving.image, sitk.sitkFloat32)
-    affine = result.transform.matrix, result.transform.shift
-    for k, step in enumerate(result.steps):
-        transform = PairTransform(result.fixed.frame, result.moving.frame, *affine, step.flow)
+    for k, stage in enumerate(result.stages):
+        transform = replace(result.transform, flow=stage.composed_flow)
         warped, _ = transform.warp(moving, result.fixed.frame)
         write_series(orient(warped), folder / f"warped_moving_{k}", in_fixed, f"warped_moving_{k}")
 
@@ -77,15 +78,15 @@ def draw(folder, result):
     volumes = [scan.in_lps(scan.volume) for scan in (fixed, moving)]
     for role, scan, volume in zip(("fixed", "moving"), (fixed, moving), volumes, strict=True):
         registration_figures.slices_figure(folder / f"{role}.png", volume, scan.frame.spacing)
-    for k, step in enumerate(result.steps):
-        registration_figures.flow_image(folder / f"flow_{k}.png", fixed.in_lps(step.flow))
-        warped = fixed.in_lps(step.warped)
+    for k, stage in enumerate(result.stages):
+        registration_figures.flow_image(folder / f"flow_{k}.png", fixed.in_lps(stage.composed_flow))
+        warped = to_uint8(from_unit(fixed.in_lps(stage.warped)))
         registration_figures.slices_figure(folder / f"warped_moving_{k}.png", warped, fixed.frame.spacing)
     registration_figures.summary_figure(
         folder / "summary.png",
-        [_shown(scan, result.report["settings"]["preprocess"]) for scan in (fixed, moving)],
+        [_shown(scan) for scan in (fixed, moving)],
         (*volumes, warped),
-        fixed.in_lps(result.steps[-1].flow),
+        fixed.in_lps(result.stages[-1].composed_flow),
         fixed.frame.spacing,
         headline(result.report),
         result.report["doubts"],
@@ -98,12 +99,6 @@ def headline(report):
     return f"Correlation {similarity[0]:.3f} -> {similarity[-1]:.3f}, folding {folded:.2f} %"
 
 
-def _shown(scan, kind):
-    """A scan as `summary_figure` takes it, in the window of its kind or of what the network saw of it."""
-    array = to_array(scan.image)
-    if kind in WINDOWS:
-        shown = WINDOWS[kind]
-    else:
-        low, high = np.percentile(array, (1, 99))
-        shown = ((low + high) / 2, max(high - low, 1e-6))
-    return array, Frame.of(scan.image).spacing, scan.region, scan.box, shown
+def _shown(scan: PreparedScan) -> tuple:
+    """A scan as `summary_figure` takes it, in the window of what the network saw of it."""
+    return to_array(scan.image), Frame.of(scan.image).spacing, scan.region, scan.box, scan.window

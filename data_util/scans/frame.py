@@ -4,6 +4,7 @@ A volume for the network is a scan resampled on a frame: a box of the scan with 
 the network finds there goes back to the scan, or to millimetres, through the same frame. Points are [n, 3].
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -77,6 +78,30 @@ class Frame:
             self.spacing,
             tuple(float(mm) for mm in self.to_physical(first)),
             tuple(float(part) for part in (np.reshape(self.direction, (3, 3)) * signs).ravel()),
+        )
+
+    def permuted(self, order: Sequence[int]) -> "Frame":
+        """Frame of the same voxels whose axis k is axis order[k] of this one."""
+        order = list(order)
+        return Frame(
+            tuple(self.size[axis] for axis in order),
+            tuple(self.spacing[axis] for axis in order),
+            self.origin,
+            tuple(float(part) for part in np.reshape(self.direction, (3, 3))[:, order].ravel()),
+        )
+
+    def mapped(self, matrix: np.ndarray, offset: np.ndarray) -> "Frame":
+        """Frame whose voxels lie where an affine map, place -> matrix @ place + offset, leads those of this one.
+
+        Its axes need not be at right angles.
+        """
+        columns = np.asarray(matrix) @ self.matrix
+        spacing = np.linalg.norm(columns, axis=0)
+        return Frame(
+            self.size,
+            tuple(float(mm) for mm in spacing),
+            tuple(float(mm) for mm in np.asarray(matrix) @ self.origin + offset),
+            tuple(float(part) for part in (columns / spacing).ravel()),
         )
 
     def put(self, array):

@@ -5,6 +5,7 @@ the direction matrix is the identity wherever the scan was not taken askew. Arra
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
@@ -18,20 +19,32 @@ from errors import UserError
 ENDINGS = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd", ".hdr", *FREESURFER_ENDINGS)
 
 
-def read_image(path, series=None):
+def read_image(source: Any, series: str | None = None) -> sitk.Image:
     """Read a scan as `read_native` does, with its axes turned to LPS."""
-    return orient(read_native(path, series))
+    return orient(read_native(source, series))
 
 
-def read_native(path, series=None):
-    """Read a scan, a DICOM folder or an image file, on its own grid: -> three-dimensional SimpleITK image.
+def read_native(source: Any, series: str | None = None) -> sitk.Image:
+    """Read a scan on its own grid, its axes as they are in its file.
 
-    Of a folder the series with this id is read, or else the one with most slices; grey values come in their unit
-    (CT: HU). An image of a DICOM series carries the patient and study of its source, as `dicom.source_tags` reads
-    them. Raises UserError where there is nothing, no image, or one that is not a single volume of plain grey values,
-    and as `dicom.read_series`.
+    Of a DICOM folder the series with this id is read, or else the one with most slices; grey values come in their unit
+    (CT: HU). An image of a DICOM series carries the patient and study of its source, as `dicom.source_tags` reads them.
+
+    Args:
+        source: image file or DICOM folder (str or Path), or a SimpleITK image.
+        series: id of a series of the folder.
+
+    Returns:
+        Three-dimensional SimpleITK image of finite grey values.
+
+    Raises:
+        UserError: there is nothing, no image, or not a single volume of plain grey values, and as `dicom.read_series`.
     """
-    path = Path(path)
+    if isinstance(source, sitk.Image):
+        return _checked(source, "the image")
+    if not isinstance(source, str | Path):
+        raise UserError(f"a scan is a path or a SimpleITK image, not {type(source).__name__}; convert it first")
+    path = Path(source)
     if not path.exists():
         raise UserError(f"{path}: no such file or folder; give an image file or a folder of DICOM slices")
     if path.is_dir():
@@ -39,11 +52,16 @@ def read_native(path, series=None):
     if series is not None:
         raise UserError(f"{path} is a file, which has no series {series!r}; name a series of a DICOM folder only")
     image = read_freesurfer(path) if path.suffix.lower() in FREESURFER_ENDINGS else read_file(path)
+    return _checked(image, str(path))
+
+
+def _checked(image: sitk.Image, where: str) -> sitk.Image:
+    """The image, if it is one volume of finite grey values."""
     if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
         kind = f"{image.GetDimension()} dimensions and {image.GetNumberOfComponentsPerPixel()} values a voxel"
-        raise UserError(f"{path}: has {kind}; give one three-dimensional volume of grey values")
+        raise UserError(f"{where}: has {kind}; give one three-dimensional volume of grey values")
     if not np.isfinite(sitk.GetArrayViewFromImage(image)).all():
-        raise UserError(f"{path}: has grey values that are no numbers (NaN or infinite); replace them, by air for one")
+        raise UserError(f"{where}: has grey values that are no numbers (NaN or infinite); replace them, by air for one")
     return image
 
 

@@ -90,26 +90,38 @@ class PairTransform:
         parts = [ndimage.map_coordinates(part, voxels, order=1, mode="nearest") for part in self._rest]
         return np.stack(parts, axis=-1)
 
-    def displacement(self, frame):
-        """Displacement field in mm on a frame whose axes lie along the fixed frame's: float32 [x, y, z, 3].
+    def displacement(self, frame: Frame) -> np.ndarray:
+        """Displacement field on a frame whose axes lie along the fixed frame's, in whatever order and direction.
 
         The rest of the flow is interpolated axis by axis, so that a whole scan takes about a second.
+
+        Args:
+            frame: where the displacements are wanted.
+
+        Returns:
+            Displacements in mm (LPS) on the frame's voxels: float32 [x, y, z, 3].
+
+        Raises:
+            ValueError: the axes of the two frames are not parallel.
         """
-        first = self.fixed.to_voxel(frame.to_physical((0, 0, 0)))
-        steps = np.linalg.solve(self.fixed.matrix, frame.matrix)
+        along = np.abs(np.linalg.solve(self.fixed.matrix, frame.matrix)).argmax(axis=0)  # fixed axis of each axis
+        ordered = frame.permuted(np.argsort(along))
+        first = self.fixed.to_voxel(ordered.to_physical((0, 0, 0)))
+        steps = np.linalg.solve(self.fixed.matrix, ordered.matrix)
         if not np.allclose(steps, np.diag(np.diag(steps)), atol=1e-4):
             raise ValueError("the axes of the two frames are not parallel")
         x, y, z = (
             _linear_weights(first[axis] + steps[axis, axis] * np.arange(n), self.fixed.size[axis])
-            for axis, n in enumerate(frame.size)
+            for axis, n in enumerate(ordered.size)
         )
         field = y @ (self._rest @ z.T)
-        field = (x @ field.reshape(3, len(x.T), -1)).reshape(3, *frame.size)
+        field = (x @ field.reshape(3, len(x.T), -1)).reshape(3, *ordered.size)
         matrix, offset = self._affine
         linear = matrix - np.eye(3)
-        for part in _linear(linear @ frame.origin + offset, linear @ frame.matrix, [np.arange(n) for n in frame.size]):
+        counted = [np.arange(n) for n in ordered.size]
+        for part in _linear(linear @ ordered.origin + offset, linear @ ordered.matrix, counted):
             field += part
-        return np.moveaxis(field, 0, -1)
+        return np.moveaxis(field, 0, -1).transpose(*along, 3)
 
     def warp(self, image, frame, outside=None):
         """Read the moving scan on a frame whose axes lie along the fixed frame's, linearly, once: (warped, field).

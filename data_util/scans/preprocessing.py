@@ -1,26 +1,46 @@
-"""From a scan to the volume the network sees: the scan resampled on a frame around an organ, its grey values windowed.
+"""From a scan to the volume that a network sees: cropped, resampled on a frame, its grey values mapped to 0..255.
 
-Scans are three-dimensional SimpleITK images in LPS, masks bool [x, y, z] on a scan's grid, volumes uint8 [X, Y, Z].
+Scans are three-dimensional SimpleITK images in LPS, masks bool [x, y, z] on a scan's grid, volumes uint8 [X, Y, Z]. The
+same functions make the volumes of a data set and those of the demo: a network sees there what it was trained on.
 """
+
+import itertools
+import math
+from dataclasses import replace
 
 import numpy as np
 import SimpleITK as sitk
+from scipy import ndimage
 
 from data_util.scans.frame import Frame
 from data_util.scans.images import to_array
 from data_util.scans.regions import REGIONS, check_hounsfield
+from data_util.scans.view import View, flipped_axes
 from errors import UserError
 
-# What a scan can be prepared as: an organ of `organs.REGIONS`, or the whole of it.
-KINDS = (*REGIONS, "none")
-WINDOWS = {"liver": (120, 290), "body": (40, 400)}  # level and width in HU
-BRAIN_PERCENTILES = (1, 99)
+IN_HOUNSFIELD = ("liver", "body")  # crops that are found by Hounsfield units
+# FWHM of a Gaussian is 2.355 standard deviations.
+FWHM = 2 * math.sqrt(2 * math.log(2))
 
 
-def window(volume, level=120, width=290):
-    """Map grey values linearly from level - width/2 .. level + width/2 to 0..255: any numbers -> uint8.
+def window(volume: np.ndarray, level: float = 120, width: float = 290) -> np.ndarray:
+    """Map grey values linearly from level - width/2 .. level + width/2 to 0..255.
 
     What lies outside is clipped; fractions are cut off, not rounded. The defaults show a liver in a CT (HU).
+
+    Args:
+        volume: any numbers.
+        level, width: middle and width of the range that is shown.
+
+    Returns:
+        uint8 array of the volume's shape.
+
+    Raises:
+        UserError: the width is not above 0.
+
+    Example:
+        >>> window(np.array([-1000, 0, 120, 400]))
+        array([  0,  21, 127, 255], dtype=uint8)
     """
     if not width > 0:
         raise UserError(f"window width {width}: it must be above 0")
@@ -28,11 +48,22 @@ def window(volume, level=120, width=290):
     return np.clip((np.asarray(volume, dtype=np.float32) - lowest) * (255 / width), 0, 255).astype(np.uint8)
 
 
-def crop_box(mask, margin=0.1, minimum=5):
-    """Return the box (low, high) around a mask's voxels, two int arrays [3], half-open: array[low:high].
+def crop_box(mask: np.ndarray, margin: float = 0.1, minimum: int = 5) -> tuple[np.ndarray, np.ndarray]:
+    """Find the box around a mask's voxels, with a margin.
 
-    Each side of the bounding box is moved out by `margin` times the box's own length along that axis, by at least
-    `minimum` voxels, and no further than the volume. Raises UserError where the mask is empty.
+    Each side of the bounding box is moved out by `margin` times the box's own length along that axis (its whole voxels,
+    as in the original), by at least `minimum` voxels, and no further than the volume.
+
+    Args:
+        mask: bool [x, y, z].
+        margin: share of the box's length.
+        minimum: voxels.
+
+    Returns:
+        (low, high), two int arrays [3], half-open: array[low:high].
+
+    Raises:
+        UserError: the mask is empty.
     """
     mask = np.asarray(mask)
     if not mask.any():
@@ -43,16 +74,27 @@ def crop_box(mask, margin=0.1, minimum=5):
     for axis in range(3):
         inside = np.flatnonzero(mask.any(axis=tuple({0, 1, 2} - {axis})))
         first, last = inside[0], inside[-1] + 1
-        extra = max(minimum, round(margin * (last - first)))
+        extra = max(minimum, int(margin * (last - first)))
         low[axis], high[axis] = max(first - extra, 0), min(last + extra, mask.shape[axis])
     return low, high
 
 
-def crop_frame(image, mask, size, margin=0.1, minimum=5):
-    """Frame of `size` voxels over the surroundings of a mask, as `crop_box` gives them.
+def crop_frame(
+    image: sitk.Image, mask: np.ndarray, size: tuple[int, int, int], margin: float = 0.1, minimum: int = 5
+) -> Frame:
+    """Frame over the surroundings of a mask, as `crop_box` finds them.
 
-    Raises UserError for an empty mask, a mask on another grid than the image, and where the box or `size` is a single
-    voxel along an axis.
+    Args:
+        image: the scan.
+        mask: bool [x, y, z] on its grid.
+        size: voxels of the frame.
+        margin, minimum: as in `crop_box`.
+
+    Returns:
+        `Frame` of `size` voxels.
+
+    Raises:
+        UserError: the mask is empty or on another grid, or the box or `size` is a single voxel along an axis.
     """
     frame = Frame.of(image)
     if mask.shape != frame.size:
@@ -64,55 +106,126 @@ def crop_frame(image, mask, size, margin=0.1, minimum=5):
     return frame.box(low, high, size)
 
 
-def find_region(image, kind):
-    """Find the organ of a kind of scan: bool [x, y, z] on the scan's grid, or None for 'none', the whole scan.
-
-    Raises UserError for an unknown kind, a liver or body in a scan that is no CT in HU, and where nothing is found.
-    """
-    _check_kind(kind)
-    if kind in WINDOWS:
-        check_hounsfield(image)
-    return None if kind == "none" else REGIONS[kind](image)
-
-
-def find_frame(image, kind, size, mask=None):
-    """Frame of `size` voxels over what the network is to see of a scan.
+def find_region(image: sitk.Image, crop: str | None) -> np.ndarray | None:
+    """Find what a scan is cropped to.
 
     Args:
-        image: the scan, in LPS.
-        kind: one of KINDS.
+        image: the scan.
+        crop: one of `view.CROPS` but 'mask', or None.
+
+    Returns:
+        bool [x, y, z] on the scan's grid, or None for the whole scan.
+
+    Raises:
+        UserError: a liver or body in a scan that is no CT in HU, nothing is found, or a mask is needed.
+    """
+    if crop == "mask":
+        raise UserError("the volumes are cropped to what a mask marks; give the mask of this scan")
+    if crop in IN_HOUNSFIELD:
+        check_hounsfield(image)
+    return None if crop in (None, "none") else REGIONS[crop](image)
+
+
+def find_frame(image: sitk.Image, view: View, size: tuple[int, int, int], region: np.ndarray | None = None) -> Frame:
+    """Frame of the volume that shows a scan as a view says, its axes in the view's orientation.
+
+    Args:
+        image: the scan.
+        view: orientation, crop and spacing; where the orientation is unknown it is LPS.
         size: (X, Y, Z), voxels of the frame.
-        mask: bool [x, y, z] on the scan's grid, the organ; of `find_region` where None.
+        region: bool [x, y, z] on the scan's grid, what to crop to, as `find_region` finds it; None: the whole scan.
 
-    Raises UserError as `find_region` and `crop_frame` do.
+    Returns:
+        `Frame` of `size` voxels.
+
+    Raises:
+        UserError: as `crop_frame`.
     """
-    region = find_region(image, kind) if mask is None else mask
-    return crop_frame(image, np.ones(image.GetSize(), bool) if region is None else region, size)
+    whole = np.ones(image.GetSize(), bool)
+    frame = crop_frame(image, whole if region is None else region, size)
+    if view.spacing is not None:
+        middle = (np.array(size) - 1) / 2
+        spaced = replace(frame, spacing=view.spacing)
+        origin = frame.to_physical(middle) - spaced.to_physical(middle) + spaced.origin
+        frame = replace(spaced, origin=tuple(float(mm) for mm in origin))
+    return frame.flipped(flipped_axes(view.orientation or "LPS"))
 
 
-def prepare(image, frame, kind):
-    """Resample a scan on a frame and map its grey values to 0..255: uint8 [X, Y, Z].
+def prepare(image: sitk.Image, frame: Frame, view: View) -> tuple[np.ndarray, tuple[float, float]]:
+    """Resample a scan on a frame and map its grey values to 0..255.
 
-    Grey values are interpolated linearly as they are in the scan, and mapped and clipped after. `kind` is one of KINDS
-    or a window (level, width). A liver and a body are windowed, a brain between its 1st and 99th percentile in the
-    frame; 'none' keeps values that lie in 0..255 and maps the range of others to it.
+    Where the frame's voxels are larger than the scan's, the scan is smoothed first, so that fine detail and noise do
+    not come out as something else; not for a crop to the liver, which is as the original makes it. Outside the scan
+    the volume is as the scan's darkest voxel. Grey values are mapped by the view's window, or by its percentiles of
+    the scan's own voxels in the frame. Without either, values within 0..255 are kept, others mapped by their range.
 
-    Raises UserError for an unknown kind, and where the grey values of a brain or of 'none' are all the same.
+    Args:
+        image: the scan.
+        frame: where the volume lies.
+        view: crop, and window or percentiles.
+
+    Returns:
+        uint8 [X, Y, Z], and the (level, width) shown.
+
+    Raises:
+        UserError: the grey values are all the same, or at both percentiles.
     """
-    grey = to_array(frame.resample(sitk.Cast(image, sitk.sitkFloat32)))
-    if not isinstance(kind, str):
-        return window(grey, *kind)
-    _check_kind(kind)
-    if kind in WINDOWS:
-        return window(grey, *WINDOWS[kind])
-    low, high = np.percentile(grey, BRAIN_PERCENTILES) if kind == "brain" else (grey.min(), grey.max())
-    if kind == "none" and low >= 0 and 1 < high <= 255:
-        low, high = 0, 255
+    image = sitk.Cast(image, sitk.sitkFloat32)
+    darkest = float(sitk.GetArrayViewFromImage(image).min())
+    smooth = image if view.crop == "liver" else smoothed_for(image, frame)
+    grey = to_array(frame.resample(smooth, outside=darkest))
+    if grey.min() == grey.max():
+        raise UserError(
+            f"the scan is {grey.min():g} everywhere in its crop, so nothing can be seen in it; check the file"
+        )
+    shown = view.window
+    if shown is None:
+        inside = grey[_lies_in(frame, image)]
+        low, high = _shown_range(grey if not inside.size else inside, view.percentiles)
+        shown = ((low + high) / 2, high - low)
+    return window(grey, *shown), shown
+
+
+def smoothed_for(image: sitk.Image, frame: Frame) -> sitk.Image:
+    """Smooth a scan for being resampled on a frame of larger voxels.
+
+    By a Gaussian that makes a voxel of the scan as wide as one of the frame (full width at half maximum; Cardoso et
+    al., Scale Factor Point Spread Function Matching, MICCAI 2015). Along an axis on which the frame is as fine as
+    the scan nothing changes.
+
+    Args:
+        image: the scan, float32.
+        frame: where it is to be resampled.
+
+    Returns:
+        Image of the scan around the frame.
+    """
+    own = Frame.of(image)
+    factor = np.abs(np.linalg.solve(own.matrix, frame.matrix)).max(axis=1)  # voxels of the scan per voxel of the frame
+    sigma = np.sqrt(np.maximum(factor**2 - 1, 0)) / FWHM  # in voxels of the scan
+    if sigma.max() < 0.1:
+        return image
+    corners = own.to_voxel(frame.to_physical(list(itertools.product(*((0, n - 1) for n in frame.size)))))
+    reach = np.ceil(3 * sigma) + 1
+    low = np.clip(np.floor(corners.min(axis=0)) - reach, 0, np.subtract(own.size, 1)).astype(int)
+    high = np.clip(np.ceil(corners.max(axis=0)) + reach + 1, low + 1, own.size).astype(int)
+    near = to_array(image)[tuple(map(slice, low, high))]
+    smooth = ndimage.gaussian_filter(near, sigma, mode="nearest", truncate=3)
+    return replace(own, size=smooth.shape, origin=tuple(own.to_physical(low).tolist())).put(smooth)
+
+
+def _lies_in(frame: Frame, image: sitk.Image) -> np.ndarray:
+    """Whether each voxel of a frame lies in an image: bool [X, Y, Z]."""
+    ones = sitk.Image(image.GetSize(), sitk.sitkUInt8) + 1
+    ones.CopyInformation(image)
+    return to_array(frame.resample(ones, nearest=True)) > 0
+
+
+def _shown_range(grey: np.ndarray, percentiles: tuple[float, float] | None) -> tuple[float, float]:
+    """The grey values that become 0 and 255: those at the percentiles, or 0 and 255, or the least and the most."""
+    low, high = (float(value) for value in np.percentile(grey, percentiles or (0, 100)))
+    if percentiles is None and low >= 0 and 1 < high <= 255:
+        return 0.0, 255.0
     if low == high:
-        raise UserError(f"the scan is {low:g} everywhere, so nothing can be seen in it; check the file")
-    return window(grey, (low + high) / 2, high - low)
-
-
-def _check_kind(kind):
-    if kind not in KINDS:
-        raise UserError(f"unknown kind of scan {kind!r}; known are {', '.join(KINDS)}")
+        raise UserError(f"{low:g} is the scan's grey value at both percentiles; take wider ones, or a window")
+    return low, high

@@ -21,10 +21,11 @@ from data_util.output import registration_files
 from data_util.scans.frame import Frame
 from data_util.scans.images import read_image, to_array
 from data_util.scans.preprocessing import find_frame, prepare
+from data_util.scans.view import PRESETS, View
 from errors import UserError
 from network import checkpoints
 from network.training import adam
-from register import register
+from register import Input, Options, register
 from tests import cases
 from tests.test_data_util.scans.test_dicom import write_slices
 from tests.test_data_util.scans.test_pair_transform import oblique
@@ -56,8 +57,12 @@ def home(tmp_path_factory):
         folder = home / "weights" / name
         folder.mkdir(parents=True)
         checkpoints.save(folder, network, adam(network), 7)
-    (home / "weights" / "own" / "config.json").write_text(json.dumps(network.config.to_dict()))
-    args = {"base_network": "VoxelMorph", "n_cascades": 1, "net_args": "channels=4"}
+    (home / "weights" / "own" / "config.json").write_text(
+        json.dumps({**network.config.to_dict(), "data": {"orientation": "LPS"}})
+    )
+    set_of_axes = {"files": {"a": {"path": "a.h5"}}, "subsets": {"a": ["a/1"]}, "schemes": {"1": {"a": 1}}}
+    (home / "rpi.json").write_text(json.dumps({**set_of_axes, "orientation": "RPI", "crop": "none"}))
+    args = {"base_network": "VoxelMorph", "n_cascades": 1, "net_args": "channels=4", "dataset": str(home / "rpi.json")}
     (home / "weights" / "published" / "args.json").write_text(json.dumps(args))
     fixed = FIXED.put(texture(FIXED.size, 0))
     places = [fixed.TransformIndexToPhysicalPoint((0, 0, k)) for k in range(FIXED.size[2])]
@@ -97,7 +102,7 @@ def done(home, tmp_path_factory):
 @pytest.fixture(scope="module")
 def registered(home):
     """The registration of `done` from Python."""
-    return register(home / "fixed", home / "moving.nii.gz", home / "weights" / "own", preprocess="none")
+    return register(home / "fixed", home / "moving.nii.gz", home / "weights" / "own", "none")
 
 
 def test_everything_is_there_and_nothing_else(done):
@@ -150,13 +155,13 @@ def test_the_affine_file_is_the_affine_step(done, registered):
     affine = sitk.ReadTransform(str(done / "affine.tfm"))
     voxels = np.moveaxis(np.indices(SIZE), 0, -1).reshape(-1, 3)[::97]
     places = result.fixed.frame.to_physical(voxels)
-    expected = result.moving.frame.to_physical(voxels + result.steps[0].flow[tuple(voxels.T)])
+    expected = result.moving.frame.to_physical(voxels + result.stages[0].composed_flow[tuple(voxels.T)])
     np.testing.assert_allclose([affine.TransformPoint(p) for p in places], expected, atol=1e-3)
 
 
 def test_dicom_series_have_their_patient_place_and_grey_values(done, home):
     fixed = read_image(home / "fixed")
-    frame = find_frame(fixed, "none", SIZE)
+    frame = find_frame(fixed, View(), SIZE)
     series = read_image(done / "fixed")
     np.testing.assert_allclose(Frame.of(series).matrix, frame.matrix, atol=1e-5)
     np.testing.assert_allclose(series.GetOrigin(), frame.origin, atol=1e-4)
@@ -181,8 +186,11 @@ def test_the_report_tells_settings_and_measures(done):
     assert report["settings"]["network"]["image_size"] == list(SIZE)
     assert len(report["similarity"]) == len(report["folding"]) == 3
     assert all(-1 <= value <= 1 for value in report["similarity"])
-    assert set(report["seconds"]) == {"read", "load", "preprocess", "network", "warp", "write"}
-    assert report["doubts"] == []
+    names = {"read", "load", "preprocess", "affine", "network", "warp", "measure", "write"}
+    assert set(report["seconds"]) == names
+    assert not any("orientation" in doubt or "axes" in doubt for doubt in report["doubts"])
+    files = {str(path.relative_to(done)) for path in done.rglob("*") if path.is_file()}
+    assert set(report["files"]) == files
 
 
 def test_pictures_show_the_volume_and_the_flow(done):
@@ -194,7 +202,7 @@ def test_pictures_show_the_volume_and_the_flow(done):
 def test_the_flow_picture_is_white_at_rest_and_falls_to_1_over_e_every_15_voxels(tmp_path):
     flow = np.zeros((8, 6, 5, 3), np.float32)
     flow[2, 4, 2] = (15, 0, -30)
-    registration_files.demo_figures.flow_image(tmp_path / "a.png", flow)
+    registration_files.registration_figures.flow_image(tmp_path / "a.png", flow)
     picture = imread(tmp_path / "a.png")
     np.testing.assert_allclose(picture[4, 2, :3], [np.exp(-1), 1, np.exp(-2)], atol=3e-3)
     assert np.all(picture[[0, 1, 2, 3, 5], :, :3] == 1)
@@ -204,16 +212,16 @@ def test_a_published_network_sees_the_axes_that_it_was_trained_on(home):
     """They run to the right, back and feet, as in the original; the flow is on that frame, the rest in LPS."""
     flips = (0, 2)
     scans = [read_image(home / name) for name in ("fixed", "moving.nii.gz")]
-    volumes = [np.flip(prepare(s, find_frame(s, "none", SIZE), "none"), flips) for s in scans]
+    volumes = [np.flip(prepare(s, find_frame(s, View(), SIZE), PRESETS["none"])[0], flips) for s in scans]
     network = checkpoints.load_model(home / "weights" / "published", image_size=SIZE)
     output = network([tf.constant(v[None, ..., None] / np.float32(255)) for v in volumes])
-    result = register(*scans, home / "weights" / "published", preprocess="none", image_size=SIZE)
+    result = register(*scans, home / "weights" / "published", "none", Options(image_size=SIZE))
     assert result.report["settings"]["orientation"] == "RPI"
-    np.testing.assert_allclose(result.steps[-1].flow, output.flow[0], atol=2e-2)
+    np.testing.assert_allclose(result.stages[-1].composed_flow, output.flow[0], atol=2e-2)
     np.testing.assert_allclose(result.fixed.in_lps(result.fixed.volume), np.flip(volumes[0], flips), atol=1)
     signs = np.where(np.isin(range(3), flips), -1, 1)
     np.testing.assert_array_equal(
-        result.fixed.in_lps(result.steps[-1].flow), np.flip(result.steps[-1].flow, flips) * signs
+        result.fixed.in_lps(result.stages[-1].composed_flow), np.flip(result.stages[-1].composed_flow, flips) * signs
     )
     voxel = np.array([[11.0, 9, 13]])
     led = result.moving.frame.to_voxel(result.transform.to_moving(result.fixed.frame.to_physical(voxel)))
@@ -229,7 +237,7 @@ def test_the_same_scan_twice_under_a_network_of_no_flow_is_left_as_it_is(home, t
     checkpoints.save(tmp_path, network, adam(network), 1)
     (tmp_path / "config.json").write_text(json.dumps(network.config.to_dict()))
     scan = read_image(home / "fixed")
-    result = register(scan, scan, tmp_path, preprocess="none")
+    result = register(scan, scan, tmp_path, "none")
     np.testing.assert_allclose(sitk.GetArrayFromImage(result.displacement), 0, atol=1e-3)
     np.testing.assert_allclose(to_array(result.warped), to_array(scan), atol=1)
 
@@ -238,13 +246,13 @@ def test_a_liver_is_found_unless_a_mask_takes_its_place(home, tmp_path):
     (fixed, organ), (moving, _) = person(), person((4.0, 3.0, 5.0), seed=1)
     mask = Frame.of(fixed).put(np.where(organ, 7, 0).astype(np.uint8))
     sitk.WriteImage(mask, str(tmp_path / "mask.nii.gz"))
-    result = register(fixed, moving, home / "weights" / "own", fixed_mask=tmp_path / "mask.nii.gz")
+    result = register(Input(fixed, tmp_path / "mask.nii.gz"), moving, home / "weights" / "own", "liver")
     np.testing.assert_array_equal(result.fixed.region, organ)
     for scan in (result.fixed, result.moving):
         assert scan.frame.size == SIZE
         centre = Frame.of(scan.image).to_physical(np.mean(scan.box, axis=0))
         np.testing.assert_allclose(centre, (-65, -5, 140), atol=15)
-    assert result.report["doubts"] == []
+    assert not any(doubt.startswith(("fixed", "moving")) for doubt in result.report["doubts"])
     assert 500 < result.report["moving"]["region_ml"] < 1500
 
 
@@ -267,12 +275,12 @@ def test_without_a_checkpoint_refinement_registers_alone():
     scans = [oblique(SIZE, (1, 1.2, 2), (0, 0, 0), (3, 5, -4)).put(texture_of_both[k : k + 32]) for k in (0, 3)]
     scans[0].SetMetaData("0008|0060", "CT")
     scans[1].SetMetaData("0008|0060", "MR")
-    result = register(*scans, preprocess="none", refine=40, image_size=SIZE)
-    assert result.report["doubts"] == ["fixed is CT and moving MR, and networks compare scans of one modality"]
+    result = register(*scans, view="none", options=Options(refine=40, image_size=SIZE, affine="none"))
+    assert result.report["doubts"][0].startswith("fixed is CT and moving MR: networks compare scans of one modality")
     assert result.report["settings"]["checkpoint"] is None
     before, _, after = result.report["similarity"]
     assert after > (1 + before) / 2
-    np.testing.assert_array_equal(result.steps[0].flow, 0)
+    np.testing.assert_array_equal(result.stages[0].composed_flow, 0)
 
 
 @pytest.mark.parametrize(
@@ -296,7 +304,7 @@ def test_without_a_checkpoint_refinement_registers_alone():
         ((*PAIR, "--labels", "gone.nii.gz"), "gone.nii.gz: no such file"),
         ((*PAIR, "--points", "fixed"), "cannot be read (Is a directory)"),
         ((*PAIR, "-o", "points.csv"), "points.csv is a file"),
-        ((*PAIR, "-o", "weights"), "files that are not of this script"),
+        ((*PAIR, "-o", "weights"), "files that were not written by this command"),
         ((*PAIR, "--net_args", "channel=3"), "unknown key 'channel'"),
         ((*PAIR, "-g", "x"), "not a list of GPU ids"),
         ((*PAIR, "--moving_mask", "empty.nii.gz"), "moving scan: the mask is empty"),
@@ -318,9 +326,9 @@ def test_an_output_folder_is_replaced_only_whole_and_only_when_asked(work, regis
     monkeypatch.setattr(registration_files, "draw", lambda *_: None)
     (work / "output").mkdir()  # an empty folder may be filled
     assert run(*PAIR) == 0
-    (work / "output" / "mark").write_text("old")
     assert run(*PAIR) == 1
     assert "is not empty; name another folder, or replace it with --overwrite" in capsys.readouterr().err
+    made = (work / "output" / "report.json").stat().st_ino
 
     def fail(*_):
         raise UserError("the disk is full")
@@ -331,10 +339,55 @@ def test_an_output_folder_is_replaced_only_whole_and_only_when_asked(work, regis
         assert run(*PAIR, "--overwrite") == 1
         assert run(*PAIR, "-o", "other") == 1
     assert sorted(p.name for p in work.iterdir()) == before
-    assert (work / "output" / "mark").exists()
+    assert (work / "output" / "report.json").stat().st_ino == made
     assert run(*PAIR, "--overwrite") == 0
-    assert not (work / "output" / "mark").exists()
+    assert (work / "output" / "report.json").stat().st_ino != made
     assert sorted(p.name for p in work.iterdir()) == before
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "warped_moving_0/mine.dcm", "fixed/deep/er/note"])
+def test_a_folder_that_holds_something_else_is_never_replaced(work, quick, capsys, name):
+    assert run(*PAIR) == 0
+    mine = work / "output" / name
+    mine.parent.mkdir(parents=True, exist_ok=True)
+    mine.write_text("precious")
+    assert run(*PAIR, "--overwrite") == 1
+    assert f"files that were not written by this command: {name}" in capsys.readouterr().err
+    assert mine.read_text() == "precious"
+
+
+def test_a_folder_with_somebody_elses_report_is_never_replaced(work, capsys):
+    for content in ("{}", "[]", "no json", '{"files": 3}'):
+        folder = work / "study"
+        folder.mkdir(exist_ok=True)
+        (folder / "report.json").write_text(content)
+        (folder / "data.csv").write_text("1")
+        assert run(*PAIR, "-o", "study", "--overwrite") == 1
+        assert "not written by this command" in capsys.readouterr().err
+        assert (folder / "data.csv").exists()
+
+
+def test_files_that_come_during_the_work_are_kept(work, registered, capsys, monkeypatch):
+    def intrude(*_, **__):
+        (work / "output" / "late.txt").write_text("precious")
+        return replace(registered, report=deepcopy(registered.report))
+
+    monkeypatch.setattr(registration_files, "draw", lambda *_: None)
+    monkeypatch.setattr(register_module, "register", lambda *_, **__: replace(registered, report={**registered.report}))
+    assert run(*PAIR) == 0
+    monkeypatch.setattr(register_module, "register", intrude)
+    assert run(*PAIR, "--overwrite") == 1
+    assert "so the result is in output-1" in capsys.readouterr().err
+    assert (work / "output" / "late.txt").read_text() == "precious"
+    assert (work / "output-1" / "warped.nii.gz").exists()
+
+
+@pytest.mark.parametrize("output", [".", "..", "./", "fixed", "results/.."])
+def test_an_output_that_would_replace_what_is_read_or_stood_in_is_refused_at_once(work, capsys, monkeypatch, output):
+    monkeypatch.setattr(register_module, "register", None)
+    (work / "results").mkdir()
+    assert run(*PAIR, "-o", output, "--overwrite") == 1
+    assert "would be replaced; name another folder" in capsys.readouterr().err
 
 
 @pytest.fixture

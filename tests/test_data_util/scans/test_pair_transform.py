@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -157,3 +159,28 @@ def test_labels_are_carried_by_nearest_voxel():
 
 def to_array_of_vectors(field):
     return np.moveaxis(np.swapaxes(sitk.GetArrayFromImage(field), 0, 2), -1, 0)
+
+
+@pytest.mark.parametrize("oblique_too", [False, True])
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+@pytest.mark.parametrize("flips", list(itertools.product((False, True), repeat=3)))
+def test_a_scan_is_warped_onto_the_voxels_of_its_own_file_in_every_orientation(order, flips, oblique_too):
+    """The 48 ways to lay out a file's axes: array by array, what is in the file is what a plain reading gives."""
+    rng = np.random.default_rng(0)
+    frame = oblique((9, 8, 7), (1.2, 1.0, 1.6), (-4, 6, 9), (12, -8, 5) if oblique_too else (0, 0, 0))
+    moving = oblique((12, 11, 10), (1.0, 1.1, 1.3), (-5, 5, 7), (3, 2, -4))
+    scan = moving.put(rng.uniform(0, 100, moving.size).astype(np.float32))
+    matrix, shift = rng.normal(0, 0.03, (3, 3)), rng.normal(0, 0.5, 3)
+    transform = PairTransform(frame, moving, matrix, shift, rng.normal(0, 0.5, (*frame.size, 3)).astype(np.float32))
+    on_frame = to_array(transform.warp(scan, frame)[0])
+    file_frame = frame.permuted(order).flipped(np.flatnonzero(flips))
+    warped, field = transform.warp(scan, file_frame)
+    assert Frame.of(warped) == Frame.of(field) == file_frame
+
+    def as_in_file(array):
+        return np.flip(array.transpose(*order, *range(3, array.ndim)), np.flatnonzero(flips))
+
+    np.testing.assert_allclose(to_array(warped), as_in_file(on_frame), atol=2e-3)
+    vectors = sitk.GetArrayFromImage(field).transpose(2, 1, 0, 3)
+    expected = sitk.GetArrayFromImage(transform.warp(scan, frame)[1]).transpose(2, 1, 0, 3)
+    np.testing.assert_allclose(vectors, as_in_file(expected), atol=1e-4)

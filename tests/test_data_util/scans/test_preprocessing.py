@@ -3,7 +3,9 @@ import pytest
 from scipy import ndimage
 
 from data_util.scans.frame import Frame
-from data_util.scans.preprocessing import KINDS, crop_box, crop_frame, find_frame, prepare, window
+from data_util.scans.images import to_array
+from data_util.scans.preprocessing import crop_box, crop_frame, find_frame, find_region, prepare, smoothed_for, window
+from data_util.scans.view import PRESETS, View
 from errors import UserError
 
 TILTED = (0.8, -0.6, 0, 0.6, 0.8, 0, 0, 0, 1)
@@ -46,9 +48,21 @@ def test_the_box_stays_within_the_volume():
     np.testing.assert_array_equal(high, mask.shape)
 
 
+def test_the_margin_is_of_whole_voxels_as_in_the_original():
+    mask = np.zeros((100, 100, 100), bool)
+    mask[20:78, 20:79, 20:80] = True  # a tenth of 58, 59 and 60 voxels
+    low, high = crop_box(mask)
+    np.testing.assert_array_equal(low, [15, 15, 14])
+    np.testing.assert_array_equal(high, [83, 84, 86])
+
+
 def test_an_empty_mask_is_refused():
     with pytest.raises(UserError, match="mask is empty"):
         crop_box(np.zeros((4, 4, 4)))
+
+
+def volume_of(scan, frame, view):
+    return prepare(scan, frame, view)[0]
 
 
 def scan_of(array, direction=TILTED):
@@ -66,7 +80,7 @@ def test_a_crop_shows_the_scan_at_its_frames_places(size):
     # From the centre of voxel (7, 3, 15) to that of (26, 24, 32), whatever the size.
     corners = Frame.of(scan).to_voxel(frame.to_physical([(0, 0, 0), np.subtract(size, 1)]))
     np.testing.assert_allclose(corners, [[7, 3, 15], [26, 24, 32]], atol=1e-9)
-    volume = prepare(scan, frame, (300, 1000))
+    volume = volume_of(scan, frame, View(window=(300, 1000)))
     assert volume.dtype == np.uint8
     places = np.meshgrid(*[np.linspace(*ends, n) for ends, n in zip(corners.T, size, strict=True)], indexing="ij")
     grey = 3 * places[0] + 5 * places[1] + 7 * places[2] - 25
@@ -82,7 +96,7 @@ def test_a_prepared_volume_agrees_with_an_independent_reading():
     frame = crop_frame(scan_of(array), mask, (12, 26, 18))
     box = array[1:14, 3:17, 1:14].astype(np.float32)
     expected = ndimage.zoom(box, np.divide((12, 26, 18), box.shape), order=1, mode="nearest", grid_mode=False)
-    difference = window(expected).astype(int) - prepare(scan_of(array), frame, "liver")
+    difference = window(expected).astype(int) - volume_of(scan_of(array), frame, PRESETS["liver"])
     assert np.abs(difference).max() <= 1
     assert np.mean(difference != 0) < 1e-3
 
@@ -92,8 +106,8 @@ def test_grey_values_are_interpolated_before_they_are_clipped():
     array[6:] = 1000
     scan = scan_of(array)
     frame = crop_frame(scan, np.ones(array.shape, bool), (25, 12, 12))
-    assert prepare(scan, frame, (0, 4000))[11, 5, 5] == window([0.0], 0, 4000)[0]
-    assert prepare(scan, frame, (800, 100))[11, 5, 5] == 0
+    assert volume_of(scan, frame, View(window=(0, 4000)))[11, 5, 5] == window([0.0], 0, 4000)[0]
+    assert volume_of(scan, frame, View(window=(800, 100)))[11, 5, 5] == 0
 
 
 @pytest.mark.parametrize(
@@ -113,36 +127,80 @@ def test_a_mask_decides_the_frame_whatever_the_kind():
     scan = scan_of(ramp((30, 28, 26)))
     mask = np.zeros(scan.GetSize(), bool)
     mask[10:14, 9:12, 8:15] = True
-    frames = {find_frame(scan, kind, (16, 12, 20), mask) for kind in KINDS}
+    frames = {find_frame(scan, view, (16, 12, 20), mask) for view in PRESETS.values()}
     assert frames == {crop_frame(scan, mask, (16, 12, 20))}
-    assert find_frame(scan, "none", (30, 28, 26)) == Frame.of(scan).box((0, 0, 0), (30, 28, 26), (30, 28, 26))
+    assert find_frame(scan, View(), (30, 28, 26)) == Frame.of(scan).box((0, 0, 0), (30, 28, 26), (30, 28, 26))
 
 
 def test_each_kind_has_its_grey_values():
     array = np.linspace(-1000, 3000, 4001, dtype=np.float32)[:4000].reshape(20, 20, 10)
     scan = scan_of(array)
     frame = Frame.of(scan)
-    np.testing.assert_array_equal(prepare(scan, frame, "liver"), window(array, 120, 290))
-    np.testing.assert_array_equal(prepare(scan, frame, "body"), window(array, 40, 400))
-    np.testing.assert_allclose(prepare(scan, frame, "none"), (array + 1000) * 255 / 3999, atol=1.01)
-    brain = prepare(scan, frame, "brain")
+    np.testing.assert_array_equal(volume_of(scan, frame, PRESETS["liver"]), window(array, 120, 290))
+    np.testing.assert_array_equal(volume_of(scan, frame, PRESETS["body"]), window(array, 40, 400))
+    np.testing.assert_allclose(volume_of(scan, frame, PRESETS["none"]), (array + 1000) * 255 / 3999, atol=1.01)
+    brain = volume_of(scan, frame, PRESETS["brain"])
     low, high = np.quantile(array, (0.01, 0.99))
     np.testing.assert_allclose(brain, np.clip((array - low) * 255 / (high - low), 0, 255), atol=1.01)
     published = np.random.default_rng(0).integers(3, 250, (6, 5, 4)).astype(np.uint8)
     kept = scan_of(published)
-    np.testing.assert_array_equal(prepare(kept, Frame.of(kept), "none"), published)
+    np.testing.assert_array_equal(volume_of(kept, Frame.of(kept), PRESETS["none"]), published)
 
 
 @pytest.mark.parametrize("kind", ["none", "brain"])
 def test_a_scan_in_which_nothing_can_be_seen_is_refused(kind):
     scan = scan_of(np.full((6, 5, 4), -7, np.int16))
     with pytest.raises(UserError, match="-7 everywhere"):
-        prepare(scan, Frame.of(scan), kind)
+        prepare(scan, Frame.of(scan), PRESETS[kind])
 
 
-def test_an_unknown_kind_is_refused():
-    scan = scan_of(np.zeros((6, 5, 4)))
-    with pytest.raises(UserError, match="'heart'; known are liver, body, brain, none"):
-        prepare(scan, Frame.of(scan), "heart")
-    with pytest.raises(UserError, match="heart"):
-        find_frame(scan, "heart", (4, 4, 4))
+def test_noise_is_averaged_where_voxels_grow():
+    noise = np.random.default_rng(0).normal(0, 100, (64, 60, 56)).astype(np.float32)
+    scan = scan_of(noise)
+    frame = find_frame(scan, View(), (16, 15, 14))
+    # A mean over blocks of 4^3 voxels would leave 12.5; reading single voxels leaves about 60.
+    assert np.std(to_array(frame.resample(smoothed_for(scan, frame)))) < 12.5
+    assert np.std(to_array(frame.resample(scan))) > 40
+
+
+def test_smoothing_moves_nothing_and_stops_at_finer_axes():
+    scan = scan_of(ramp((40, 30, 50)))
+    mask = np.zeros(scan.GetSize(), bool)
+    mask[12:30, 8:20, 20:40] = True
+    frame = crop_frame(scan, mask, (8, 40, 9))
+    smooth = smoothed_for(scan, frame)
+    np.testing.assert_allclose(to_array(frame.resample(smooth)), to_array(frame.resample(scan)), rtol=1e-4)
+    step = scan_of(np.repeat(np.arange(20) % 2, 30 * 50).reshape(20, 30, 50).astype(np.float32))
+    fine = find_frame(step, View(), (40, 15, 25))
+    np.testing.assert_array_equal(to_array(smoothed_for(step, fine)), to_array(step))  # x is as fine as it was
+
+
+def test_the_liver_is_sampled_as_the_original_does():
+    noise = np.random.default_rng(0).normal(100, 30, (40, 36, 32)).astype(np.float32)
+    scan = scan_of(noise)
+    frame = find_frame(scan, View(), (10, 9, 8))
+    np.testing.assert_array_equal(volume_of(scan, frame, PRESETS["liver"]), window(to_array(frame.resample(scan))))
+
+
+def test_percentiles_are_of_the_scans_own_voxels():
+    inner = np.random.default_rng(0).uniform(100, 200, (12, 12, 12)).astype(np.float32)
+    inner[0, 0, 0] = -500  # what surrounds the scan looks like this
+    scan = scan_of(inner)
+    view = View(percentiles=(1, 99), spacing=SPACING)
+    frame = find_frame(scan, view, (24, 24, 24))  # the scan fills an eighth of it
+    _, (level, width) = prepare(scan, frame, view)
+    assert 100 < level - width / 2 < 130
+    assert 170 < level + width / 2 < 200
+
+
+def test_a_frame_has_the_orientation_of_its_view():
+    scan = scan_of(ramp((20, 18, 22)))
+    frame, turned = (find_frame(scan, View(orientation), (10, 9, 11)) for orientation in ("LPS", "RPI"))
+    view = View(window=(0, 4000))
+    assert frame != turned
+    np.testing.assert_array_equal(volume_of(scan, frame, view)[::-1, :, ::-1], volume_of(scan, turned, view))
+
+
+def test_a_mask_is_asked_for_where_volumes_are_cropped_to_one():
+    with pytest.raises(UserError, match="give the mask"):
+        find_region(scan_of(ramp((6, 6, 6))), "mask")

@@ -1,0 +1,57 @@
+"""What the report of a registration says of the two scans, and what may be wrong with the result."""
+
+from typing import Any
+
+import numpy as np
+
+from data_util.scans.dicom import MODALITY
+from data_util.scans.prepared import PreparedScan
+
+MUCH_FOLDING = 0.05  # share of the voxels
+LOST_CORRELATION = 0.01
+MUCH_TURNED, MUCH_SHIFTED = 10, 15  # degrees and mm that are left over after registration
+
+
+def describe(scan: PreparedScan) -> dict[str, Any]:
+    """A scan and its frame, as report.json tells them."""
+    frame = scan.frame
+    region = None if scan.region is None else round(float(scan.region.sum() * np.prod(scan.image.GetSpacing()) / 1000))
+    return {
+        "size": scan.image.GetSize(),
+        "spacing": scan.image.GetSpacing(),
+        "region_ml": region,
+        "frame": {name: getattr(frame, name) for name in ("size", "spacing", "origin", "direction")},
+    }
+
+
+def doubts(
+    fixed: PreparedScan, moving: PreparedScan, measured: dict[str, Any], left_over: tuple[float, float] | None
+) -> list[str]:
+    """Say what may be wrong with a registration, about the regions, the modalities and the result.
+
+    Args:
+        fixed, moving: the scans.
+        measured: `similarity` and `folding`, before registration and after each stage.
+        left_over: degrees and mm that the result is turned and shifted by, or None where that was not looked at.
+
+    Returns:
+        Sentences, none where nothing is unusual.
+    """
+    found = [f"{role}: {doubt}" for role, scan in (("fixed", fixed), ("moving", moving)) for doubt in scan.doubts]
+    modalities = [scan.image.GetMetaData(MODALITY) for scan in (fixed, moving) if scan.image.HasMetaDataKey(MODALITY)]
+    if len(set(modalities)) > 1:
+        found.append(
+            f"fixed is {modalities[0]} and moving {modalities[1]}: networks compare scans of one modality, and "
+            "refinement needs --net_args \"similarity='mi'\""
+        )
+    before, after = measured["similarity"][0], measured["similarity"][-1]
+    if after < before - LOST_CORRELATION:
+        found.append(f"the result is worse than the start: the correlation fell from {before:.3f} to {after:.3f}")
+    if measured["folding"][-1] > MUCH_FOLDING:
+        found.append(f"the flow folds at {100 * measured['folding'][-1]:.1f} % of the voxels")
+    if left_over is not None and (left_over[0] > MUCH_TURNED or left_over[1] > MUCH_SHIFTED):
+        found.append(
+            f"a turn of {left_over[0]:.0f} degrees and a shift of {left_over[1]:.0f} mm are left over between the two "
+            "scans; find them first with --affine rigid"
+        )
+    return found
