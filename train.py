@@ -1,15 +1,31 @@
 """Train a recursive cascaded network: python train.py -b VTN -n 10 -d datasets/liver.json -g 0,1"""
 
+from __future__ import annotations
+
+import argparse
 import datetime
 import itertools
 import json
 import math
 import pathlib
+import shlex
 import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import cli
 import devices
 from errors import UserError
+
+if TYPE_CHECKING:  # TensorFlow is imported within the functions, so that --help is quick
+    import keras
+    import tensorflow as tf
+
+    from data_util.config import DatasetConfig
+    from data_util.dataset import Scheme
+    from data_util.scans.view import View
+    from network import training
+    from network.config import CascadeConfig
 
 WEIGHTS, LOGS = pathlib.Path("weights"), pathlib.Path("logs")
 # Flags that, where not given, are those of the run that -c continues, or else these.
@@ -23,25 +39,26 @@ DEFAULTS = {
     "lr": 1e-4,
     "precision": "float32",
     "seed": 0,
+    "finetune": None,
 }
 
 
-def build_parser():
+def build_parser() -> argparse.ArgumentParser:
     """The flags of train.py."""
     flags = cli.parser("Train a recursive cascaded network, without labels.")
     add = flags.add_argument
 
-    def add_inherited(*names, help, **options):
+    def add_inherited(*names: str, help: str, **options: Any) -> None:
         default = DEFAULTS[names[-1].lstrip("-")]
         add(*names, **options, help=f"{help} ({default!r}, or the checkpoint's)")
 
     add("-b", "--base_network", default=None, help="VTN or VoxelMorph ('VTN', or the checkpoint's)")
     add("-n", "--n_cascades", type=int, default=None, help="deformable cascades; 0: affine alone (1, or as -c)")
-    add_inherited("-r", "--rep", type=int, help="times each cascade is applied in a row, with shared weights")
+    add_inherited("-r", "--rep", type=int, help="times that each cascade is applied, with the same weights")
     add("-c", "--checkpoint", default=None, help="continue from this run: FOLDER, FOLDER:STEP or its name in weights/")
     add_inherited("-d", "--dataset", help="data config")
-    add_inherited("--batch", type=int, help="image pairs a step, over all devices")
-    add_inherited("--round", type=int, help="steps an epoch")
+    add_inherited("--batch", type=int, help="image pairs per step, over all devices")
+    add_inherited("--round", type=int, help="steps per epoch")
     add_inherited("--epochs", type=float, help="epochs")
     add("--debug", action="store_true", help="write nothing, validate after every step")
     add("--val_steps", type=int, default=100, help="steps between validations (100)")
@@ -49,7 +66,13 @@ def build_parser():
     add_inherited("--data_args", help='data options, "key=value": paired')
     add_inherited("--lr", type=float, help="initial learning rate")
     add("--clear_steps", action="store_true", help="with -c: start at step 0 with a fresh optimizer")
-    add("--finetune", default=None, help="with -c: train on scheme finetune-train-NAME, in the run <run>_ftNAME")
+    add(
+        "--finetune",
+        default=None,
+        metavar="NAME",
+        help="with -c: train on scheme finetune-train-NAME, in the run <run>_ftNAME; '' for the whole data set again "
+        "(none, or the checkpoint's)",
+    )
     add("--name", default=None, help="added to the name of the run")
     add("--logs", default="", help="folder in logs/ for TensorBoard")
     add_inherited("--seed", type=int, help="seed of weights, pairs and augmentation")
@@ -60,106 +83,45 @@ def build_parser():
     return flags
 
 
-def main(arguments=None):
+def main(arguments: list[str] | None = None) -> None:
     """Assemble the run that the flags describe and fit it."""
     args = build_parser().parse_args(arguments)
+    cli.load_plugin(args.plugin)
     source = inherit(args)
     total = check(args)
 
     from data_util.config import load_dataset_config
 
     data = load_dataset_config(args.dataset)
-    paired = cli.is_paired(args.data_args)
     config = model_config(args, source, data.image_size)
-    args.base_network, args.n_cascades = config.base_network, config.n_cascades  # as the run's args.json tells them
+    # As the run's args.json tells them, in which the original reads net_args as text.
+    args.base_network, args.n_cascades, args.net_args = config.base_network, config.n_cascades, config.net_args
     strategy = devices.devices(args.gpu, args.batch, machines=True)
-    is_chief = devices.cluster()["index"] == 0  # it alone writes
-
-    import keras
-
-    from data_util.dataset import open_scheme, user_errors
-    from data_util.hdf5 import ScanStore
-    from network import callbacks, checkpoints, training
-    from network.recursive_cascaded_networks import build_network
-
-    schemes = scheme_names(args.finetune, data)
-    store = ScanStore(data.files)
-    scheme = open_scheme(data, schemes[0], paired, store)
-    validation = open_scheme(data, schemes[1], paired, store) if schemes[1] else None
-
-    keras.utils.set_random_seed(args.seed)
-    step = 0
-    with strategy.scope():
-        network = build_network(config)
-        optimizer = training.adam(network)
-        if source:
-            fresh = starts_anew(args, source)
-            checkpoints.restore(network, source, None if fresh else optimizer)
-            step = 0 if fresh else int(source.name.removeprefix("model-"))
-        trainer = training.Trainer(network, step, args.jit)
-        trainer.compile(optimizer=optimizer)
-    if step >= total:
-        raise UserError(f"{source} is at step {step} of {total} already; raise --epochs or use --clear_steps")
-    with user_errors():
-        shown = next(iter((validation or scheme).evaluation(1, [0])))
-
-    run = make_run(args, config, source, trained_view(data, source)) if is_chief and not args.debug else None
-    progress = callbacks.Progress("debug" if run is None else run.name, total, is_chief)
-    if is_chief:
-        needed = training.estimate_memory(network, args.batch // strategy.num_replicas_in_sync) / 2**30
-        print(f"A step will need about {needed:.1f} GiB of memory on each device")
-    steps = [
-        callbacks.LearningRate(args.lr, args.round),
-        progress,
-        callbacks.StopAtNonFinite(lambda step: scheme.training_pair_ids(args.batch, args.seed, step)),
-    ]
-    writer = saver = None
-    if run is not None:
-        import tensorflow as tf
-
-        from data_util.output.figures import training_pictures
-
-        writer = tf.summary.create_file_writer(str(LOGS / args.logs / run.name))
-        saver = callbacks.SaveCheckpoints(run, args.round, total)
-        steps += [callbacks.Log(run, writer), saver, callbacks.Pictures(writer, shown, training_pictures)]
-    if validation is not None and is_chief:
-        sample = validation.sample(args.val_pairs, seed=0)
-        every = 1 if args.debug else args.val_steps
-        batches = lambda: validation.evaluation(args.batch, sample)  # noqa: E731
-        steps.append(callbacks.Validate(every, batches, validation.label_values, run, writer))
-    unsaved = "nothing was to be saved" if is_chief else "the first worker saves"
-    steps.append(callbacks.StopAtSignal(saver, unsaved))  # last: what a step leads to is done before the run ends
-    try:
-        with user_errors():
-            trainer.fit(
-                strategy.distribute_datasets_from_function(
-                    lambda context: scheme.training(
-                        args.batch,
-                        args.seed,
-                        step,
-                        total,
-                        context.num_replicas_in_sync,
-                        context.input_pipeline_id,
-                        context.num_input_pipelines,
-                    )
-                ),
-                callbacks=steps,
-                steps_per_epoch=total - step,
-                verbose=0,
-                shuffle=False,
-            )
-    finally:
-        progress.close()
-    if devices.cluster()["workers"] > 1:
-        strategy.reduce("SUM", 0.0, axis=None)  # nobody leaves before the chief has saved
-    if not is_chief:
-        return
-    print(f"Finished: {total} steps" + ("" if run is None else f", checkpoint {run}/model-{total}"))
+    view = trained_view(data, source)
+    scheme, validation = open_schemes(args, data)
+    trainer = build_trainer(args, config, source, strategy)
+    if trainer.step >= total:
+        raise UserError(f"{source} is at step {trainer.step} of {total} already; raise --epochs or use --clear_steps")
+    run = fit(args, trainer, scheme, validation, total, lambda: make_run(args, config, source, view))
+    if is_chief():
+        print(f"Finished: {total} steps" + ("" if run is None else f", checkpoint {run}/model-{total}"))
+        if run is not None:
+            print(f"Next: python eval.py -c {run} -g {args.gpu}")
 
 
-def inherit(args):
-    """Fill the flags that were not given, from the run of -c or the defaults; its checkpoint's prefix, or None."""
-    previous, source = {}, None
+def is_chief() -> bool:
+    """Whether this process is the first worker, which alone writes and prints."""
+    return devices.cluster()["index"] == 0
+
+
+def inherit(args: argparse.Namespace) -> pathlib.Path | None:
+    """Fill the flags that were not given, from the run of -c or the defaults.
+
+    Returns:
+        The prefix of the checkpoint of -c, or None.
+    """
+    previous: dict[str, Any] = {}
+    source = None
     if args.checkpoint is not None:
         from network import checkpoints
 
@@ -171,7 +133,7 @@ def inherit(args):
     return source
 
 
-def check(args):
+def check(args: argparse.Namespace) -> int:
     """The number of the run's last step.
 
     Raises:
@@ -188,20 +150,41 @@ def check(args):
     if args.jit and not devices.gpu_ids(args.gpu):
         raise UserError(f"--jit with -g {args.gpu}: XLA's convolutions are very slow on a CPU; leave --jit out")
     for name in ("name", "finetune"):
-        if "/" in (getattr(args, name) or ""):
-            raise UserError(f"--{name} is {getattr(args, name)!r}; it becomes part of a folder's name: leave out the /")
+        check_part_of_name(name, getattr(args, name))
+    logs = pathlib.PurePath(args.logs)
+    if logs.is_absolute() or ".." in logs.parts:
+        raise UserError(f"--logs is {args.logs!r}; it must be a folder in {LOGS}/, without / before it and ..")
     if args.finetune and not args.checkpoint:
         raise UserError("--finetune starts from a trained model; name it with -c")
     return max(math.ceil(round(args.epochs * args.round, 6)), 1)  # 1.1 * 100 is 110 and a rounding error
 
 
-def starts_anew(args, source):
-    """Whether the run takes only weights from the checkpoint: not where it continues a run, finetuning included."""
-    finetunes = args.finetune and not source.parent.resolve().name.endswith(f"_ft{args.finetune}")
-    return bool(args.clear_steps or finetunes)
+def check_part_of_name(flag: str, text: str | None) -> None:
+    """Raise a UserError where a flag's text cannot be part of a folder's name."""
+    text = text or ""
+    if "/" in text or "\\" in text or not text.isprintable():
+        raise UserError(f"--{flag} is {text!r}; it becomes part of a folder's name: leave out / and control characters")
+    if len(text.encode()) > 150:
+        raise UserError(f"--{flag} has {len(text.encode())} bytes; it becomes part of a folder's name: at most 150")
 
 
-def model_config(args, source, image_size):
+def starts_anew(args: argparse.Namespace, source: pathlib.Path | None) -> bool:
+    """Whether the run takes only the weights of the checkpoint: with --clear_steps, or where it begins a finetuning."""
+    return args.clear_steps or (args.finetune or None) != finetuned_on(source)
+
+
+def finetuned_on(source: pathlib.Path | None) -> str | None:
+    """The NAME of --finetune that a checkpoint's run was trained with, or None."""
+    if source is None:
+        return None
+    from network import checkpoints
+
+    return checkpoints.load_args(source.parent).get("finetune") or None
+
+
+def model_config(
+    args: argparse.Namespace, source: pathlib.Path | None, image_size: tuple[int, int, int]
+) -> CascadeConfig:
     """The network's config by the flags and the checkpoint `source`, if any."""
     from network.config import CascadeConfig
 
@@ -220,7 +203,7 @@ def model_config(args, source, image_size):
     return config.replace(**options).with_net_args(args.net_args)
 
 
-def scheme_names(finetune, data):
+def scheme_names(finetune: str | None, data: DatasetConfig) -> tuple[str, str | None]:
     """Names of the training and validation schemes; the latter is None where the config has none."""
     train, validation = "1", "2"
     if finetune:
@@ -229,11 +212,134 @@ def scheme_names(finetune, data):
             validation = f"finetune-val-{finetune}"
     if validation not in data.schemes:
         print(f"{data.path} has no scheme {validation!r}: this run is not validated", file=sys.stderr)
-        validation = None
+        return train, None
     return train, validation
 
 
-def trained_view(data, source):
+def open_schemes(args: argparse.Namespace, data: DatasetConfig) -> tuple[Scheme, Scheme | None]:
+    """The schemes to train on and to validate on, of which the latter may be None."""
+    from data_util.dataset import open_scheme
+    from data_util.hdf5 import ScanStore
+
+    train, validation = scheme_names(args.finetune, data)
+    paired, store = cli.is_paired(args.data_args), ScanStore(data.files)
+    opened = [None if name is None else open_scheme(data, name, paired, store) for name in (train, validation)]
+    return opened[0], opened[1]
+
+
+def build_trainer(
+    args: argparse.Namespace, config: CascadeConfig, source: pathlib.Path | None, strategy: tf.distribute.Strategy
+) -> training.Trainer:
+    """The network in its trainer, with the weights and, where it goes on, the state of the checkpoint `source`."""
+    import keras
+
+    from network import checkpoints, training
+    from network.recursive_cascaded_networks import build_network
+
+    keras.utils.set_random_seed(args.seed)
+    step = 0
+    with strategy.scope():
+        network = build_network(config)
+        optimizer = training.adam(network)
+        if source is not None:
+            fresh = starts_anew(args, source)
+            checkpoints.restore(network, source, None if fresh else optimizer)
+            step = 0 if fresh else int(source.name.removeprefix("model-"))
+        trainer = training.Trainer(network, step, args.jit)
+        trainer.compile(optimizer=optimizer)
+    return trainer
+
+
+def fit(
+    args: argparse.Namespace,
+    trainer: training.Trainer,
+    scheme: Scheme,
+    validation: Scheme | None,
+    total: int,
+    new_run: Callable[[], pathlib.Path],
+) -> pathlib.Path | None:
+    """Train up to step `total`; the run's folder, which `new_run` makes, or None where nothing is written."""
+    from data_util.dataset import user_errors
+    from network import training
+
+    strategy, first = trainer.distribute_strategy, trainer.step
+    with user_errors():
+        shown = next(iter((validation or scheme).evaluation(1, [0])))
+    run = new_run() if is_chief() and not args.debug else None
+    if is_chief():
+        needed = training.estimate_memory(trainer.network, args.batch // strategy.num_replicas_in_sync) / 2**30
+        print(f"A step will need about {needed:.1f} GiB of memory on each device")
+    callbacks = make_callbacks(args, run, scheme, validation, shown, total)
+
+    def batches(context: tf.distribute.InputContext) -> tf.data.Dataset:
+        share = context.num_replicas_in_sync, context.input_pipeline_id, context.num_input_pipelines
+        return scheme.training(args.batch, args.seed, first, total, *share)
+
+    try:
+        with user_errors():
+            trainer.fit(
+                strategy.distribute_datasets_from_function(batches),
+                callbacks=callbacks,
+                steps_per_epoch=total - first,
+                verbose=0,
+                shuffle=False,
+            )
+    finally:
+        callbacks[0].close()
+    if devices.cluster()["workers"] > 1:
+        strategy.reduce("SUM", 0.0, axis=None)  # nobody leaves before the chief has saved
+    return run
+
+
+def make_callbacks(
+    args: argparse.Namespace,
+    run: pathlib.Path | None,
+    scheme: Scheme,
+    validation: Scheme | None,
+    shown: dict[str, tf.Tensor],
+    total: int,
+) -> list[keras.callbacks.Callback]:
+    """What happens around each step, in this order; the progress bar is the first, the stop at a signal the last."""
+    from network import callbacks
+
+    progress = callbacks.Progress("debug" if run is None else run.name, total, is_chief())
+    steps = [
+        progress,
+        callbacks.LearningRate(args.lr, args.round),
+        callbacks.StopAtNonFinite(lambda step: scheme.training_pair_ids(args.batch, args.seed, step)),
+    ]
+    writer = saver = None
+    if run is not None:
+        import tensorflow as tf
+
+        from data_util.output.figures import training_pictures
+
+        writer = tf.summary.create_file_writer(str(LOGS / args.logs / run.name))
+        saver = callbacks.SaveCheckpoints(run, args.round, total)
+        steps += [callbacks.Log(run, writer), saver, callbacks.Pictures(writer, shown, training_pictures)]
+    if validation is not None and is_chief():
+        sample = validation.sample(args.val_pairs, seed=0)
+        every = 1 if args.debug else args.val_steps
+        batches = lambda: validation.evaluation(args.batch, sample)  # noqa: E731
+        steps.append(callbacks.Validate(every, batches, validation.label_values, run, writer))
+    how = "nothing was to be saved" if is_chief() else "the first worker saves"
+    how = how if run is None else f"go on with -c {run}: {command_to_go_on(args, run)}"
+    steps.append(callbacks.StopAtSignal(saver, how))  # what a step leads to is done before the run ends
+    return steps
+
+
+def command_to_go_on(args: argparse.Namespace, run: pathlib.Path) -> str:
+    """The command that continues a run: -c, and the flags that a continued run does not take from its checkpoint."""
+    command = ["python", "train.py", "-c", str(run)]
+    defaults = build_parser().parse_args([])
+    for name in ("gpu", "val_steps", "val_pairs", "logs", "plugin"):
+        if getattr(args, name) != getattr(defaults, name):
+            command += ["-g" if name == "gpu" else f"--{name}", str(getattr(args, name))]
+    command += [f"--{name}" for name in ("jit", "rematerialize") if getattr(args, name)]
+    return shlex.join(command + ([] if args.fast_reconstruction else ["--no-fast_reconstruction"]))
+
+
+def trained_view(data: DatasetConfig, source: pathlib.Path | None) -> View:
     """How the volumes that the run trains on show scans: as its data set says, or else the run that it continues."""
     if source is None:
         return data.view
@@ -245,7 +351,7 @@ def trained_view(data, source):
     return data.view.completed(before)
 
 
-def make_run(args, config, source, view):
+def make_run(args: argparse.Namespace, config: CascadeConfig, source: pathlib.Path | None, view: View) -> pathlib.Path:
     """Make the run's folder in weights/ with args.json and config.json: <month><day>-<time>[_NAME] or <run>_ftNAME.
 
     Raises:
@@ -253,9 +359,13 @@ def make_run(args, config, source, view):
     """
     if args.finetune:
         suffix = f"_ft{args.finetune}"
-        stem = source.parent.resolve().name.removesuffix(suffix) + suffix
+        stem = source.parent.resolve().name
+        if args.finetune == finetuned_on(source) and suffix in stem:  # a finetuning that goes on
+            stem = stem[: stem.rindex(suffix)]
+        stem += suffix
     else:
         stem = datetime.datetime.now().strftime("%b%d-%H%M")
+    plugin = {} if args.plugin is None else {"plugin": pathlib.Path(args.plugin).name}
     try:
         run = new_folder(stem, f"_{args.name}" if args.name else "")
         try:
@@ -264,7 +374,7 @@ def make_run(args, config, source, view):
             run.rmdir()
             raise
         (run / "args.json").write_text(json.dumps(vars(args), indent=2))
-        (run / "config.json").write_text(json.dumps({**config.to_dict(), "data": view.to_dict()}, indent=2))
+        (run / "config.json").write_text(json.dumps({**config.to_dict(), "data": view.to_dict(), **plugin}, indent=2))
     except OSError as error:
         raise UserError(
             f"cannot write to {error.filename} ({error.strerror}); make the folder writable, or run where it is"
@@ -272,7 +382,7 @@ def make_run(args, config, source, view):
     return run
 
 
-def new_folder(stem, suffix):
+def new_folder(stem: str, suffix: str) -> pathlib.Path:
     """A folder in weights/ that was not there: the stem and suffix, with _1, _2, ... between where taken."""
     WEIGHTS.mkdir(exist_ok=True)
     for attempt in itertools.count():

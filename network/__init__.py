@@ -15,11 +15,9 @@ import sys
 from errors import UserError
 
 _KERAS = sys.modules.get("keras")  # imported before this package, perhaps
-_BACKEND = os.environ.get("KERAS_BACKEND", "tensorflow") if _KERAS is None else _KERAS.config.backend()
+_BACKEND = _KERAS.config.backend() if _KERAS is not None else os.environ.get("KERAS_BACKEND") or "tensorflow"
 if _BACKEND != "tensorflow":
-    raise UserError(
-        f"KERAS_BACKEND is {_BACKEND!r}, but these networks need Keras on 'tensorflow'; set it so, or unset it"
-    )
+    raise UserError(f"KERAS_BACKEND is {_BACKEND!r}, but the networks need Keras on TensorFlow; unset it")
 os.environ["KERAS_BACKEND"] = "tensorflow"  # whatever ~/.keras/keras.json says
 # TensorFlow leaves oneDNN off on processors without AVX-512; there too it makes a training step several times faster.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")

@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 import tqdm
 
-from errors import UserError
+from errors import Stopped, UserError
 
 from . import checkpoints
 from .evaluation import evaluate
@@ -200,26 +200,27 @@ class SaveCheckpoints(keras.callbacks.Callback):
         """Save now, unless this step is saved already."""
         if self.saved_step == self.model.step:
             return
+        tqdm.tqdm.write(f"Saving {checkpoints.checkpoint_prefix(self.folder, self.model.step)}")
         checkpoints.save(self.folder, self.model.network, self.model.optimizer, self.model.step)
         self.saved_at, self.saved_step = time.monotonic(), self.model.step
 
 
 class StopAtSignal(keras.callbacks.Callback):
-    """At Ctrl-C or a cluster's SIGTERM ends the run after the step that is under way, saved; a second one at once.
+    """At Ctrl-C or a cluster's SIGTERM ends the run, saved, after the step that is under way; at a second one, at once.
 
     Args:
         saver: the run's `SaveCheckpoints`, or None where nothing is saved.
-        unsaved: what to say where nothing is saved.
+        how: what the message ends with: how to go on, or why nothing is saved.
 
     Raises:
-        UserError: the run was stopped; it says how to go on.
+        Stopped: the run was stopped; it says how to go on.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
-    def __init__(self, saver, unsaved="nothing was to be saved"):
+    def __init__(self, saver, how="nothing was to be saved"):
         super().__init__()
-        self.saver, self.unsaved, self.stopped = saver, unsaved, False
+        self.saver, self.how, self.stopped = saver, how, False
 
     def on_train_begin(self, logs=None):
         self.before = {number: signal.signal(number, self.note) for number in self.SIGNALS}
@@ -238,9 +239,9 @@ class StopAtSignal(keras.callbacks.Callback):
         if not self.stopped:
             return
         if self.saver is None:
-            raise UserError(f"stopped at step {self.model.step}; {self.unsaved}")
+            raise Stopped(f"Stopped at step {self.model.step}; {self.how}")
         self.saver.save()
-        raise UserError(f"stopped at step {self.model.step}, which is saved: go on with -c {self.saver.folder}")
+        raise Stopped(f"Stopped at step {self.model.step}, which is saved; {self.how}")
 
     def on_train_end(self, logs=None):
         self.restore()
@@ -263,6 +264,8 @@ class Progress(keras.callbacks.Callback):
             disable=not self.shown,
         )
         self.started = time.perf_counter()
+        if self.shown:
+            tqdm.tqdm.write("Compiling the first step, which takes from seconds to minutes")
 
     def on_train_batch_end(self, batch, logs=None):
         waiting = self.model.seconds_waiting / (time.perf_counter() - self.started)

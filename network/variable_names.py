@@ -3,8 +3,16 @@
 import keras
 
 _CONTAINERS = (list, tuple, dict)
-# What every layer of Keras holds for Keras's own use.
-_KERAS_OWN = frozenset(vars(keras.layers.Layer()))
+
+
+def _attributes_of_keras() -> frozenset[str]:
+    """What every layer with a layer in it holds for Keras's and TensorFlow's own use."""
+    probe = keras.layers.Layer()
+    probe.part = keras.layers.Layer()
+    return frozenset(vars(probe)) - {"part"}
+
+
+_OWN = _attributes_of_keras()
 # The original's names of a layer's variables.
 _ORIGINAL = {"kernel": "W", "bias": "b"}
 
@@ -68,4 +76,4 @@ def _collect(value, path, layer, found, visited, published):
 
 
 def _attributes(value):
-    return {name: child for name, child in vars(value).items() if name not in _KERAS_OWN}
+    return {name: child for name, child in vars(value).items() if name not in _OWN}

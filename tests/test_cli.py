@@ -4,6 +4,7 @@ import pytest
 import tensorflow as tf
 
 import cli
+from errors import Stopped, UserError
 
 
 @pytest.mark.parametrize(
@@ -25,3 +26,47 @@ def test_other_faults_are_not_hidden():
 
     with pytest.raises(ZeroDivisionError):
         cli.run(main)
+
+
+def test_a_command_that_was_stopped_with_its_work_saved_is_no_error(capsys):
+    def main(arguments):
+        raise Stopped("Stopped at step 5, which is saved")
+
+    assert cli.run(main) == cli.STOPPED
+    assert capsys.readouterr() == ("Stopped at step 5, which is saved\n", "")
+
+
+BROKEN = {
+    "raises": ("x = 1\ny = x / 0\n", "line 2: ZeroDivisionError: division by zero"),
+    "is no Python": ("x = 1\n\ndef f(:\n", "line 3: SyntaxError"),
+    "imports what is not there": ("import nothing_of_this_name\n", "line 1: ModuleNotFoundError"),
+    "registers a name twice": (
+        "from network.registry import SIMILARITIES\nSIMILARITIES['ncc'] = SIMILARITIES['mi']\n",
+        "similarity 'ncc' is registered already",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_plugin_that_fails_is_one_line(case, tmp_path):
+    text, message = BROKEN[case]
+    (tmp_path / "mine.py").write_text(text)
+    with pytest.raises(UserError, match=r"--plugin .*mine\.py: ") as error:
+        cli.load_plugin(str(tmp_path / "mine.py"))
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["nothing.py", "folder.py", "text.txt"])
+def test_a_plugin_that_is_no_python_file(name, tmp_path):
+    (tmp_path / "folder.py").mkdir()
+    (tmp_path / "text.txt").touch()
+    with pytest.raises(UserError, match="no such Python file"):
+        cli.load_plugin(str(tmp_path / name))
+
+
+def test_a_plugin_is_imported_once(tmp_path):
+    (tmp_path / "once.py").write_text(f"open({str(tmp_path / 'log')!r}, 'a').write('.')")
+    assert cli.load_plugin(None) is None
+    assert [cli.load_plugin(str(tmp_path / "once.py")) for _ in range(2)] == ["once.py"] * 2
+    assert (tmp_path / "log").read_text() == "."

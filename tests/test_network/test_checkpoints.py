@@ -99,6 +99,10 @@ def test_finding_runs_and_steps(tmp_path, monkeypatch):
     assert [checkpoints.find_step(folder, s) for s in (0, 104, 106, 9999)] == [10, 10, 200, 3000]
     with pytest.raises(UserError, match=r"'nix' does not exist, nor does weights/nix; runs there: run"):
         checkpoints.find_run("nix")
+    for file in ("run/model-200", "run/model-200.index", "weights/run/model-200.data-00000-of-00001"):
+        assert checkpoints.find_run(file) == (folder.relative_to(tmp_path), 200)
+    with pytest.raises(UserError, match=r"'weights/run/model-20\.index' does not exist"):
+        checkpoints.find_run("weights/run/model-20.index")
     with pytest.raises(UserError, match=r"'x' is not a step; write FOLDER or FOLDER:STEP"):
         checkpoints.find_run("run:x")
     (tmp_path / "empty").mkdir()
@@ -181,3 +185,59 @@ def test_a_run_without_a_description(tmp_path):
     (tmp_path / "args.json").write_text('{"base_network": "VTN"}')
     with pytest.raises(UserError, match=r"lacks 'n_cascades'"):
         checkpoints.load_cascade_config(tmp_path)
+
+
+def test_a_fingerprint_knows_the_content(saved, tmp_path):
+    folder, network, optimizer = saved
+    shutil.copytree(folder, tmp_path / "copy", copy_function=shutil.copyfile)  # with times of its own
+    ours = checkpoints.fingerprint(folder / "model-5")
+    assert checkpoints.fingerprint(tmp_path / "copy" / "model-5") == ours
+    weight = network.weights[0]
+    before = weight.numpy()
+    changed = before.copy()
+    changed.flat[7] = np.nextafter(changed.flat[7], np.float32(1))
+    weight.assign(changed)
+    (tmp_path / "other").mkdir()
+    checkpoints.save(tmp_path / "other", network, optimizer, 5)
+    weight.assign(before)
+    assert checkpoints.fingerprint(tmp_path / "other" / "model-5") != ours
+    with pytest.raises(UserError, match="cannot be read"):
+        checkpoints.fingerprint(tmp_path / "model-6")
+
+
+def test_adams_moments_that_keras_keeps_elsewhere_are_an_error_that_says_so(saved, tmp_path):
+    _, network, optimizer = saved
+
+    class Renamed:
+        variables, iterations = optimizer.variables, optimizer.iterations
+
+    with pytest.raises(RuntimeError, match=r"keeps Adam's moments elsewhere than in Adam\._momentums"):
+        checkpoints.save(tmp_path, network, Renamed(), 1)
+
+
+def test_a_run_made_with_a_plugin_names_it_and_the_flag(tmp_path):
+    for kind, others in (("base_network", {}), ("similarity", {"base_network": "VTN"})):
+        (tmp_path / "config.json").write_text(json.dumps({**others, kind: "Mine", "plugin": "mine.py", "width": 3}))
+        with pytest.raises(UserError, match=f"{kind} is 'Mine', which is not built in.*--plugin mine.py"):
+            checkpoints.load_cascade_config(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"base_network": "Mine"}))
+    with pytest.raises(UserError, match=r"'Mine'; it must be one of VTN, VoxelMorph, or one that --plugin registers"):
+        checkpoints.load_cascade_config(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"base_network": "VTN", "plugin": "mine.py", "data": {}}))
+    assert checkpoints.load_cascade_config(tmp_path) == CascadeConfig("VTN")
+
+
+OF_BEFORE = (  # config.json as the first versions wrote it
+    '{"base_network": "VoxelMorph", "n_cascades": 2, "rep": 1, "image_size": [16, 16, 16], "det_factor": 0.1, '
+    '"ortho_factor": 0.1, "reg_factor": 0.5, "similarity": "lncc", "warp_gradient": true, "warp_padding": false, '
+    '"channels": 4, "leaky_slope": 0.2, "augmentation": null, "fast_reconstruction": true, "precision": "float32", '
+    '"rematerialize": false}'
+)
+
+
+def test_a_config_of_before_is_read_unchanged(tmp_path):
+    (tmp_path / "config.json").write_text(OF_BEFORE)
+    config = checkpoints.load_cascade_config(tmp_path)
+    expected = {**json.loads(OF_BEFORE), "window": 9}
+    assert config.to_dict() == expected
+    assert (config.channels, config.affine_slope, config.options["window"]) == (4, 0.2, 9)

@@ -1,9 +1,13 @@
 """Options: every check, and the text of --net_args."""
 
+import subprocess
+import sys
+
 import pytest
 
 from cli import parse_assignments
 from errors import UserError
+from network import registry
 from network.config import CascadeConfig
 
 
@@ -95,3 +99,57 @@ def test_config_goes_through_json():
     assert CascadeConfig.from_dict(config.to_dict(), "here") == config
     with pytest.raises(UserError, match=r"here: unknown option 'colour'; known are base_network"):
         CascadeConfig.from_dict({"colour": 1}, "here")
+
+
+def test_options_of_a_similarity_are_taken_with_it_alone():
+    config = CascadeConfig().with_net_args("similarity='lncc', window=5, channels=8")
+    assert config.options == {"channels": 8, "leaky_slope": 0.1, "window": 5}
+    assert (config.base_network_options, config.similarity_options) == (
+        {"channels": 8, "leaky_slope": 0.1},
+        {"window": 5},
+    )
+    assert hash(config) == hash(CascadeConfig.from_dict(config.to_dict(), "here"))
+    assert config.replace(similarity="mi").options == {"channels": 8, "leaky_slope": 0.1}
+    with pytest.raises(UserError, match=r"window is 4; it must be an odd whole number from 3"):
+        config.replace(window=4)
+    with pytest.raises(UserError, match=r"--net_args: unknown key 'window'"):
+        CascadeConfig().with_net_args("window=5")
+
+
+@pytest.mark.parametrize("text", ["", "channels=4", "similarity='lncc'", "reg_factor=2.0, similarity='lncc', window=5"])
+def test_net_args_in_force_are_the_text_that_makes_them(text):
+    config = CascadeConfig().with_net_args(text)
+    assert config.net_args == text
+    assert CascadeConfig().with_net_args(config.net_args) == config
+
+
+def test_an_option_that_is_not_one():
+    with pytest.raises(AttributeError, match="no option 'colour'"):
+        CascadeConfig().colour  # noqa: B018
+    with pytest.raises(UserError, match=r"augmentation is 'none'; it must be one of None, bspline, identity"):
+        CascadeConfig(augmentation="none")
+
+
+def test_tables_refuse_a_name_twice_and_an_option_that_means_something_else(monkeypatch):
+    with pytest.raises(UserError, match="base_network 'VTN' is registered already"):
+        registry.BASE_NETWORKS["VTN"] = registry.Extension("a:b")
+    for option in ("rep", "leaky_slope"):
+        rows = {"mine": registry.Extension("a:b", {option: registry.number(1)})}
+        monkeypatch.setattr("network.config.SIMILARITIES", registry.Table("similarity", rows))
+        with pytest.raises(UserError, match=f"'mine' declares the option '{option}', a name that is taken"):
+            CascadeConfig(similarity="mine")
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        "import os; os.environ['KERAS_BACKEND'] = 'jax'",
+        "import sys, types; made = types.SimpleNamespace; "
+        "sys.modules['keras'] = made(config=made(backend=lambda: 'jax'))",
+    ],
+    ids=["asked for", "imported before"],
+)
+def test_another_backend_of_keras_is_refused_not_overwritten(before):
+    done = subprocess.run([sys.executable, "-c", f"{before}; import network"], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "KERAS_BACKEND is 'jax', but the networks need Keras on TensorFlow; unset it" in done.stderr

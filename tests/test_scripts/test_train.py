@@ -146,16 +146,65 @@ def test_clear_steps_starts_anew(folder, started):
     assert steps_of(only_run("_b")) == [1, 2, 3]
 
 
-def test_a_finetuning_starts_anew_and_goes_on(folder, started):
+@pytest.fixture
+def finetuned(folder, started):
+    """A finetuning, of other data, that ended after its first step."""
     config = json.loads(pathlib.Path("datasets/p.json").read_text())
-    config["schemes"]["finetune-train-pig"] = config["schemes"]["1"]
+    config["schemes"]["finetune-train-pig"] = config["schemes"]["2"]
     pathlib.Path("datasets/p.json").write_text(json.dumps(config))
     assert run("-c", str(started), "--finetune", "pig", "--epochs", "0.3") == 0
-    first = only_run("_a_ftpig")
-    assert steps_of(first) == checkpoints.list_steps(first) == [1]
-    assert run("-c", str(first), "--finetune", "pig", "--epochs", "1") == 0
+    return only_run("_a_ftpig")
+
+
+def test_a_finetuning_starts_anew_and_goes_on(finetuned):
+    assert steps_of(finetuned) == checkpoints.list_steps(finetuned) == [1]
+    assert run("-c", str(finetuned), "--finetune", "pig", "--epochs", "1") == 0
     assert steps_of(only_run("_ftpig_1")) == [2, 3]
     assert checkpoints.list_steps(only_run("_ftpig_1")) == [3]
+
+
+def test_every_continuation_of_a_finetuning_goes_on_with_its_data(finetuned, monkeypatch):
+    trained_on, names = [], train.scheme_names
+    monkeypatch.setattr(train, "scheme_names", lambda name, data: trained_on.append(name) or names(name, data))
+    source = finetuned
+    for k, (flags, name) in enumerate([([], "_ftpig_1"), (["--name", "b"], "_ftpig_b"), ([], "_ftpig_2")]):
+        assert run("-c", str(source), "--epochs", str((k + 2) / 3), *flags) == 0
+        source = only_run(name)
+        assert steps_of(source) == [k + 2]
+        assert json.loads((source / "args.json").read_text())["finetune"] == "pig"
+    assert trained_on == ["pig"] * 3
+    assert run("-c", str(source), "--finetune", "", "--epochs", "0.3", "--name", "whole") == 0
+    assert steps_of(only_run("_whole")) == [1]
+    assert trained_on[-1] == ""
+
+
+def test_args_hold_the_net_args_in_force_as_text(folder, started):
+    assert run("-c", str(started), "--epochs", "0.6", "--name", "b", "--net_args", "reg_factor=0.5") == 0
+    texts = [json.loads((made / "args.json").read_text())["net_args"] for made in (started, only_run("_b"))]
+    assert texts == ["channels=2", "reg_factor=0.5, channels=2"]
+    assert (
+        cli.run(
+            train.main,
+            [
+                "-d",
+                "datasets/p.json",
+                "-g",
+                "-1",
+                "--batch",
+                "2",
+                "--epochs",
+                "1",
+                "--round",
+                "1",
+                "-n",
+                "0",
+                "--name",
+                "plain",
+            ],
+        )
+        == 0
+    )
+    assert json.loads((only_run("_plain") / "args.json").read_text())["net_args"] == ""
 
 
 def test_debug_writes_nothing_and_validates_every_step(folder, capsys):
@@ -189,21 +238,25 @@ def test_a_run_stopped_by_sigterm_and_continued_ends_with_the_same_weights(folde
     flags = ["-n", "0", "--round", "40", "--epochs", "1", "--val_steps", "1000"]
     assert run(*flags, "--name", "whole") == 0
     command = [sys.executable, str(ROOT / "train.py"), *FLAGS, *flags, "--name", "stopped"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     for _ in range(3000):
         time.sleep(0.02)
         log = next(iter(pathlib.Path().glob("weights/*_stopped/log.csv")), None)
         if log is not None and len(log.read_text().splitlines()) > 5:
             break
     process.send_signal(signal.SIGTERM)
-    _, error = process.communicate(timeout=60)
-    assert process.returncode == 1
+    output, error = process.communicate(timeout=60)
+    assert process.returncode == cli.STOPPED == 130
     stopped = log.parent
     (step,) = checkpoints.list_steps(stopped)
     assert step < 40
-    assert f"error: stopped at step {step}, which is saved: go on with -c {stopped}" in error
+    command = f"python train.py -c {stopped} -g -1 --val_steps 1000"
+    assert f"Stopped at step {step}, which is saved; go on with -c {stopped}: {command}" in output
+    assert "error:" not in error
     assert "Traceback" not in error
-    assert cli.run(train.main, ["-c", str(stopped), "-g", "-1", "--name", "end"]) == 0
+    assert "Compiling the first step" in output
+    assert f"Saving {stopped}/model-{step}" in output
+    assert cli.run(train.main, [*command.split()[2:], "--name", "end"]) == 0
     whole, end = weights_of(only_run("_whole"), 40), weights_of(only_run("_end"), 40)
     for name, value in whole.items():
         np.testing.assert_array_equal(end[name], value, name)
@@ -285,7 +338,12 @@ MISTAKES = {
     "negative seed": (None, ["--seed", "-1"], "--seed is -1"),
     "paired of no truth": (None, ["--data_args", "paired='no'"], "paired is 'no'; it must be True or False"),
     "one GPU twice": (None, ["-g", "0,0", "--batch", "2"], "'0,0' is not a list of GPU ids"),
-    "path of a checkpoint file": (other_checkpoint, ["-c", "other/model-1"], "write the folder and step as other:STEP"),
+    "file of a checkpoint that is not there": (other_checkpoint, ["-c", "other/model-2.index"], "does not exist"),
+    "name that is a path": (None, ["--name", "../x"], "--name is '../x'; it becomes part of a folder's name"),
+    "name of two lines": (None, ["--name", "a\nb"], "becomes part of a folder's name"),
+    "name without end": (None, ["--name", 300 * "x"], "--name has 300 bytes"),
+    "logs elsewhere": (None, ["--logs", "../x"], "it must be a folder in logs/"),
+    "no such plugin": (None, ["--plugin", "no.py"], "--plugin no.py: no such Python file"),
     "unwritable logs": (unwritable_logs, [], "cannot write to logs"),
     "no epochs": (None, ["--epochs", "0"], "--epochs is 0.0; it must be greater than 0"),
 }
