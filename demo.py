@@ -54,21 +54,24 @@ def main(arguments: list[str] | None = None) -> None:
     from data_util.output.registration_files import headline, write_output
     from data_util.scans.geometry import doubts_about_labels, doubts_about_points
     from data_util.scans.images import read_image
-    from register import Input, Options, register
+    from register import Input, register
 
     print("Reading and registering ...", flush=True)
     labels = None if args.labels is None else read_image(args.labels)
     points = read_landmarks(args)
     devices.devices(args.gpu, batch=1)
-    options = Options(args.affine, cli.parse_rep(args.rep), args.refine, net_args=args.net_args, **cli.execution(args))
     with tqdm.tqdm(total=args.refine, desc="refine", unit="step", disable=not args.refine) as bar:
         result = register(
             Input(args.fixed, args.fixed_mask, args.fixed_series),
             Input(args.moving, args.moving_mask, args.moving_series),
             args.checkpoint,
             asked_view(args),
-            options,
             lambda *_: bar.update(),
+            affine=args.affine,
+            rep=cli.parse_rep(args.rep),
+            refine=args.refine,
+            net_args=args.net_args,
+            **cli.execution(args),
         )
     if points is not None:
         result.report["doubts"] += doubts_about_points(points, result.moving.image)

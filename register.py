@@ -1,17 +1,17 @@
 """Register two raw scans from Python: DICOM or NIfTI in, the warped scan and its displacement field out.
 
-    from register import Input, Options, register
+    from register import Input, register
 
     result = register("fixed/", "moving.nii.gz", "weights/VTN-10-liver")
     result.warped, result.displacement      # SimpleITK images on the voxels of the fixed file
     result.transform.to_moving(points)      # landmarks [n, 3] in mm
 
-Without a model, two brain scans: `register("a.nii.gz", "b.nii.gz", view="brain", options=Options(refine=100))`.
+Without a model, two brain scans: `register("a.nii.gz", "b.nii.gz", view="brain", refine=100)`.
 """
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -101,8 +101,8 @@ def register(
     moving: Any,
     checkpoint: Any = None,
     view: View | str | None = None,
-    options: Options = Options(),
     on_step: Callable | None = None,
+    **options: Any,
 ) -> Registration:
     """Register a moving scan to a fixed one.
 
@@ -111,8 +111,8 @@ def register(
         checkpoint: run of the network, as in `network.load_model`, or a model that it loaded; None to register without.
         view: what the network is to see: a `View` or one of `view.PRESETS`. What it leaves open, or all of it where it
             is None, is as the run was trained.
-        options: how to register.
         on_step: function of (step, loss) called after every step of refinement.
+        options: how to register, by the names of `Options`.
 
     Returns:
         `Registration`.
@@ -121,12 +121,13 @@ def register(
         UserError: nothing to register with, an unknown view or kind, and what `read_native`, `prepare_scan`,
             `find_affine` and `load_model` raise.
     """
-    kind = _check(checkpoint, view, options)
+    chosen = _options(options)
+    kind = _check(checkpoint, view, chosen)
     clock = _Clock()
     inputs = [source if isinstance(source, Input) else Input(source) for source in (fixed, moving)]
     scans = [_read(role, source) for role, source in zip(("fixed", "moving"), inputs, strict=True)]
     clock.stop("read")
-    model = _find_model(checkpoint, options)
+    model = _find_model(checkpoint, chosen)
     view, remarks = _chosen_view(view, model)
     clock.stop("load")
     fixed, moving = (
@@ -135,18 +136,17 @@ def register(
     )
     clock.stop("preprocess")
     frame, volume = (moving.frame, moving.volume) if kind == "none" else _aligned(fixed, moving, view, kind, model)
-    if frame is moving.frame and kind != "none":
-        remarks.append(f"no {kind} map was found that brings the scans closer than their crops lie")
+    kind = "none" if frame is moving.frame else kind
     clock.stop("affine")
     network = _load(model)
     clock.stop("load")
     pair = _tensor(fixed.volume), _tensor(volume)
-    output, rep = _apply(network, *pair, options.rep)
+    output, rep = _apply(network, *pair, chosen.rep)
     clock.stop("network")
-    if options.refine:
+    if chosen.refine:
         from network import refinement
 
-        output = refinement.refine(output, *pair, model.config, options.refine, on_step)
+        output = refinement.refine(output, *pair, model.config, chosen.refine, on_step)
         clock.stop("refine")
     stages = tuple(type(stage)(*_arrays(stage)) for stage in output.stages)
     affine = output.affine.matrix[0].numpy(), output.affine.shift[0].numpy()
@@ -159,7 +159,7 @@ def register(
     )
     clock.stop("measure")
     report = {
-        "settings": _settings(inputs, model, view, kind, replace(options, rep=rep)),
+        "settings": _settings(inputs, model, view, kind, replace(chosen, rep=rep)),
         "fixed": describe(fixed),
         "moving": describe(moving),
         "doubts": [*remarks, *doubts(fixed, moving, measured, left_over)],
@@ -167,6 +167,18 @@ def register(
         "seconds": clock.seconds,
     }
     return Registration(fixed, moving, stages, transform, warped, displacement, report)
+
+
+def _options(given: dict[str, Any]) -> Options:
+    """The options that are given by name."""
+    known = [field.name for field in fields(Options)]
+    unknown = [name for name in given if name not in known]
+    if unknown:
+        raise UserError(
+            f"register() has no option {unknown[0]!r}; known are {', '.join(known)}; a mask and a series "
+            "go into Input, what the network sees into view"
+        )
+    return Options(**given)
 
 
 def _check(checkpoint: Any, view: View | str | None, options: Options) -> str:
@@ -302,12 +314,12 @@ def _aligned(
     """
     from network.losses import similarity_loss
 
-    found = affine_search.find_affine(fixed.image, moving.image, kind)
-    offset = np.array(found.TransformPoint((0.0, 0.0, 0.0)))
-    frame = fixed.frame.mapped(np.reshape(found.GetMatrix(), (3, 3)), offset)
     try:
+        found = affine_search.find_affine(fixed.image, moving.image, kind)
+        offset = np.array(found.TransformPoint((0.0, 0.0, 0.0)))
+        frame = fixed.frame.mapped(np.reshape(found.GetMatrix(), (3, 3)), offset)
         volume, _ = prepare(moving.image, frame, view)
-    except UserError:  # nothing of the moving scan lies there
+    except UserError:  # no map is found, or nothing of the moving scan lies where it leads
         return moving.frame, moving.volume
     loss = similarity_loss(model.config)
     cropped, mapped = (float(loss(_tensor(fixed.volume), _tensor(v))[0]) for v in (moving.volume, volume))

@@ -22,7 +22,8 @@ import SimpleITK as sitk
 
 from data_util.grey_values import from_unit, to_uint8
 from data_util.output import registration_figures
-from data_util.scans.dicom import FRAME_UID, source_tags, write_series
+from data_util.scans.dicom import FRAME_UID
+from data_util.scans.dicom_writing import source_tags, write_series
 from data_util.scans.frame import Frame
 from data_util.scans.images import orient, to_array, write_image
 from data_util.scans.pair_transform import resample_labels

@@ -57,15 +57,16 @@ def find_affine(fixed: sitk.Image, moving: sitk.Image, kind: str = "affine") -> 
     starts = sorted(_starts(fixed_grids[0], moving_grids[0], kind), key=lambda start: start[0])[: FINALISTS[0]]
     first = "rigid" if kind == "rigid" else "similarity"
     found = [_descend(fixed_grids[0], moving_grids[0], transform, first, 0) for _, transform in starts]
+    found = sorted((result for result in found if result[0] < -LEAST_SIMILARITY), key=lambda result: result[0])
+    if not found:
+        raise UserError("no affine map found: the scans have nothing in common; do they show the same body part?")
     for level in range(1, len(GRIDS)):
-        best = sorted(found, key=lambda result: result[0])[: FINALISTS[level]]
-        found = [_descend(fixed_grids[level], moving_grids[level], transform, kind, level) for _, transform in best]
-    similarity, transform = min(found, key=lambda result: result[0], default=(0.0, None))
-    if similarity > -LEAST_SIMILARITY:
-        raise UserError(
-            "no affine map found: the scans have nothing in common; do they show the same part of the body?"
-        )
-    return _map_of(transform)
+        finer = [
+            _descend(fixed_grids[level], moving_grids[level], t, kind, level) for _, t in found[: FINALISTS[level]]
+        ]
+        # Where descent leaves the scan on a finer grid, what the coarser one found stays.
+        found = sorted((result for result in finer if result[0] < 0), key=lambda result: result[0]) or found
+    return _map_of(found[0][1])
 
 
 def left_over(frame: Frame, fixed: np.ndarray, warped: np.ndarray) -> tuple[float, float]:

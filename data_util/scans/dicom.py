@@ -1,23 +1,25 @@
-"""DICOM series: list those of a folder, read one with the right geometry, and write one with its source's patient.
+"""DICOM series: list those of a folder, and read one with the right grey values at the right places.
 
-A series is read by its slices' positions, not by their numbers or file names. A scan taken with a tilted gantry, whose
-slices are shifted against each other, is resampled on an upright grid.
+A series is read slice by slice, in files of one slice or of many (enhanced DICOM), and put together by the slices'
+places, not by their numbers or file names. Grey values are the stored numbers by each slice's own rescale, whichever
+way they are meant to be drawn. A scan taken with a tilted gantry, whose slices are shifted against each other, is
+resampled on an upright grid. What does not make one volume is refused.
 """
 
-import time
-import uuid
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
+from pydicom.dataset import Dataset
 
-from data_util.scans.frame import Frame
+from data_util.scans.dicom_slices import DicomFile, Slice, frame_count, image_header, slices_of, text_of
+from data_util.scans.frame import upright
 from errors import UserError
 
-SERIES_DESCRIPTION, MODALITY, PIXEL_SPACING = "0008|103e", "0008|0060", "0028|0030"
-POSITION, ORIENTATION = "0020|0032", "0020|0037"
-STUDY_UID, SERIES_UID, INSTANCE_UID, FRAME_UID = "0020|000d", "0020|000e", "0008|0018", "0020|0052"
+SERIES_DESCRIPTION, MODALITY = "0008|103e", "0008|0060"
+STUDY_UID, FRAME_UID = "0020|000d", "0020|0052"
 # What a derived series keeps of its source: name, id, birth date and sex; study, date, time and description; accession
 # number, modality, patient position, and the frame of reference of its coordinates.
 SOURCE_TAGS = (
@@ -36,46 +38,75 @@ SOURCE_TAGS = (
     FRAME_UID,
     SERIES_DESCRIPTION,
 )
-LEAST_SHIFT = 0.01  # mm between slices, sideways; less is rounding
+SAME_DIRECTION = 1e-3  # largest difference of parts of unit vectors
+SAME_SPACING = 1e-3  # relative
 UNEVEN = 0.1  # of the distance between slices
-STORED_RANGE = (-(2**15), 2**15 - 1)
+LEAST_STEP = 0.01  # mm; slices that lie closer are at one place
+AIR, MOST_HU = -1000, 32767  # HU
 
 
 @dataclass(frozen=True)
 class Series:
-    """A DICOM series in a folder: its id (may be empty), description, and files, ordered by position."""
+    """A DICOM series in a folder.
+
+    Attributes:
+        folder: where it was looked for.
+        id: its series instance UID; may be empty.
+        description: what its author called it.
+        files: paths of its files.
+        slices: how many there are in all files.
+    """
 
     folder: Path
     id: str
     description: str
-    files: tuple
+    files: tuple[Path, ...]
+    slices: int
 
-    def __str__(self):
-        return f"{self.id or '(no id)'} {self.description!r} with {len(self.files)} slices"
+    def __str__(self) -> str:
+        return f"{self.id or '(no id)'} {self.description!r} with {self.slices} slices"
 
 
-def list_series(folder):
-    """List the DICOM series of a folder, the largest first. Raises UserError where there is none.
+def list_series(folder: str | Path) -> list[Series]:
+    """List the DICOM series of a folder and the folders in it, that with most slices first.
 
-    An empty id asks GDCM for its first series, and sorts first: so it is that very series where there is one.
+    Args:
+        folder: the folder. Files in it that are not DICOM images are passed over.
+
+    Returns:
+        The series.
+
+    Raises:
+        UserError: there is none, or a link leads nowhere: a slice may be missing.
     """
-    reader = sitk.ImageSeriesReader
-    warns = sitk.ProcessObject.GetGlobalWarningDisplay()
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)  # of finding none, which the error below says better
-    ids = reader.GetGDCMSeriesIDs(str(folder))
-    sitk.ProcessObject.SetGlobalWarningDisplay(warns)
-    if not ids:
+    folder = Path(folder)
+    headers: dict[str, list[tuple[Path, Dataset]]] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink() and not path.exists():
+            raise UserError(f"{path}: this link leads to nothing, and a slice may be missing; mend or remove it")
+        if path.is_file() and (header := image_header(path)) is not None:
+            headers.setdefault(text_of(header, "SeriesInstanceUID"), []).append((path, header))
+    if not headers:
         raise UserError(f"{folder}: no DICOM slices in this folder; give the folder that holds them, or an image file")
-    found = []
-    for name in ids:
-        files = reader.GetGDCMSeriesFileNames(str(folder), name)
-        description = _tag(_header(files[0]), SERIES_DESCRIPTION)
-        found.append(Series(Path(folder), name.strip("\0 "), description, tuple(files)))
-    return sorted(found, key=lambda series: -len(series.files))
+    found = [
+        Series(
+            folder,
+            name,
+            text_of(members[0][1], "SeriesDescription"),
+            tuple(path for path, _ in members),
+            sum(frame_count(header) for _, header in members),
+        )
+        for name, members in headers.items()
+    ]
+    return sorted(found, key=lambda series: -series.slices)
 
 
-def find_series(folder, wanted=None):
-    """Series of a folder with the id `wanted`, or its largest. Raises UserError for an unknown id, listing the ids."""
+def find_series(folder: str | Path, wanted: str | None = None) -> Series:
+    """The series of a folder with the id `wanted`, or that with most slices.
+
+    Raises:
+        UserError: there is no such series; the message lists those that there are.
+    """
     found = list_series(folder)
     if wanted is None:
         return found[0]
@@ -85,184 +116,176 @@ def find_series(folder, wanted=None):
     raise UserError(f"{folder}: no series {wanted!r}; there are {'; '.join(map(str, found))}")
 
 
-def read_series(series):
-    """Read a series as a SimpleITK image in its unit (CT: HU), with SOURCE_TAGS as its metadata.
+def series_of_file(path: str | Path) -> Series:
+    """The series that a single DICOM file is, by itself.
 
-    Raises UserError where it has one slice only, slices without spacing or position, of several sizes or directions,
-    twice at a place or with gaps, or cannot be read.
+    Raises:
+        UserError: it holds no image.
     """
-    if len(series.files) == 1:
-        image = read_file(series.files[0])
-        if image.GetDimension() != 3 or image.GetSize()[2] < 2:
-            raise UserError(
-                f"{series.folder}: series {series} is a single slice, not a volume; give the folder with all slices"
-            )
-    else:
-        step = _check_slices(series)
-        image = read_file(series.files)
-        rows = np.reshape(image.GetDirection(), (3, 3))
-        upright = float(step @ rows[:, 2])
-        image.SetSpacing((*image.GetSpacing()[:2], upright))
-        shift = step - upright * rows[:, 2]
-        if np.linalg.norm(shift) > LEAST_SHIFT:
-            image = _upright(image, shift)
-    header = _header(series.files[0])
+    path = Path(path)
+    header = image_header(path)
+    if header is None:
+        raise UserError(f"{path}: is DICOM, but holds no image; give a file or folder with slices")
+    name, description = text_of(header, "SeriesInstanceUID"), text_of(header, "SeriesDescription")
+    return Series(path, name, description, (path,), frame_count(header))
+
+
+def read_series(series: Series) -> sitk.Image:
+    """Read a series.
+
+    Args:
+        series: as of `find_series`.
+
+    Returns:
+        Image in its unit (CT: HU), with `SOURCE_TAGS` as its metadata: int16 or int32 where all values are whole
+        numbers, else float32.
+
+    Raises:
+        UserError: it has one slice only, slices without spacing, orientation or place, of several sizes or directions,
+            several at a place, gaps or uneven distances, or a file that cannot be read.
+    """
+    where = f"{series.folder}: series {series}"
+    if series.slices < 2:
+        raise UserError(f"{where} is a single slice, not a volume; give the folder with all slices")
+    files = {path: DicomFile(path) for path in series.files}
+    slices = [part for file in files.values() for part in slices_of(file.path, file.dataset, where)]
+    along, down = _check_alike(slices, where)
+    normal = np.cross(along, down)
+    slices.sort(key=lambda part: float(part.position @ normal))
+    slices = _one_per_place(slices, normal, files, where)
+    step = _check_even(slices, normal, where)
+    volume = _grey_values(slices, files, where)
+    spacing = np.mean([part.spacing for part in slices], axis=0)
+    columns = np.stack([along * spacing[1], down * spacing[0], step], axis=1)
+    lengths = np.linalg.norm(columns, axis=0)
+    image = sitk.GetImageFromArray(volume)
+    image.SetSpacing(lengths.tolist())
+    image.SetOrigin(slices[0].position.tolist())
+    image.SetDirection((columns / lengths).ravel().tolist())
+    image = upright(image)
+    first = files[slices[0].file].dataset
     for tag in SOURCE_TAGS:
-        image.SetMetaData(tag, _tag(header, tag))
+        image.SetMetaData(tag, text_of(first, tag.replace("|", "")))
     return image
 
 
-def source_tags(image):
-    """What a derived series keeps of its source, tag -> value: the SOURCE_TAGS that an image of `read_series` carries.
-
-    Ids that it lacks are made up: of one study and one frame of reference for all series that get these tags.
-    """
-    made_up = {STUDY_UID: new_uid(), FRAME_UID: new_uid(), MODALITY: "OT"}
-    return {**made_up, **{tag: value for tag in SOURCE_TAGS if (value := _tag(image, tag))}}
+# ------------------------------------------------------------------------------------------- one volume
 
 
-def read_file(names):
-    """Read an image from one file, or a volume from slices, with SimpleITK. Raises UserError where it cannot."""
-    several = isinstance(names, tuple)
-    try:
-        return sitk.ReadImage(list(names) if several else str(names))
-    except RuntimeError as error:
-        where = Path(names[0]).parent if several else names
-        reason = str(error).strip().splitlines()[-1]
-        raise UserError(f"{where}: cannot be read as an image; give DICOM, NIfTI, NRRD or MHA ({reason})") from error
-
-
-def _header(file):
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(file))
-    try:
-        reader.ReadImageInformation()
-    except RuntimeError as error:
-        raise UserError(f"{file}: cannot be read as a DICOM slice; copy it again") from error
-    return reader
-
-
-def _tag(header, tag):
-    """A tag's text without padding; empty where the slice lacks it."""
-    return header.GetMetaData(tag).strip("\0 ") if header.HasMetaDataKey(tag) else ""
-
-
-def _check_slices(series):
-    """Return the mm from a slice to the next, float64 [3], where all slices of a series make one volume."""
-    where = f"{series.folder}: series {series}"
-    headers = [_header(file) for file in series.files]
-    for tag, name in ((PIXEL_SPACING, "pixel spacing"), (POSITION, "position"), (ORIENTATION, "orientation")):
-        lacking = [file for file, header in zip(series.files, headers, strict=True) if not _tag(header, tag)]
-        if lacking:
+def _check_alike(slices: list[Slice], where: str) -> tuple[np.ndarray, np.ndarray]:
+    """The directions along a row and down a column that all slices share, to rounding."""
+    middle = np.median([part.orientation for part in slices], axis=0)
+    usual = np.median([part.spacing for part in slices], axis=0)
+    for part in slices:
+        same = (
+            np.abs(part.orientation - middle).max() <= SAME_DIRECTION
+            and np.abs(np.array(part.spacing) / usual - 1).max() <= SAME_SPACING
+            and part.size == slices[0].size
+        )
+        if not same:
             raise UserError(
-                f"{where}: {Path(lacking[0]).name} has no {name} ({tag.replace('|', ',')}), so its size in mm is "
-                "unknown; export the series again, or convert it to NIfTI with its spacing"
+                f"{where}: has slices of several sizes or directions, such as {part.file.name}; remove scouts and "
+                "other series from it"
             )
-    looks = {
-        (_numbers(h, ORIENTATION).round(3).tobytes(), _numbers(h, PIXEL_SPACING).round(4).tobytes(), h.GetSize())
-        for h in headers
-    }
-    if len(looks) > 1:
-        raise UserError(f"{where}: has slices of several sizes or directions; remove scouts and other series from it")
-    places = np.array([_numbers(header, POSITION) for header in headers])
-    along, down = _numbers(headers[0], ORIENTATION).reshape(2, 3)
-    gaps = np.diff(places @ np.cross(along, down))
-    usual = np.median(gaps)
-    if np.abs(gaps).min() < UNEVEN * max(abs(usual), LEAST_SHIFT):
-        raise UserError(f"{where}: has two slices at one place; keep one phase or echo of the series")
-    if np.abs(gaps - usual).max() > UNEVEN * abs(usual):
-        k = int(np.argmax(np.abs(gaps - usual)))
+    along = middle[0] / np.linalg.norm(middle[0])
+    down = middle[1] - (middle[1] @ along) * along
+    return along, down / np.linalg.norm(down)
+
+
+def _one_per_place(slices: list[Slice], normal: np.ndarray, files: dict[Path, DicomFile], where: str) -> list[Slice]:
+    """The slices without copies of the very same one."""
+    gaps = np.diff([float(part.position @ normal) for part in slices])
+    apart = gaps[gaps > LEAST_STEP]
+    least = UNEVEN * np.median(apart) if len(apart) else LEAST_STEP
+    kept = [slices[0]]
+    for gap, part in zip(gaps, slices[1:], strict=True):
+        if gap > least:
+            kept.append(part)
+        elif _content(part, files) != _content(kept[-1], files):
+            raise UserError(
+                f"{where}: has two slices at one place, {_named(kept[-1])} and {_named(part)}; keep one phase or echo "
+                "of the series"
+            )
+    if len(kept) < 2:
+        raise UserError(f"{where}: all its slices lie at one place, so they are no volume; give the folder of a scan")
+    return kept
+
+
+def _named(part: Slice) -> str:
+    return part.file.name + (f" (frame {part.number + 1})" if part.number else "")
+
+
+def _content(part: Slice, files: dict[Path, DicomFile]) -> bytes:
+    """A hash of a slice's grey values and place."""
+    stored = files[part.file].stored[part.number]
+    about = f"{part.slope} {part.intercept} {np.round(part.position, 3)}"
+    return hashlib.blake2b(stored.tobytes() + about.encode()).digest()
+
+
+def _check_even(slices: list[Slice], normal: np.ndarray, where: str) -> np.ndarray:
+    """mm from a slice to the next, float64 [3], if all slices lie evenly on a straight line."""
+    places = np.array([part.position for part in slices])
+    gaps = np.diff(places @ normal)
+    usual = float(np.median(gaps))
+    k = int(np.argmax(np.abs(gaps - usual)))
+    if abs(gaps[k] - usual) > UNEVEN * usual:
         raise UserError(
-            f"{where}: slices {k + 1} and {k + 2} lie {abs(gaps[k]):.2f} mm apart, others {abs(usual):.2f}; "
+            f"{where}: slices {k + 1} and {k + 2} lie {gaps[k]:.2f} mm apart, others {usual:.2f}; "
             "add the missing slices, or resample the scan evenly"
         )
-    return (places[-1] - places[0]) / (len(places) - 1)
+    step = (places[-1] - places[0]) / (len(places) - 1)
+    off = np.linalg.norm(places - places[0] - np.outer(np.arange(len(places)), step), axis=1)
+    if off.max() > UNEVEN * usual:
+        k = int(np.argmax(off))
+        raise UserError(
+            f"{where}: slice {k + 1} lies {off[k]:.2f} mm from where even slices would put it (they are "
+            f"{gaps.min():.3f} to {gaps.max():.3f} mm apart); resample the scan evenly"
+        )
+    return step
 
 
-def _numbers(header, tag):
-    return np.array([float(part) for part in _tag(header, tag).split("\\")])
+# --------------------------------------------------------------------------------------------- grey values
 
 
-def _upright(image, shift):
-    """Resample a volume whose slices each lie shifted by `shift` mm against the one before, on a grid that holds all.
+def _grey_values(slices: list[Slice], files: dict[Path, DicomFile], where: str) -> np.ndarray:
+    """The volume [z, y, x] in its unit: int16, int32, or float32 where a value is no whole number."""
+    whole = all(float(number).is_integer() for part in slices for number in (part.slope, part.intercept))
+    volume = np.empty((len(slices), *slices[0].size), np.float64 if not whole else np.int64)
+    padded = np.zeros(volume.shape, bool)
+    for k, part in enumerate(slices):
+        dataset, stored = files[part.file].dataset, files[part.file].stored[part.number]
+        if "ModalityLUTSequence" in dataset:
+            raise UserError(f"{where}: {part.file.name} has a table of grey values; export it with a rescale")
+        volume[k] = stored * part.slope + part.intercept
+        padded[k] = _is_padding(stored, dataset)
+    if padded.any() and not padded.all():
+        # Padding that is darker than everything in the scan stays; what was declared with the wrong sign is bright.
+        lowest = float(volume[~padded].min())
+        modality = text_of(files[slices[0].file].dataset, "Modality")
+        dark = min(lowest, AIR) if modality == "CT" else lowest
+        volume[padded & (volume > lowest)] = dark
+    if volume.max() > MOST_HU and text_of(files[slices[0].file].dataset, "Modality") == "CT":
+        raise UserError(
+            f"{where}: its grey values go up to {volume.max():g} HU, which no body has: undeclared padding, or a wrong "
+            "sign? export it again, or convert it to NIfTI with air there"
+        )
+    if whole:
+        for kind in (np.int16, np.int32):
+            if np.iinfo(kind).min <= volume.min() and volume.max() <= np.iinfo(kind).max:
+                return volume.astype(kind)
+    return volume.astype(np.float32)
 
-    ITK reads it as if it were upright. What lies outside gets the lowest grey value.
-    """
-    frame = Frame.of(image)
-    matrix = frame.matrix
-    voxels = np.linalg.solve(matrix, shift) * (frame.size[2] - 1)  # from the first slice to the last
-    low, high = np.floor(np.minimum(voxels, 0) + 1e-6), np.ceil(np.maximum(voxels, 0) - 1e-6)
-    low[2] = high[2] = 0
-    grid = frame.box(low, np.array(frame.size) + high, np.array(frame.size) + (high - low).astype(int))
-    # A place x lies in slice k = (row 3 of matrix^-1) (x - origin), and ITK has that slice at x - k shift.
-    shear = np.outer(shift, np.linalg.inv(matrix)[2])
-    transform = sitk.AffineTransform(3)
-    transform.SetMatrix((np.eye(3) - shear).ravel())
-    transform.SetTranslation(shear @ frame.origin)
-    lowest = float(sitk.GetArrayViewFromImage(image).min())
-    return grid.resample(image, outside=lowest, transform=transform)
 
-
-def write_series(image, folder, tags, name):
-    """Write a volume as a DICOM series of its own, a file a slice, into a folder that it makes.
-
-    Args:
-        image: SimpleITK image in a unit of whole numbers, such as HU, which are stored; other grey values, which do not
-            span 255 or do not fit 16 bits, are stored as 0..4095 of their range, and the description says so.
-        folder: where the files 0000.dcm, 0001.dcm, ... go.
-        tags: of the source, as of `source_tags`.
-        name: of what the series shows, added to its source's description.
-
-    Raises UserError where it cannot be written.
-    """
-    grey = sitk.Cast(image, sitk.sitkFloat32)
-    values = sitk.GetArrayViewFromImage(grey)
-    low, high = float(values.min()), float(values.max())
-    if high - low < 255 or low < STORED_RANGE[0] or high > STORED_RANGE[1]:
-        scale = 4095 / ((high - low) or 1)
-        grey = (grey - low) * scale
-        name = f"{name}, {low:g}..{high:g} as 0..4095"
-    stored = sitk.Cast(sitk.Round(grey), sitk.sitkInt16)
-    rows = np.reshape(image.GetDirection(), (3, 3))
-    now = time.localtime()
-    common = {
-        **tags,
-        SERIES_UID: new_uid(),
-        SERIES_DESCRIPTION: f"{tags.get(SERIES_DESCRIPTION, '')[: 60 - len(name)]} {name}".strip(),
-        "0008|0008": "DERIVED\\SECONDARY",
-        "0008|0021": time.strftime("%Y%m%d", now),
-        "0008|0031": time.strftime("%H%M%S", now),
-        ORIENTATION: _text((*rows[:, 0], *rows[:, 1])),
-        "0018|0050": _text(image.GetSpacing()[2:]),
-        "0018|0088": _text(image.GetSpacing()[2:]),
-        "0028|1052": "0",
-        "0028|1053": "1",
-    }
-    writer = sitk.ImageFileWriter()
-    writer.KeepOriginalImageUIDOn()
+def _is_padding(stored: np.ndarray, dataset: Dataset) -> np.ndarray | bool:
+    """Which stored numbers stand for 'no value', by their bits: the padding may be declared with the other sign."""
+    if stored.dtype.kind not in "iu" or dataset.get("PixelPaddingValue") is None:
+        return False
+    bits = (1 << int(dataset.BitsAllocated)) - 1
     try:
-        Path(folder).mkdir(parents=True)
-        for k in range(stored.GetSize()[2]):
-            piece = stored[:, :, k]
-            own = {
-                INSTANCE_UID: new_uid(),
-                POSITION: _text(stored.TransformIndexToPhysicalPoint((0, 0, k))),
-                "0020|0013": str(k + 1),
-            }
-            for tag, value in {**common, **own}.items():
-                piece.SetMetaData(tag, value)
-            writer.SetFileName(str(Path(folder) / f"{k:04d}.dcm"))
-            writer.Execute(piece)
-    except (RuntimeError, OSError) as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise UserError(f"{folder}: cannot be written as DICOM; check the folder ({reason})") from error
-
-
-def new_uid():
-    """Return a DICOM id that nobody has."""
-    return f"2.25.{uuid.uuid4().int}"
-
-
-def _text(numbers):
-    """Numbers as DICOM writes them, in at most 16 characters each."""
-    return "\\".join(f"{number:.9g}" for number in numbers)
+        value = int(dataset.PixelPaddingValue) & bits
+        limit = dataset.get("PixelPaddingRangeLimit")
+        limit = value if limit is None else int(limit) & bits
+    except (TypeError, ValueError):
+        return False
+    numbers = stored.astype(np.int64) & bits
+    return (numbers >= min(value, limit)) & (numbers <= max(value, limit))

@@ -4,6 +4,7 @@ A volume for the network is a scan resampled on a frame: a box of the scan with 
 the network finds there goes back to the scan, or to millimetres, through the same frame. Points are [n, 3].
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
@@ -132,3 +133,41 @@ class Frame:
             self.direction,
             outside,
         )
+
+
+RIGHT_ANGLES = 5e-4  # largest difference of a matrix of directions from a rotation
+
+
+def upright(image: sitk.Image) -> sitk.Image:
+    """An image whose axes are at right angles: as it is, or resampled on a grid that holds all of it.
+
+    The first axis stays, the others are turned the least. What lies outside gets the lowest grey value.
+
+    Args:
+        image: image whose directions may be sheared, as of a tilted gantry.
+
+    Returns:
+        Image of the same pixel type, its directions exactly at right angles.
+    """
+    frame = Frame.of(image)
+    direction = np.reshape(frame.direction, (3, 3))
+    turned, triangle = np.linalg.qr(direction)
+    turned = turned * np.sign(np.diag(triangle))
+    if np.abs(direction - turned).max() <= RIGHT_ANGLES:
+        image.SetDirection(turned.ravel().tolist())
+        return image
+    corners = frame.to_physical(list(itertools.product(*((0, n - 1) for n in frame.size)))) - frame.origin
+    spacing = np.abs(np.diag(turned.T @ frame.matrix))
+    voxels = corners @ turned / spacing
+    low, high = np.floor(voxels.min(axis=0) + 1e-6), np.ceil(voxels.max(axis=0) - 1e-6)
+    grid = Frame(
+        tuple(int(n) for n in high - low + 1),
+        tuple(float(mm) for mm in spacing),
+        tuple(float(mm) for mm in frame.origin + turned @ (low * spacing)),
+        tuple(float(part) for part in turned.ravel()),
+    )
+    lowest = float(sitk.GetArrayViewFromImage(image).min())
+    if image.GetPixelID() in (sitk.sitkFloat32, sitk.sitkFloat64):
+        return grid.resample(image, outside=lowest)
+    resampled = grid.resample(sitk.Cast(image, sitk.sitkFloat64), outside=lowest)
+    return sitk.Cast(sitk.Round(resampled), image.GetPixelID())  # a cast alone cuts fractions off

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
-from data_util.scans.dicom import SOURCE_TAGS, find_series, read_file, read_series
-from data_util.scans.freesurfer import ENDINGS as FREESURFER_ENDINGS
-from data_util.scans.freesurfer import read_freesurfer
+from data_util.scans import nibabel_formats, text_headers
+from data_util.scans.dicom import SOURCE_TAGS, find_series, read_series, series_of_file
+from data_util.scans.dicom_slices import is_dicom
+from data_util.scans.frame import upright
 from errors import UserError
 
 # How the names of image files end; .nhdr, .mhd and .hdr are headers, whose voxels are in a file beside them.
-ENDINGS = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd", ".hdr", *FREESURFER_ENDINGS)
+ENDINGS = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd", ".hdr", ".mgz", ".mgh")
 
 
 def read_image(source: Any, series: str | None = None) -> sitk.Image:
@@ -48,21 +49,47 @@ def read_native(source: Any, series: str | None = None) -> sitk.Image:
     if not path.exists():
         raise UserError(f"{path}: no such file or folder; give an image file or a folder of DICOM slices")
     if path.is_dir():
-        return read_series(find_series(path, series))
+        return _checked(read_series(find_series(path, series)), str(path))
     if series is not None:
         raise UserError(f"{path} is a file, which has no series {series!r}; name a series of a DICOM folder only")
-    image = read_freesurfer(path) if path.suffix.lower() in FREESURFER_ENDINGS else read_file(path)
-    return _checked(image, str(path))
+    if path.name.lower().endswith(nibabel_formats.ENDINGS):
+        return _checked(nibabel_formats.read_volume(path), str(path))
+    if is_dicom(path):
+        return _checked(read_series(series_of_file(path)), str(path))
+    if path.name.lower().endswith(text_headers.ENDINGS):
+        text_headers.check_header(path)
+    return _checked(_read_file(path), str(path))
+
+
+def _read_file(path: Path) -> sitk.Image:
+    """Read a file by SimpleITK."""
+    try:
+        return sitk.ReadImage(str(path))
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise UserError(f"{path}: cannot be read as an image; give DICOM, NIfTI, NRRD or MHA ({reason})") from error
 
 
 def _checked(image: sitk.Image, where: str) -> sitk.Image:
-    """The image, if it is one volume of finite grey values."""
+    """The image, if it is one volume of finite grey values whose voxels lie in space, its axes at right angles."""
+    size = image.GetSize()
+    if image.GetDimension() == 4 and size[3] == 1:
+        image, size = image[..., 0], size[:3]
     if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
-        kind = f"{image.GetDimension()} dimensions and {image.GetNumberOfComponentsPerPixel()} values a voxel"
+        kind = f"{image.GetDimension()} dimensions and {image.GetNumberOfComponentsPerPixel()} values per voxel"
         raise UserError(f"{where}: has {kind}; give one three-dimensional volume of grey values")
+    if "complex" in image.GetPixelIDTypeAsString():
+        raise UserError(f"{where}: has complex numbers; give one volume of grey values, such as their magnitude")
+    if min(size) < 2:
+        shown = " x ".join(map(str, size))
+        raise UserError(f"{where}: has {shown} voxels, a single slice or less; give the whole volume")
+    if not (np.isfinite(image.GetSpacing()).all() and min(image.GetSpacing()) > 0):
+        raise UserError(f"{where}: has voxels of {image.GetSpacing()} mm; mend its spacing")
+    if not (np.isfinite(image.GetOrigin()).all() and np.isfinite(image.GetDirection()).all()):
+        raise UserError(f"{where}: has an origin or direction that is no number; mend its header")
     if not np.isfinite(sitk.GetArrayViewFromImage(image)).all():
         raise UserError(f"{where}: has grey values that are no numbers (NaN or infinite); replace them, by air for one")
-    return image
+    return upright(image)
 
 
 def orient(image):

@@ -70,6 +70,8 @@ def prepare_scan(
     try:
         if mask is not None:
             region, unusual = to_array(match_labels(mask, image)) != 0, []
+            if not region.any() and sitk.GetArrayViewFromImage(mask).any():
+                raise UserError("the mask marks no voxel where the scan lies; does it have the scan's geometry?")
         else:
             region = find_region(image, view.crop)
             unusual = [] if region is None else doubts(image, region, view.crop)

@@ -25,7 +25,7 @@ from data_util.scans.view import PRESETS, View
 from errors import UserError
 from network import checkpoints
 from network.training import adam
-from register import Input, Options, register
+from register import Input, register
 from tests import cases
 from tests.test_data_util.scans.test_dicom import write_slices
 from tests.test_data_util.scans.test_pair_transform import oblique
@@ -215,7 +215,7 @@ def test_a_published_network_sees_the_axes_that_it_was_trained_on(home):
     volumes = [np.flip(prepare(s, find_frame(s, View(), SIZE), PRESETS["none"])[0], flips) for s in scans]
     network = checkpoints.load_model(home / "weights" / "published", image_size=SIZE)
     output = network([tf.constant(v[None, ..., None] / np.float32(255)) for v in volumes])
-    result = register(*scans, home / "weights" / "published", "none", Options(image_size=SIZE))
+    result = register(*scans, home / "weights" / "published", "none", image_size=SIZE)
     assert result.report["settings"]["orientation"] == "RPI"
     np.testing.assert_allclose(result.stages[-1].composed_flow, output.flow[0], atol=2e-2)
     np.testing.assert_allclose(result.fixed.in_lps(result.fixed.volume), np.flip(volumes[0], flips), atol=1)
@@ -275,7 +275,7 @@ def test_without_a_checkpoint_refinement_registers_alone():
     scans = [oblique(SIZE, (1, 1.2, 2), (0, 0, 0), (3, 5, -4)).put(texture_of_both[k : k + 32]) for k in (0, 3)]
     scans[0].SetMetaData("0008|0060", "CT")
     scans[1].SetMetaData("0008|0060", "MR")
-    result = register(*scans, view="none", options=Options(refine=40, image_size=SIZE, affine="none"))
+    result = register(*scans, view="none", refine=40, image_size=SIZE, affine="none")
     assert result.report["doubts"][0].startswith("fixed is CT and moving MR: networks compare scans of one modality")
     assert result.report["settings"]["checkpoint"] is None
     before, _, after = result.report["similarity"]

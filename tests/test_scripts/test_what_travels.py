@@ -13,7 +13,7 @@ from data_util import build
 from data_util.config import load_dataset_config
 from data_util.scans.frame import Frame
 from data_util.scans.view import View
-from register import Options, register, run_view
+from register import register, run_view
 
 SIZE = ("16", "18", "20")
 SCANS = Frame((34, 30, 26), (2.0, 2.2, 3.0), (-30, -25, -40), (1, 0, 0, 0, 1, 0, 0, 0, 1))
@@ -75,7 +75,7 @@ def test_what_a_run_does_not_know_is_said(home, monkeypatch, tmp_path):
     assert run_view(tmp_path) == load_dataset_config("rpi.json").view  # its args.json names the set, which is here
     (home / "rpi.json").rename(home / "away.json")
     assert run_view(tmp_path) == View()
-    found = register("scans/p0.nii.gz", "scans/p1.nii.gz", tmp_path, View(crop="none"), Options()).report
+    found = register("scans/p0.nii.gz", "scans/p1.nii.gz", tmp_path, View(crop="none")).report
     (home / "away.json").rename(home / "rpi.json")
     assert found["settings"]["orientation"] == "LPS"
     assert any("does not say where the axes" in doubt and "--orientation" in doubt for doubt in found["doubts"])

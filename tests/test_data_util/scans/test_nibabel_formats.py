@@ -1,5 +1,3 @@
-import sys
-
 import nibabel
 import numpy as np
 import pytest
@@ -32,7 +30,7 @@ def test_a_volume_is_read_at_its_places(tmp_path, kind, ending):
         assert image[voxel] == pytest.approx(np.clip(expected, 0, 255) if kind == np.uint8 else expected, abs=1)
 
 
-def test_what_is_no_volume_is_refused(tmp_path, monkeypatch):
+def test_what_is_no_volume_is_refused(tmp_path):
     write(tmp_path / "time.mgz", np.zeros((4, 4, 4, 3), np.float32))
     with pytest.raises(UserError, match=r"time\.mgz: has 4 dimensions"):
         read_image(tmp_path / "time.mgz")
@@ -41,8 +39,5 @@ def test_what_is_no_volume_is_refused(tmp_path, monkeypatch):
         for share in (0.01, 0.5, 0.95):
             write(path, np.random.default_rng(0).integers(0, 99, (20, 20, 20)).astype(np.int16))
             cases.cut(path, share)
-            with pytest.raises(UserError, match=rf"cut\.{ending}: cannot be read as a volume of FreeSurfer"):
+            with pytest.raises(UserError, match=rf"cut\.{ending}: cannot be read as an image"):
                 read_image(path)
-    monkeypatch.setitem(sys.modules, "nibabel", None)
-    with pytest.raises(UserError, match=r"time\.mgz: FreeSurfer's format needs nibabel; pip install nibabel"):
-        read_image(tmp_path / "time.mgz")
