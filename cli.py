@@ -2,11 +2,12 @@
 
 import argparse
 import ast
-import importlib.util
+import importlib.machinery
 import pathlib
 import signal
 import sys
 import traceback
+import types
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -67,10 +68,11 @@ def load_plugin(path: str | None) -> str | None:
 
         sys.path.append(str(file.parent))  # where its own imports are looked for, after all others
         name = f"plugin_{file.stem}"
-        specification = importlib.util.spec_from_file_location(name, file)
-        module = sys.modules[name] = importlib.util.module_from_spec(specification)
+        loader = importlib.machinery.SourceFileLoader(name, str(file))
+        module = types.ModuleType(name)
+        module.__file__, sys.modules[name] = str(file), module
         try:
-            specification.loader.exec_module(module)
+            loader.exec_module(module)
         except Exception as error:
             del sys.modules[name]
             raise UserError(

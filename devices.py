@@ -1,21 +1,32 @@
 """The devices that a command computes on: -g and the workers of TF_CONFIG, as a `tf.distribute` strategy."""
 
+from __future__ import annotations
+
 import json
 import os
 import re
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from errors import UserError
 
+if TYPE_CHECKING:
+    import tensorflow as tf
 
-def devices(gpu, batch, machines=False):
-    """`tf.distribute` strategy for the value of -g and, where several `machines` can be used, the cluster of TF_CONFIG.
+
+def devices(gpu: str, batch: int, machines: bool = False) -> tf.distribute.Strategy:
+    """The strategy for the devices of -g and, where the command can use several machines, the cluster of TF_CONFIG.
 
     Args:
         gpu: GPU ids such as "0,1"; "-1" (CPU); or "cpu:N", the CPU as N devices.
-        batch: pairs in a (global) batch.
+        batch: pairs in a batch, over all devices.
+        machines: whether the command can use several machines.
+
+    Returns:
+        The `tf.distribute.Strategy`.
 
     Raises:
-        UserError: a GPU is not there, the batch does not divide evenly over the devices, or the cluster is of no use.
+        UserError: a GPU is not there, the batch does not divide evenly over the devices, or the cluster cannot be used.
     """
     ids, n = gpu_ids(gpu), device_count(gpu)
     workers = cluster()["workers"]
@@ -47,8 +58,11 @@ def devices(gpu, batch, machines=False):
     return tf.distribute.get_strategy() if n == 1 else tf.distribute.MirroredStrategy()
 
 
-def cluster():
-    """This process's place among the workers of TF_CONFIG: {"workers": how many, "index": from 0}; the chief is 0.
+def cluster() -> dict[str, int]:
+    """This process's place among the workers of TF_CONFIG.
+
+    Returns:
+        {"workers": how many there are, "index": the number of this one, from 0; the chief is 0}.
 
     Raises:
         UserError: TF_CONFIG is not what TensorFlow documents.
@@ -75,8 +89,15 @@ def cluster():
     return {"workers": sum(map(len, members.values())), "index": index}
 
 
-def gpu_ids(gpu):
-    """GPU ids in a value of -g, [] for the CPU."""
+def gpu_ids(gpu: str) -> list[int]:
+    """GPU ids in a value of -g, [] for the CPU.
+
+    Raises:
+        UserError: it is not a list of numbers, each once.
+
+    >>> gpu_ids("0,2")
+    [0, 2]
+    """
     if gpu == "-1" or gpu.startswith("cpu:"):
         return []
     ids = [part.strip() for part in gpu.split(",")]
@@ -85,8 +106,15 @@ def gpu_ids(gpu):
     return [int(part) for part in ids]
 
 
-def device_count(gpu):
-    """How many devices a value of -g means."""
+def device_count(gpu: str) -> int:
+    """How many devices a value of -g means.
+
+    Raises:
+        UserError: it is not such a value.
+
+    >>> device_count("cpu:4")
+    4
+    """
     ids = gpu_ids(gpu)
     if ids or gpu == "-1":
         return max(len(ids), 1)
@@ -96,21 +124,26 @@ def device_count(gpu):
     return int(number)
 
 
-def _visible_gpus(tf, gpu, ids):
-    """Show TensorFlow the chosen GPUs alone, with memory taken as it is needed."""
+def _visible_gpus(tf: ModuleType, gpu: str, ids: list[int]) -> list[Any]:
+    """Make only the chosen GPUs visible to TensorFlow, with memory taken as it is needed."""
     found = tf.config.list_physical_devices("GPU")
     for k in ids:
         if k >= len(found):
             there = f"GPUs 0..{len(found) - 1}" if found else "no GPU that TensorFlow can use"
             raise UserError(f"-g {gpu}: GPU {k} is not there, this machine has {there}; use -g -1 for the CPU")
     chosen = [found[k] for k in ids]
-    tf.config.set_visible_devices(chosen, "GPU")
+    try:
+        tf.config.set_visible_devices(chosen, "GPU")
+    except RuntimeError as error:
+        raise UserError(
+            f"-g {gpu}: TensorFlow has started already ({error}); a --plugin may not compute at import"
+        ) from error
     for device in chosen:
         tf.config.experimental.set_memory_growth(device, True)
     return chosen
 
 
-def _split_cpu(tf, n):
+def _split_cpu(tf: ModuleType, n: int) -> None:
     cpu = tf.config.list_physical_devices("CPU")[0]
     try:
         tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * n)

@@ -223,8 +223,10 @@ def open_schemes(args: argparse.Namespace, data: DatasetConfig) -> tuple[Scheme,
 
     train, validation = scheme_names(args.finetune, data)
     paired, store = cli.is_paired(args.data_args), ScanStore(data.files)
-    opened = [None if name is None else open_scheme(data, name, paired, store) for name in (train, validation)]
-    return opened[0], opened[1]
+    return (
+        open_scheme(data, train, paired, store),
+        None if validation is None else open_scheme(data, validation, paired, store),
+    )
 
 
 def build_trainer(
@@ -357,7 +359,7 @@ def make_run(args: argparse.Namespace, config: CascadeConfig, source: pathlib.Pa
     Raises:
         UserError: its folder, or that of its TensorBoard curves, cannot be written.
     """
-    if args.finetune:
+    if args.finetune and source is not None:
         suffix = f"_ft{args.finetune}"
         stem = source.parent.resolve().name
         if args.finetune == finetuned_on(source) and suffix in stem:  # a finetuning that goes on
@@ -385,8 +387,9 @@ def make_run(args: argparse.Namespace, config: CascadeConfig, source: pathlib.Pa
 def new_folder(stem: str, suffix: str) -> pathlib.Path:
     """A folder in weights/ that was not there: the stem and suffix, with _1, _2, ... between where taken."""
     WEIGHTS.mkdir(exist_ok=True)
-    for attempt in itertools.count():
-        run = WEIGHTS / (stem + (f"_{attempt}" if attempt else "") + suffix)
+    names = (stem + (f"_{attempt}" if attempt else "") + suffix for attempt in itertools.count())
+    while True:
+        run = WEIGHTS / next(names)
         try:
             run.mkdir()
             return run

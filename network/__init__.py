@@ -11,6 +11,7 @@ The names below are imported on first use, so that reading a configuration does 
 import importlib
 import os
 import sys
+from typing import Any
 
 from errors import UserError
 
@@ -32,7 +33,7 @@ _HOMES = {
 __all__ = sorted(_HOMES)
 
 
-def __getattr__(name):
+def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'network' has no attribute {name!r}; it offers {', '.join(__all__)}")

@@ -1,6 +1,8 @@
 """The affine cascade: a network that gives a 3x3 matrix and a shift, and the flow that they stand for."""
 
 import typing
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -21,7 +23,7 @@ class Affine(typing.NamedTuple):
     shift: tf.Tensor
 
 
-def affine_flow(affine, size):
+def affine_flow(affine: Affine, size: Sequence[int | tf.Tensor]) -> tf.Tensor:
     """Flow of an affine map on a grid of `size` (X, Y, Z): flow_i = sum_j W_ij x_j + b_i, [B, X, Y, Z, 3].
 
     x is counted from the centre of the volume, (size - 1) / 2.
@@ -30,13 +32,13 @@ def affine_flow(affine, size):
     columns = tf.unstack(affine.matrix, axis=2)
     for axis, (n, column) in enumerate(zip(size, columns, strict=True)):
         centred = tf.range(n, dtype=tf.float32) - (tf.cast(n, tf.float32) - 1.0) / 2.0
-        # Lines of numbers, broadcast: a product a voxel takes ten times longer.
+        # One product per line of voxels, broadcast to all of them, is ten times faster than one per voxel.
         along = centred[:, None] * column[:, None]
         flow += tf.reshape(along, [-1] + [n if k == axis else 1 for k in range(3)] + [3])
     return flow
 
 
-def compose_affine(affine, first, second):
+def compose_affine(affine: Affine, first: tf.Tensor, second: tf.Tensor) -> tf.Tensor:
     """Composition of the affine flow `first` of `affine` with `second`, exact also outside the volume.
 
     (W + I) second(p) + first(p); float32 [B, X, Y, Z, 3]. An interpolated composition would clamp at the edge.
@@ -45,7 +47,7 @@ def compose_affine(affine, first, second):
 
 
 @compiled
-def _compose_affine(matrix, first, second):
+def _compose_affine(matrix: tf.Tensor, first: tf.Tensor, second: tf.Tensor) -> tf.Tensor:
     rows = (matrix + tf.eye(3))[:, None, None, None]
     return first + tf.reduce_sum(rows * second[..., None, :], axis=-1)
 
@@ -59,27 +61,27 @@ class AffineNetwork(keras.layers.Layer):
 
     published_names = True
 
-    def __init__(self, leaky_slope=0.1, **kwargs):
+    def __init__(self, leaky_slope: float = 0.1, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.leaky_slope = leaky_slope
         self.encoder = Encoder(leaky_slope=leaky_slope, name="encoder", dtype=self.dtype_policy)
 
-    def build(self, input_shape):
+    def build(self, input_shape: Any) -> None:
         images = (*input_shape[0][:-1], 2)
         self.encoder.build(images)
         for layer in self.encoder.convolutions:
             images = layer.compute_output_shape(images)
-        whole = {"kernel_size": images[1:4], "padding": "valid", "use_bias": False, "dtype": "float32"}
+        whole: dict[str, Any] = {"kernel_size": images[1:4], "padding": "valid", "use_bias": False, "dtype": "float32"}
         self.matrix_head = convolution(9, "conv7_W", **whole)
         self.shift_head = convolution(3, "conv7_b", **whole)
         self.matrix_head.build(images)
         self.shift_head.build(images)
 
-    def call(self, inputs):
+    def call(self, inputs: Sequence[tf.Tensor]) -> Affine:
         fixed, moving = inputs
         features = self.encoder(tf.concat([fixed, moving], axis=-1))["conv6_1"]
         matrix = tf.reshape(self.matrix_head(features), [-1, 3, 3])
         return Affine(matrix, tf.reshape(self.shift_head(features), [-1, 3]))
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "leaky_slope": self.leaky_slope}

@@ -3,6 +3,7 @@
 The flow is [B, X, Y, Z, 3] in voxels (conventions: `spatial_transformer.py`).
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -26,16 +27,16 @@ class BaseNetwork(keras.layers.Layer):
         super().__init__(**kwargs)
         self.flow_multiplier = flow_multiplier
 
-    def build(self, input_shape):
+    def build(self, input_shape: Any) -> None:
         # The weights do not depend on the size. Outside of any graph: the global table of custom gradients would keep
         # the graph of this call, and with it the weights, for as long as the process lives.
         with tf.init_scope():
             self.call([tf.zeros((1, 4, 4, 4, 1), self.compute_dtype)] * 2)
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Any) -> tuple[int | None, ...]:
         return (*input_shape[0][:-1], 3)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "flow_multiplier": self.flow_multiplier}
 
 
@@ -48,7 +49,7 @@ class _PublishedNetwork(BaseNetwork):
         super().__init__(**kwargs)
         self.channels, self.leaky_slope = channels, leaky_slope
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "channels": self.channels, "leaky_slope": self.leaky_slope}
 
 
@@ -63,7 +64,7 @@ class VTN(_PublishedNetwork):
     # Level k of the decoder meets this layer of the encoder.
     SKIPS = {5: "conv5_1", 4: "conv4_1", 3: "conv3_1", 2: "conv2", 1: "conv1"}
 
-    def __init__(self, **kwargs):
+    def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         same = {"dtype": self.dtype_policy}
         self.encoder = Encoder(self.channels, self.leaky_slope, name="encoder", **same)
@@ -76,7 +77,7 @@ class VTN(_PublishedNetwork):
         # A flow of many voxels needs float32, in whatever precision the rest computes.
         self.head = FlowUpConvolution(3, name="upsamp1to0", dtype="float32")
 
-    def call(self, inputs):
+    def call(self, inputs: Sequence[tf.Tensor]) -> tf.Tensor:
         images = tf.concat(inputs, axis=-1)
         encoded = self.encoder(images)
         net = encoded["conv6_1"]
@@ -105,7 +106,7 @@ class VoxelMorph(_PublishedNetwork):
         "decode0_1": (1, None),
     }
 
-    def __init__(self, **kwargs):
+    def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         same = {"dtype": self.dtype_policy}
         self.encoders = [
@@ -116,7 +117,7 @@ class VoxelMorph(_PublishedNetwork):
             3, "flow", kernel_initializer=keras.initializers.RandomNormal(stddev=1e-5), dtype="float32"
         )
 
-    def call(self, inputs):
+    def call(self, inputs: Sequence[tf.Tensor]) -> tf.Tensor:
         net = tf.concat(inputs, axis=-1)
         features = {"images": net}
         for layer in self.encoders:
@@ -129,7 +130,7 @@ class VoxelMorph(_PublishedNetwork):
         return self.head(net) * self.flow_multiplier
 
 
-def double_to(features, skip):
+def double_to(features: tf.Tensor, skip: tf.Tensor) -> tf.Tensor:
     """Nearest-neighbour upsampling by two, cut to the grid of `skip` where that is odd: [B, X, Y, Z, C]."""
     for axis in (1, 2, 3):
         features = tf.repeat(features, 2, axis=axis)

@@ -1,7 +1,10 @@
 """Convolutions as the original builds them, and the encoder that the affine cascade and VTN share.
 
-Layer names are those of the published checkpoints (`conv3_1`, `upsamp6to5`, ...): `checkpoints.py` relies on it.
+Layer names are those of the published checkpoints (`conv3_1`, `upsamp6to5`, ...): `variable_names.py` relies on it.
 """
+
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -17,18 +20,20 @@ next-to-last axis of a kernel as its inputs, as the original does."""
 class Convolution(keras.layers.Conv3D):
     """Keras's `Conv3D`, in float32 where bfloat16 goes wrong on a CPU.
 
-    oneDNN's gradient with respect to the kernel is then of no use on a grid of 2^3, as a network of bfloat16 has at its
-    coarsest. The convolution of so few voxels costs next to nothing.
+    On a grid of 2^3 voxels or less, oneDNN computes a wrong gradient of the kernel in bfloat16. Deep networks have such
+    grids at their coarsest level, where a convolution in float32 costs next to nothing.
     """
 
-    def convolution_op(self, inputs, kernel):
+    def convolution_op(self, inputs: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
         if inputs.dtype != tf.bfloat16 or max(n or 3 for n in inputs.shape[1:4]) > 2:
             return super().convolution_op(inputs, kernel)
         out = super().convolution_op(tf.cast(inputs, tf.float32), tf.cast(kernel, tf.float32))
         return tf.cast(out, inputs.dtype)
 
 
-def convolution(filters, name, stride=1, kernel_size=3, **options):
+def convolution(
+    filters: int, name: str, stride: int = 1, kernel_size: int | tuple[int, ...] = 3, **options: Any
+) -> Convolution:
     """`Convolution` with 'same' padding, linear, with a bias unless `options` say otherwise."""
     options = {"padding": "same", "kernel_initializer": KERNEL_INITIALIZER, **options}
     return Convolution(filters, kernel_size, strides=stride, name=name, **options)
@@ -42,45 +47,45 @@ class UpConvolution(keras.layers.Layer):
     size are met exactly.
     """
 
-    def __init__(self, filters, **kwargs):
+    def __init__(self, filters: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.filters = filters
 
-    def build(self, input_shape):
+    def build(self, input_shape: Any) -> None:
         shape = (4, 4, 4, self.filters, input_shape[0][-1])
         self.kernel = self.add_weight(shape=shape, initializer=KERNEL_INITIALIZER, name="kernel")
 
-    def call(self, inputs):
+    def call(self, inputs: Sequence[tf.Tensor]) -> tf.Tensor:
         features, skip = inputs
         shape = tf.concat([tf.shape(skip)[:4], [self.filters]], axis=0)
         out = self.upsample(features, tf.convert_to_tensor(self.kernel), shape)
         out.set_shape((*skip.shape[:4], self.filters))
         return out
 
-    def upsample(self, features, kernel, shape):
+    def upsample(self, features: tf.Tensor, kernel: tf.Tensor, shape: tf.Tensor) -> tf.Tensor:
         """Features on the grid of `shape` [B, X, Y, Z, filters]."""
         voxels = features.shape[1:4].num_elements()
         if voxels is not None and voxels <= _FEW_VOXELS:
             return _upsample_few(features, kernel, shape)
         return tf.nn.conv3d_transpose(features, kernel, shape, strides=2, padding="SAME")
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Any) -> tuple[int | None, ...]:
         return (*input_shape[1][:4], self.filters)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "filters": self.filters}
 
 
 @keras.saving.register_keras_serializable("registration")
 class FlowUpConvolution(UpConvolution):
-    """The same in less time, where the grid is large and the output channels are few, as those of a flow are.
+    """`UpConvolution` in less time, where the grid is large and the output channels are few, as those of a flow are.
 
     Along each axis an even output voxel meets two of the kernel's four taps, and an odd one the other two. So the
-    eight output voxels to a coarse one are eight convolutions of 2^3 taps on the coarse grid: done as one that has
-    eight times the channels, and interleaved. The gradient is that of the transposed convolution.
+    eight output voxels of a coarse voxel are eight convolutions of 2^3 taps on the coarse grid. They are computed as
+    one convolution with eight times the channels, and interleaved. The gradient is that of the transposed convolution.
     """
 
-    def upsample(self, features, kernel, shape):
+    def upsample(self, features: tf.Tensor, kernel: tf.Tensor, shape: tf.Tensor) -> tf.Tensor:
         @tf.custom_gradient
         def call(features, kernel):
             def gradient(upstream):
@@ -89,7 +94,7 @@ class FlowUpConvolution(UpConvolution):
                     out = super(FlowUpConvolution, self).upsample(features, kernel, shape)
                 return tape.gradient(out, [features, kernel], upstream)
 
-            # Outside a tf.function a tape would keep what follows.
+            # Where this runs eagerly, an outer tape would otherwise record and keep what follows.
             small, padded = tf.stop_gradient(kernel), tf.pad(tf.stop_gradient(features), _ALL_AROUND)
             for axis in (0, 2, 4):  # an axis of four taps becomes two: even or odd, and which of the two taps
                 small = tf.gather(small, [[3, 1], [2, 0]], axis=axis)
@@ -106,7 +111,7 @@ _ALL_AROUND = [[0, 0], [1, 1], [1, 1], [1, 1], [0, 0]]
 
 
 @xla_kernel
-def _interleave(parts):
+def _interleave(parts: tf.Tensor) -> tf.Tensor:
     """[B, n + 1, ..., 8 C], even and odd output voxels as channels, -> [B, 2 n, ..., C].
 
     Voxel m of the even ones is the coarse grid's voxel m here, but voxel m of the odd ones is m + 1.
@@ -116,15 +121,15 @@ def _interleave(parts):
     for axis in (1, 2, 3):
         even, odd = tf.unstack(parts, axis=4)
         before = (slice(None),) * axis
-        parts = _in_turn(even[(*before, slice(None, -1))], odd[(*before, slice(1, None))], axis)
+        parts = _alternate(even[(*before, slice(None, -1))], odd[(*before, slice(1, None))], axis)
     return parts
 
 
-# A kernel for so few voxels is read once, in a matrix product; a convolution first reorders it, which takes longer.
+# On at most so many voxels a matrix product is quicker than a convolution, which first reorders its kernel.
 _FEW_VOXELS = 32
 
 
-def _upsample_few(features, kernel, shape):
+def _upsample_few(features: tf.Tensor, kernel: tf.Tensor, shape: tf.Tensor) -> tf.Tensor:
     """Transposed convolution as a matrix product, whose 4^3 windows, two voxels apart, are added where they overlap."""
     rows = [tf.reshape(a, [-1, kernel.shape[-1]]) for a in (features, kernel)]
     windows = tf.reshape(tf.matmul(*rows, transpose_b=True), [-1, *features.shape[1:4], *kernel.shape[:4]])
@@ -132,12 +137,13 @@ def _upsample_few(features, kernel, shape):
         lower, upper = tf.split(windows, 2, axis=4)
         none = tf.zeros_like(tf.gather(lower, [0], axis=axis))
         pairs = tf.concat([lower, none], axis) + tf.concat([none, upper], axis)
-        windows = _in_turn(*tf.unstack(pairs, axis=4), axis)
+        even, odd = tf.unstack(pairs, axis=4)
+        windows = _alternate(even, odd, axis)
     return windows[:, 1 : shape[1] + 1, 1 : shape[2] + 1, 1 : shape[3] + 1]
 
 
-def _in_turn(even, odd, axis):
-    """The voxels of two volumes in turn along an axis."""
+def _alternate(even: tf.Tensor, odd: tf.Tensor, axis: int) -> tf.Tensor:
+    """Two volumes interleaved along an axis: a voxel of the first, one of the second, and so on."""
     pairs = tf.stack([even, odd], axis=axis + 1)
     shape = [-1, *pairs.shape[1:]]
     return tf.reshape(pairs, [*shape[:axis], 2 * shape[axis], *shape[axis + 2 :]])
@@ -164,7 +170,7 @@ class Encoder(keras.layers.Layer):
         "conv6_1": (32, 1),
     }
 
-    def __init__(self, channels=16, leaky_slope=0.1, **kwargs):
+    def __init__(self, channels: int = 16, leaky_slope: float = 0.1, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.channels, self.leaky_slope = channels, leaky_slope
         self.convolutions = [
@@ -172,28 +178,28 @@ class Encoder(keras.layers.Layer):
             for name, (k, stride) in self.LAYERS.items()
         ]
 
-    def build(self, input_shape):
+    def build(self, input_shape: Any) -> None:
         for layer in self.convolutions:
             layer.build(input_shape)
             input_shape = layer.compute_output_shape(input_shape)
 
-    def call(self, images):
+    def call(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
         features, net = {}, images
         for layer in self.convolutions:
             net = features[layer.name] = leaky_relu(layer(net), self.leaky_slope)
         return features
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "channels": self.channels, "leaky_slope": self.leaky_slope}
 
 
-def leaky_relu(x, slope):
-    """max(x, slope * x) for a slope of 0..1. It keeps its output alone for the backward pass."""
+def leaky_relu(x: tf.Tensor, slope: float) -> tf.Tensor:
+    """max(x, slope * x) for a slope of 0..1; only its output is kept for the backward pass."""
 
     @tf.custom_gradient
     def call(x):
-        # Output and input have one sign, which is all that the gradient needs. The next layer keeps the output anyway;
-        # TensorFlow would keep the input too.
+        # The gradient needs only the sign, which output and input share. The next layer keeps the output anyway, while
+        # TensorFlow's own gradient would keep the input beside it.
         out = tf.nn.leaky_relu(tf.stop_gradient(x), slope)
         return out, lambda upstream: tf.raw_ops.LeakyReluGrad(gradients=upstream, features=out, alpha=slope)
 

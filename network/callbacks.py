@@ -3,12 +3,16 @@
 A run may start at any step, so none of them relies on Keras's batch or epoch numbers.
 """
 
+from __future__ import annotations
+
 import csv
 import math
 import pathlib
 import signal
 import sys
 import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TextIO
 
 import keras
 import numpy as np
@@ -21,13 +25,14 @@ from . import checkpoints
 from .evaluation import evaluate
 from .training import GRADIENT, learning_rate
 
+Logs = Any  # Keras's: a dict of the step's values, or None where there are none.
 EVERY_STEP_UNTIL = 500
 LOG_EVERY = 10
 PICTURES_EVERY = 1000
 SAVE_EVERY_SECONDS = 3600
 
 
-def is_logged(step):
+def is_logged(step: int) -> bool:
     """Whether a step gets a row: every step up to 500, then every tenth."""
     return step <= EVERY_STEP_UNTIL or step % LOG_EVERY == 0
 
@@ -35,11 +40,11 @@ def is_logged(step):
 class LearningRate(keras.callbacks.Callback):
     """Sets the rate of each step by its epoch of `steps_per_epoch` steps (see `learning_rate`)."""
 
-    def __init__(self, initial, steps_per_epoch):
+    def __init__(self, initial: float, steps_per_epoch: int) -> None:
         super().__init__()
         self.initial, self.steps_per_epoch = initial, steps_per_epoch
 
-    def on_train_batch_begin(self, batch, logs=None):
+    def on_train_batch_begin(self, batch: int, logs: Logs = None) -> None:
         rate = learning_rate(self.model.step, self.steps_per_epoch, self.initial)
         if rate != self.model.rate:
             self.model.rate = self.model.optimizer.learning_rate = rate
@@ -52,11 +57,11 @@ class StopAtNonFinite(keras.callbacks.Callback):
         pair_ids: function of a step (from 0) giving its pairs' (fixed id, moving id).
     """
 
-    def __init__(self, pair_ids):
+    def __init__(self, pair_ids: Callable[[int], list[tuple[str, str]]]) -> None:
         super().__init__()
         self.pair_ids = pair_ids
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
         if math.isfinite(logs["loss"]) and math.isfinite(logs[GRADIENT]):
             return
         step = self.model.step
@@ -73,11 +78,12 @@ class StopAtNonFinite(keras.callbacks.Callback):
 class Log(keras.callbacks.Callback):
     """Writes the logged steps to `log.csv` (step, loss, lr and the loss terms) and as TensorBoard scalars."""
 
-    def __init__(self, folder, writer):
+    def __init__(self, folder: pathlib.Path, writer: tf.summary.SummaryWriter) -> None:
         super().__init__()
-        self.path, self.writer, self.file = pathlib.Path(folder) / "log.csv", writer, None
+        self.path, self.writer = pathlib.Path(folder) / "log.csv", writer
+        self.file: TextIO | None = None
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
         step = self.model.step
         if not is_logged(step):
             return
@@ -94,7 +100,7 @@ class Log(keras.callbacks.Callback):
                 if name != "step":
                     tf.summary.scalar(name, value)
 
-    def on_train_end(self, logs=None):
+    def on_train_end(self, logs: Logs = None) -> None:
         if self.file is not None:
             self.file.close()
 
@@ -108,15 +114,20 @@ class Pictures(keras.callbacks.Callback):
         draw: function (fixed, moving, warped [X, Y, Z], flow [X, Y, Z, 3]) -> dict name -> image [H, W, 1 or 3] uint8.
     """
 
-    def __init__(self, writer, batch, draw):
+    def __init__(
+        self,
+        writer: tf.summary.SummaryWriter,
+        batch: dict[str, tf.Tensor],
+        draw: Callable[..., dict[str, np.ndarray]],
+    ) -> None:
         super().__init__()
         self.writer, self.draw = writer, draw
         self.pair = batch["fixed"][:1], batch["moving"][:1]
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: Logs = None) -> None:
         self.network = tf.function(self.model.network)
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
         step = self.model.step
         if step % PICTURES_EVERY:
             return
@@ -132,7 +143,7 @@ class Validate(keras.callbacks.Callback):
     """Every `steps` steps, evaluates a fixed sample of pairs: TensorBoard `val_*`, a line, and `validation.csv`.
 
     Values that were not measured (no segmentation, no landmarks) are left out of the means; a mean of nothing is
-    empty. An error in validation stops the run: it is a mistake in the data that would otherwise stay unseen.
+    empty. An error in validation stops the run, since a mistake in the data would otherwise go unnoticed.
 
     Args:
         steps: steps between validations.
@@ -143,13 +154,20 @@ class Validate(keras.callbacks.Callback):
 
     NAMES = {"dice": "dice_score", "jaccard": "jacc_score", "landmark_distance": "landmark_dist"}
 
-    def __init__(self, steps, batches, labels, folder=None, writer=None):
+    def __init__(
+        self,
+        steps: int,
+        batches: Callable[[], Iterable[dict[str, tf.Tensor]]],
+        labels: Sequence[int] | None,
+        folder: pathlib.Path | None = None,
+        writer: tf.summary.SummaryWriter | None = None,
+    ) -> None:
         super().__init__()
         self.steps, self.batches, self.labels = steps, batches, labels
         self.path = None if folder is None else pathlib.Path(folder) / "validation.csv"
         self.writer = writer
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
         step = self.model.step
         if step % self.steps:
             return
@@ -164,7 +182,7 @@ class Validate(keras.callbacks.Callback):
             means[title] = float(measured.mean()) if measured.size else None
         self.report(step, len(results), means)
 
-    def report(self, step, pairs, means):
+    def report(self, step: int, pairs: int, means: dict[str, float | None]) -> None:
         """Write one validation's means."""
         text = ", ".join(f"{name} {'not measured' if v is None else format(v, '.4f')}" for name, v in means.items())
         tqdm.tqdm.write(f"step {step}: validation of {pairs} pairs: {text}")
@@ -185,18 +203,18 @@ class Validate(keras.callbacks.Callback):
 class SaveCheckpoints(keras.callbacks.Callback):
     """Saves the run at each epoch's end, at least hourly, and at its very end."""
 
-    def __init__(self, folder, steps_per_epoch, last_step):
+    def __init__(self, folder: pathlib.Path, steps_per_epoch: int, last_step: int) -> None:
         super().__init__()
         self.folder, self.steps_per_epoch, self.last_step = folder, steps_per_epoch, last_step
         self.saved_at, self.saved_step = time.monotonic(), None
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
         step = self.model.step
         hourly = time.monotonic() - self.saved_at > SAVE_EVERY_SECONDS
         if hourly or step % self.steps_per_epoch == 0 or step == self.last_step:
             self.save()
 
-    def save(self):
+    def save(self) -> None:
         """Save now, unless this step is saved already."""
         if self.saved_step == self.model.step:
             return
@@ -218,24 +236,24 @@ class StopAtSignal(keras.callbacks.Callback):
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
-    def __init__(self, saver, how="nothing was to be saved"):
+    def __init__(self, saver: SaveCheckpoints | None, how: str = "nothing was to be saved") -> None:
         super().__init__()
         self.saver, self.how, self.stopped = saver, how, False
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: Logs = None) -> None:
         self.before = {number: signal.signal(number, self.note) for number in self.SIGNALS}
 
-    def note(self, *_):
+    def note(self, *_: Any) -> None:
         """Remember the signal, and let the next one interrupt."""
         self.stopped = True
         self.restore()
 
-    def restore(self):
-        """Give the signals back to whom they were with."""
+    def restore(self) -> None:
+        """Set the signal handlers that were in place before the run."""
         for number, handler in self.before.items():
             signal.signal(number, handler)
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
         if not self.stopped:
             return
         if self.saver is None:
@@ -243,18 +261,19 @@ class StopAtSignal(keras.callbacks.Callback):
         self.saver.save()
         raise Stopped(f"Stopped at step {self.model.step}, which is saved; {self.how}")
 
-    def on_train_end(self, logs=None):
+    def on_train_end(self, logs: Logs = None) -> None:
         self.restore()
 
 
 class Progress(keras.callbacks.Callback):
     """Progress bar with steps/s, loss, rate, and the share of time spent waiting for data."""
 
-    def __init__(self, name, total, shown=True):
+    def __init__(self, name: str, total: int, shown: bool = True) -> None:
         super().__init__()
-        self.name, self.total, self.shown, self.bar = name, total, shown, None
+        self.name, self.total, self.shown = name, total, shown
+        self.bar: Any = None
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: Logs = None) -> None:
         self.bar = tqdm.tqdm(
             total=self.total,
             initial=self.model.step,
@@ -267,13 +286,13 @@ class Progress(keras.callbacks.Callback):
         if self.shown:
             tqdm.tqdm.write("Compiling the first step, which takes from seconds to minutes")
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
         waiting = self.model.seconds_waiting / (time.perf_counter() - self.started)
         state = f"loss {logs['loss']:.4f}, lr {self.model.rate:.2e}, data {waiting:.1%}"
         self.bar.set_postfix_str(state, refresh=False)
         self.bar.update()
 
-    def close(self):
+    def close(self) -> None:
         """End the bar's line; Keras calls nothing when a run stops by an error."""
         if self.bar is not None:
             self.bar.close()

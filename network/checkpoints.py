@@ -15,6 +15,7 @@ import re
 import shutil
 import tempfile
 import warnings
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -22,7 +23,7 @@ import tensorflow as tf
 from errors import UserError
 
 from .config import CascadeConfig
-from .recursive_cascaded_networks import build_network
+from .recursive_cascaded_networks import RecursiveCascadedNetwork, build_network
 from .registry import BASE_NETWORKS, SIMILARITIES
 
 CONFIG_FILE = "config.json"
@@ -36,7 +37,7 @@ _SLOTS = {"_momentums": "Adam", "_velocities": "Adam_1"}
 # The state of Keras's `LossScaleOptimizer`.
 _LOSS_SCALE = ("dynamic_scale", "step_counter")
 _BETAS = {"beta1_power": 0.9, "beta2_power": 0.999}
-# Adam's count when a published file no longer tells it: its bias corrections have long become 1.
+# Adam's step count where a published file's power of beta2 has become 0: its bias corrections have long become 1.
 _MANY_STEPS = 1_000_000
 _KEEP_NEWEST = 5
 _KEEP_EVERY_SECONDS = 5 * 3600
@@ -44,7 +45,7 @@ _KEEP_EVERY_SECONDS = 5 * 3600
 _READ_ERRORS = (tf.errors.OpError, ValueError, IndexError, RuntimeError)
 
 
-def find_run(text, root="weights"):
+def find_run(text: str | pathlib.Path, root: str | pathlib.Path = "weights") -> tuple[pathlib.Path, int | None]:
     """Folder and step that a `-c` argument means.
 
     Args:
@@ -59,10 +60,11 @@ def find_run(text, root="weights"):
         UserError: there is no such folder, or STEP is not a number.
     """
     text = str(text)
-    name, colon, step = text.rpartition(":")
-    if not colon or pathlib.Path(text).is_dir():
-        name, step = text, None
-    if step is not None and not step.isdigit():
+    name, colon, number = text.rpartition(":")
+    step = None if not colon or pathlib.Path(text).is_dir() else number
+    if step is None:
+        name = text
+    elif not step.isdigit():
         raise UserError(f"checkpoint {text!r}: {step!r} is not a step; write FOLDER or FOLDER:STEP")
     folder = _existing(name, root)
     if folder is not None:
@@ -77,17 +79,17 @@ def find_run(text, root="weights"):
     raise UserError(f"checkpoint folder {name!r} does not exist, nor does {root}/{name}{hint}")
 
 
-def _existing(name, root):
+def _existing(name: str, root: str | pathlib.Path) -> pathlib.Path | None:
     folders = (pathlib.Path(name), pathlib.Path(root) / name)
     return next((folder for folder in folders if folder.is_dir()), None)
 
 
-def list_steps(folder):
+def list_steps(folder: str | pathlib.Path) -> list[int]:
     """Steps of the checkpoints in a run folder, ascending."""
     return sorted(int(m.group(1)) for m in map(_INDEX.match, os.listdir(folder)) if m)
 
 
-def find_step(folder, step=None):
+def find_step(folder: str | pathlib.Path, step: int | None = None) -> int:
     """The newest step in a run folder, or the one nearest to `step` (the earlier of two equally near).
 
     Raises:
@@ -99,7 +101,7 @@ def find_step(folder, step=None):
     return steps[-1] if step is None else min(steps, key=lambda s: abs(s - step))
 
 
-def load_args(folder):
+def load_args(folder: str | pathlib.Path) -> dict[str, Any]:
     """The `args.json` of a run as a dict, {} where there is none.
 
     Raises:
@@ -108,7 +110,7 @@ def load_args(folder):
     return _read_json(pathlib.Path(folder) / ARGS_FILE) or {}
 
 
-def load_cascade_config(folder):
+def load_cascade_config(folder: str | pathlib.Path) -> CascadeConfig:
     """`CascadeConfig` of a run folder: its config.json, or a published run's args.json (then at 128^3).
 
     Raises:
@@ -130,7 +132,7 @@ def load_cascade_config(folder):
     return config.with_net_args(args.get("net_args", ""))
 
 
-def load_data(folder):
+def load_data(folder: str | pathlib.Path) -> dict[str, Any] | None:
     """What a run's config.json says of the volumes that the network was trained on: a dict, or None.
 
     Raises:
@@ -140,7 +142,7 @@ def load_data(folder):
     return data if isinstance(data, dict) else None
 
 
-def _check_registered(values, source):
+def _check_registered(values: dict[str, Any], source: pathlib.Path) -> None:
     """Raise a UserError that names the run's plugin, where a name of its config is not in the tables.
 
     A plugin is never loaded because a checkpoint asks for it: it is a program, and a checkpoint may come from anybody.
@@ -154,7 +156,13 @@ def _check_registered(values, source):
             )
 
 
-def load_model(path, rep=1, image_size=None, net_args="", **execution):
+def load_model(
+    path: str | pathlib.Path,
+    rep: int = 1,
+    image_size: tuple[int, int, int] | None = None,
+    net_args: str | None = "",
+    **execution: Any,
+) -> RecursiveCascadedNetwork:
     """A trained network from a run folder.
 
     Args:
@@ -176,7 +184,7 @@ def load_model(path, rep=1, image_size=None, net_args="", **execution):
     return open_model(prefix, config)
 
 
-def open_model(prefix, config):
+def open_model(prefix: pathlib.Path, config: CascadeConfig) -> RecursiveCascadedNetwork:
     """The network of a `CascadeConfig`, with the weights of a checkpoint.
 
     Args:
@@ -195,7 +203,7 @@ def open_model(prefix, config):
     return network
 
 
-def fingerprint(prefix):
+def fingerprint(prefix: str | pathlib.Path) -> str:
     """Text that tells a checkpoint's content: the same for a copy, another for other weights.
 
     It is a hash of the index, in which TensorFlow keeps a checksum of every variable (and checks it when the variable
@@ -215,7 +223,7 @@ def fingerprint(prefix):
     return content.hexdigest()[:16]
 
 
-def find_checkpoint(text, root="weights"):
+def find_checkpoint(text: str | pathlib.Path, root: str | pathlib.Path = "weights") -> pathlib.Path:
     """Path without endings, FOLDER/model-<step>, of the checkpoint that a `-c` argument means.
 
     Raises:
@@ -225,12 +233,14 @@ def find_checkpoint(text, root="weights"):
     return checkpoint_prefix(folder, find_step(folder, step))
 
 
-def checkpoint_prefix(folder, step):
+def checkpoint_prefix(folder: str | pathlib.Path, step: int) -> pathlib.Path:
     """Path of a checkpoint without its endings: FOLDER/model-<step>."""
     return pathlib.Path(folder) / f"model-{step}"
 
 
-def restore(network, prefix, optimizer=None):
+def restore(
+    network: RecursiveCascadedNetwork, prefix: str | pathlib.Path, optimizer: keras.optimizers.Optimizer | None = None
+) -> None:
     """Fill the network's weights, and the optimizer's state if one is given, from a checkpoint.
 
     Strict: every weight must be there in its shape, and every variable in the file must be a weight or known
@@ -255,8 +265,10 @@ def restore(network, prefix, optimizer=None):
         optimizer.iterations.assign(_adam_steps(float(_read(reader, "beta2_power", prefix))))
 
 
-def save(folder, network, optimizer, step):
-    """Write a checkpoint of weights and Adam's state: FOLDER/model-<step>.
+def save(
+    folder: str | pathlib.Path, network: RecursiveCascadedNetwork, optimizer: keras.optimizers.Optimizer, step: int
+) -> None:
+    """Write a checkpoint of every variable of the network and of the optimizer's state: FOLDER/model-<step>.
 
     The files appear under their names only when they are complete, the index last, so that a kill at any moment
     leaves the older checkpoints and no broken one. Of those written before, the newest five stay, and one every five
@@ -288,7 +300,7 @@ def save(folder, network, optimizer, step):
     _prune(folder)
 
 
-def _prune(folder):
+def _prune(folder: pathlib.Path) -> None:
     kept_at = -math.inf
     for step in list_steps(folder)[:-_KEEP_NEWEST]:
         prefix = checkpoint_prefix(folder, step)
@@ -300,11 +312,14 @@ def _prune(folder):
             file.unlink()
 
 
-def _slot_variables(network, optimizer):
+def _slot_variables(
+    network: RecursiveCascadedNetwork, optimizer: keras.optimizers.Optimizer
+) -> dict[str, keras.Variable]:
     """Adam's moments by published name: '<name>/Adam' and '<name>/Adam_1' of every weight that is trained."""
     adam = getattr(optimizer, "inner_optimizer", optimizer)
     names = {id(weight): name for name, weight in network.named_weights().items()}
-    trained, slots = network.trainable_variables, {}
+    trained = network.trainable_variables
+    slots: dict[str, keras.Variable] = {}
     for attribute, slot in _SLOTS.items():
         moments = getattr(adam, attribute, None)
         if moments is None or [m.shape for m in moments] != [weight.shape for weight in trained]:
@@ -313,19 +328,19 @@ def _slot_variables(network, optimizer):
     return slots
 
 
-def _scale_variables(optimizer):
+def _scale_variables(optimizer: keras.optimizers.Optimizer) -> dict[str, keras.Variable]:
     """Variables of a dynamic loss scale by name in a checkpoint, {} for an optimizer without one."""
     return {name: getattr(optimizer, name) for name in _LOSS_SCALE if hasattr(optimizer, name)}
 
 
-def _adam_steps(beta2_power):
+def _adam_steps(beta2_power: float) -> int:
     """Adam's step count from the power of beta2 that a checkpoint keeps, beta2^(steps + 1)."""
     if beta2_power <= 1e-30:
         return _MANY_STEPS
     return max(round(math.log(beta2_power) / math.log(_BETAS["beta2_power"])) - 1, 0)
 
 
-def _read_json(path):
+def _read_json(path: pathlib.Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
@@ -337,7 +352,7 @@ def _read_json(path):
     return values
 
 
-def _open(prefix):
+def _open(prefix: str | pathlib.Path) -> tuple[Any, dict[str, list[int]]]:
     try:
         reader = tf.train.load_checkpoint(str(prefix))
         return reader, reader.get_variable_to_shape_map()
@@ -345,23 +360,28 @@ def _open(prefix):
         raise UserError(_damaged(prefix, error)) from error
 
 
-def _read(reader, name, prefix):
+def _read(reader: Any, name: str, prefix: str | pathlib.Path) -> Any:
     try:
         return reader.get_tensor(name)
     except _READ_ERRORS as error:
         raise UserError(_damaged(prefix, error)) from error
 
 
-def _damaged(prefix, error):
+def _damaged(prefix: str | pathlib.Path, error: Exception) -> str:
     reason = _first_line(error)
     return f"checkpoint {prefix} cannot be read ({reason}); copy or download it again, or name another with FOLDER:STEP"
 
 
-def _first_line(error):
+def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
-def _check_fit(prefix, config, wanted, found):
+def _check_fit(
+    prefix: str | pathlib.Path,
+    config: CascadeConfig,
+    wanted: dict[str, tuple[int, ...]],
+    found: dict[str, list[int]],
+) -> None:
     """Raise a UserError unless the file's variables are just the wanted weights and known bookkeeping."""
     options = ", ".join(f"{name} {value}" for name, value in config.base_network_options.items())
     names = " or ".join(reversed(config.base_network_options)) or "the image size"
@@ -389,7 +409,7 @@ def _check_fit(prefix, config, wanted, found):
         warnings.warn(f"checkpoint {prefix}: unused variables {', '.join(unused)}", stacklevel=3)
 
 
-def _other_size(prefix, config, shape):
+def _other_size(prefix: str | pathlib.Path, config: CascadeConfig, shape: list[int]) -> str:
     size = " x ".join(str(n) for n in config.image_size)
     grid = " x ".join(str(n) for n in shape[:3])
     limits = " x ".join(f"{64 * (n - 1) + 1}..{64 * n}" for n in shape[:3])

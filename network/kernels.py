@@ -11,13 +11,17 @@ with one term for each use of the tensor: a tensor that is used more than twice 
 """
 
 import functools
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import tensorflow as tf
+
+TensorFunction = Callable[..., tf.Tensor]
 
 xla_kernel = functools.partial(tf.function, jit_compile=True)
 
 
-def compiled(function):
+def compiled(function: TensorFunction) -> TensorFunction:
     """Decorate a pure function of tensors returning one tensor: one XLA kernel forward, one backward.
 
     The backward kernel recomputes the function from its inputs, so that no intermediate is stored, and XLA drops
@@ -26,14 +30,14 @@ def compiled(function):
     forward, backward = xla_kernel(function), xla_kernel(functools.partial(_gradient, function))
 
     @tf.custom_gradient
-    def call(*inputs):
+    def call(*inputs: tf.Tensor) -> Any:
         # Where this runs eagerly, an outer tape would otherwise record inside the kernel and keep its intermediates.
         return forward(*map(tf.stop_gradient, inputs)), lambda upstream: backward(inputs, upstream)
 
     return functools.wraps(function)(call)
 
 
-def _gradient(function, inputs, upstream):
+def _gradient(function: TensorFunction, inputs: Sequence[tf.Tensor], upstream: tf.Tensor) -> list[tf.Tensor]:
     """Gradient of each input, from that of the output: the function is computed again."""
     with tf.GradientTape() as tape:
         tape.watch(inputs)
@@ -41,12 +45,12 @@ def _gradient(function, inputs, upstream):
     return tape.gradient(output, inputs, upstream, unconnected_gradients="zero")
 
 
-def ordered_sum(terms):
+def ordered_sum(terms: Sequence[tf.Tensor]) -> tf.Tensor:
     """Sum of tensors of one shape, the same bits in every run."""
     return tf.reduce_sum(tf.stack(terms), axis=0)
 
 
-def fork(value, n):
+def fork(value: Any, n: int) -> list[Any]:
     """Handles on a value that is used `n` times, so that the gradients of all uses are added in a fixed order.
 
     Args:
@@ -65,7 +69,7 @@ def fork(value, n):
 
 
 @tf.custom_gradient
-def _twice(*tensors):
+def _twice(*tensors: tf.Tensor) -> Any:
     def gradient(*upstream):
         return _add(upstream[: len(tensors)], upstream[len(tensors) :])
 
@@ -73,11 +77,13 @@ def _twice(*tensors):
 
 
 @xla_kernel  # Outside of a kernel, TensorFlow's graph optimiser joins several additions into one unordered sum.
-def _add(some, others):
+def _add(some: list[tf.Tensor], others: list[tf.Tensor]) -> list[tf.Tensor]:
     return [a + b for a, b in zip(some, others, strict=True)]
 
 
-def rematerialized(function):
+def rematerialized(
+    function: Callable[..., tuple[tf.Tensor, list[tf.Tensor]]],
+) -> Callable[..., tuple[tf.Tensor, list[tf.Tensor]]]:
     """The same function, but the backward pass computes its intermediates again from its inputs.
 
     Args:
@@ -89,7 +95,7 @@ def rematerialized(function):
     """
 
     @tf.custom_gradient
-    def call(first, *others):
+    def call(first: tf.Tensor, *others: tf.Tensor) -> Any:
         def gradient(upstream, *_):
             # The recomputation must wait for the gradient to arrive; otherwise all cascades would be recomputed, and
             # kept, at once. XLA ignores control dependencies, so the first input is made to depend on the gradient.
@@ -100,7 +106,7 @@ def rematerialized(function):
         output, more = function(*map(tf.stop_gradient, (first, *others)))
         return (output, *more), gradient
 
-    def unpacked(*inputs):
+    def unpacked(*inputs: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor]]:
         output, *more = call(*inputs)
         return output, more
 

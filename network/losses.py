@@ -1,31 +1,38 @@
-"""Losses of a cascade: pure functions, one value a pair; `cascade_losses` sums them over the batch and names them."""
+"""Losses of a cascade: pure functions, one value per pair; `cascade_losses` sums them over the batch and names them."""
+
+from __future__ import annotations
 
 import functools
+from typing import TYPE_CHECKING
 
 import tensorflow as tf
 
-from .kernels import compiled, ordered_sum
+from .kernels import TensorFunction, compiled, ordered_sum
 from .registry import SIMILARITIES
 from .splines import cubic_weights
+
+if TYPE_CHECKING:
+    from .config import CascadeConfig
+    from .recursive_cascaded_networks import CascadeOutput
 
 # What is added to the variances of the local correlation: about one grey level of 255, squared, so that noise in a flat
 # region does not count as structure.
 _VARIANCE_EPSILON = 1e-5
-# Bins of the joint histogram over the intensities 0..1; the outermost two take in only their neighbours' part.
+# Bins of the joint histogram over the intensities 0..1; the outermost two only take the tails of the B-splines.
 _BINS = 32
-# A constant image has no entropy, and rounding is not to be divided by it.
+# Least divisor: the entropy of a constant image is 0, and rounding errors would be divided by it.
 _LEAST_ENTROPY = 1e-2
 _ORTHOGONALITY_EPSILON = 1e-5
 
 
-def _sum(volume):
+def _sum(volume: tf.Tensor) -> tf.Tensor:
     """Sum over all axes but the batch. In two steps: XLA sums a whole volume in one slow thread, and less exactly."""
     return tf.reduce_sum(tf.reduce_sum(volume, [1, 2]), [1, 2])
 
 
 @compiled
-def correlation(fixed, warped):
-    """Pearson correlation of two images [B, X, Y, Z, C] a pair: float32 [B], variances + 1e-6."""
+def correlation(fixed: tf.Tensor, warped: tf.Tensor) -> tf.Tensor:
+    """Pearson correlation of two images [B, X, Y, Z, C], for each pair: float32 [B]. 1e-6 is added to the variances."""
     count = tf.cast(tf.reduce_prod(tf.shape(fixed)[1:]), tf.float32)
     fixed = fixed - (_sum(fixed) / count)[:, None, None, None, None]
     warped = warped - (_sum(warped) / count)[:, None, None, None, None]
@@ -33,12 +40,12 @@ def correlation(fixed, warped):
     return _sum(fixed * warped) / count / tf.sqrt((variances[0] + 1e-6) * (variances[1] + 1e-6))
 
 
-def correlation_loss(fixed, warped):
+def correlation_loss(fixed: tf.Tensor, warped: tf.Tensor) -> tf.Tensor:
     """1 - correlation (paper, section 3.4): float32 [B], 0 (warped = a fixed + b, a > 0) .. 2 (a < 0)."""
     return 1.0 - correlation(fixed, warped)
 
 
-def local_correlation_loss(fixed, warped, window=9):
+def local_correlation_loss(fixed: tf.Tensor, warped: tf.Tensor, window: int = 9) -> tf.Tensor:
     """1 - mean of the squared correlation in the window around every voxel: float32 [B], 0..1.
 
     Each window has its own linear relation between the two images, of either sign; a window without structure counts
@@ -54,15 +61,15 @@ def local_correlation_loss(fixed, warped, window=9):
 
 
 @functools.cache
-def _local_correlation(window):
+def _local_correlation(window: int) -> TensorFunction:
     """Function (fixed, warped) -> mean squared correlation in the windows of a side, float32 [B]."""
 
-    def mean(volume):
+    def mean(volume: tf.Tensor) -> tf.Tensor:
         return _window_mean(volume, window)
 
     @compiled
-    def correlate(fixed, warped):
-        # Sums of small numbers keep more digits: a variance is what is left of two large means.
+    def correlate(fixed: tf.Tensor, warped: tf.Tensor) -> tf.Tensor:
+        # A variance is the small difference of two means; without the mean of the image they keep more digits.
         count = tf.cast(tf.reduce_prod(tf.shape(fixed)[1:]), tf.float32)
         fixed = fixed - (_sum(fixed) / count)[:, None, None, None, None]
         warped = warped - (_sum(warped) / count)[:, None, None, None, None]
@@ -75,7 +82,7 @@ def _local_correlation(window):
     return correlate
 
 
-def _window_mean(volume, window):
+def _window_mean(volume: tf.Tensor, window: int) -> tf.Tensor:
     """Mean of the window around every voxel, as far as it lies inside: sums along one axis after the other."""
     half = window // 2
     for axis in (1, 2, 3):
@@ -88,7 +95,7 @@ def _window_mean(volume, window):
     return volume
 
 
-def _running_sum(volume, width, axis):
+def _running_sum(volume: tf.Tensor, width: int, axis: int) -> tf.Tensor:
     """Sums of `width` voxels (an odd number) along an axis, from each voxel on: the axis becomes shorter by width - 1.
 
     Sums of 2, 4, 8, ... voxels, each of two of the one before. The difference of two cumulative sums would lose the
@@ -96,7 +103,7 @@ def _running_sum(volume, width, axis):
     """
     n = tf.shape(volume)[axis] - width + 1
 
-    def part(sums, start, length):
+    def part(sums: tf.Tensor, start: int, length: tf.Tensor) -> tf.Tensor:
         return sums[(*(slice(None),) * axis, slice(start, start + length))]
 
     total, done, sums, covered = part(volume, 0, n), 1, volume, 1  # an odd width: one voxel and sums of 2, 4, ...
@@ -108,39 +115,39 @@ def _running_sum(volume, width, axis):
     return total
 
 
-def mutual_information_loss(fixed, warped):
+def mutual_information_loss(fixed: tf.Tensor, warped: tf.Tensor) -> tf.Tensor:
     """1 - mutual information over the entropy of the fixed image: float32 [B], 0..1.
 
-    The share of the fixed image's information that the warped one leaves open: 1 where neither tells of the other (or
-    the fixed image is constant), near 0 where each grey value of one means one of the other, whichever that is. The
-    joint histogram has Parzen windows: a fixed voxel counts in the nearest bin, a warped one in four by a cubic
-    B-spline (Mattes et al., 2003). So the gradient is that of the warped image alone. Intensities are 0..1.
+    It is 1 where the images are statistically independent (or the fixed image is constant), and near 0 where the grey
+    value of the one determines that of the other. The joint histogram has Parzen windows: a fixed voxel counts in the
+    nearest bin, a warped voxel in four bins, weighted by a cubic B-spline (Mattes et al., 2003). So only the warped
+    image has a gradient. Intensities are 0..1.
     """
-    return _open_information(_joint_histogram(fixed, warped))
+    return _information_loss(_joint_histogram(fixed, warped))
 
 
 @compiled
-def _open_information(joint):
+def _information_loss(joint: tf.Tensor) -> tf.Tensor:
     joint /= tf.reduce_sum(joint, [1, 2], keepdims=True)
     fixed_entropy, warped_entropy = _entropy(tf.reduce_sum(joint, 2)), _entropy(tf.reduce_sum(joint, 1))
     information = fixed_entropy + warped_entropy - _entropy(tf.reshape(joint, [-1, _BINS * _BINS]))
     return 1.0 - information / tf.maximum(fixed_entropy, _LEAST_ENTROPY)
 
 
-def _entropy(share):
+def _entropy(share: tf.Tensor) -> tf.Tensor:
     return -tf.reduce_sum(share * tf.math.log(tf.maximum(share, 1e-12)), axis=-1)
 
 
 @compiled
-def _joint_histogram(fixed, warped):
-    """Joint histogram of two images a pair, [B, bins of fixed, bins of warped]."""
+def _joint_histogram(fixed: tf.Tensor, warped: tf.Tensor) -> tf.Tensor:
+    """Joint histogram of two images, for each pair: [B, bins of fixed, bins of warped]."""
     pairs, rows = tf.shape(fixed)[0], tf.reduce_prod(tf.shape(fixed)[:2])
     fixed, warped = tf.reshape(fixed, [rows, -1]), tf.reshape(warped, [rows, -1])
     fixed_bin = tf.cast(tf.round(_bin_position(fixed)), tf.int32)
     position = _bin_position(warped)
     lower = tf.minimum(tf.floor(position), _BINS - 3)
     t = tf.where(tf.math.is_nan(warped), warped, position - lower)
-    # Each slice across x has a histogram of its own: added to a sum of millions, a voxel's part would lose its digits.
+    # Each slice across x has its own histogram: a voxel's part, added to a sum of millions, would be rounded off.
     first = (tf.range(rows)[:, None] * _BINS + fixed_bin) * _BINS + tf.cast(lower, tf.int32) - 1
     histograms = tf.zeros([rows * _BINS * _BINS])
     for k, weight in enumerate(cubic_weights(t)):
@@ -148,18 +155,18 @@ def _joint_histogram(fixed, warped):
     return tf.reduce_sum(tf.reshape(histograms, [pairs, -1, _BINS, _BINS]), 1)
 
 
-def _bin_position(image):
+def _bin_position(image: tf.Tensor) -> tf.Tensor:
     """Place of intensities on the bins, from 1 (intensity 0) to the last but one (intensity 1); 1 for NaN."""
     return 1.0 + tf.clip_by_value(tf.where(tf.math.is_nan(image), 0.0, image), 0.0, 1.0) * (_BINS - 3)
 
 
-def similarity_loss(config):
+def similarity_loss(config: CascadeConfig) -> TensorFunction:
     """The similarity that a config chooses, with its options: (fixed, warped), both [B, X, Y, Z, 1], -> float32 [B]."""
     return functools.partial(SIMILARITIES.find(config.similarity).load(), **config.similarity_options)
 
 
 @compiled
-def smoothness_loss(flow):
+def smoothness_loss(flow: tf.Tensor) -> tf.Tensor:
     """Half the sum of squared forward differences of a flow over 3 X Y Z (total variation, squared): float32 [B]."""
     differences = (
         flow[:, 1:] - flow[:, :-1],
@@ -170,12 +177,12 @@ def smoothness_loss(flow):
     return 0.5 * total / tf.cast(tf.reduce_prod(tf.shape(flow)[1:]), tf.float32)
 
 
-def determinant_loss(matrix):
+def determinant_loss(matrix: tf.Tensor) -> tf.Tensor:
     """Half the squared distance of det(W + I) from 1, for W [B, 3, 3]: float32 [B]."""
     return 0.5 * tf.square(_determinant(matrix + tf.eye(3)) - 1.0)
 
 
-def orthogonality_loss(matrix):
+def orthogonality_loss(matrix: tf.Tensor) -> tf.Tensor:
     """Distance of A = W + I, W [B, 3, 3], from a rotation: float32 [B].
 
     With k the eigenvalues of A'A + eps: sum k + (1 + eps)^2 sum 1/k - 6 (1 + eps). The sums come from the
@@ -191,16 +198,16 @@ def orthogonality_loss(matrix):
 
 
 @compiled
-def _affine_losses(matrix):
+def _affine_losses(matrix: tf.Tensor) -> tf.Tensor:
     """Both for W [B, 3, 3], summed over the batch: float32 [2]."""
     return tf.stack([tf.reduce_sum(determinant_loss(matrix)), tf.reduce_sum(orthogonality_loss(matrix))])
 
 
-def _determinant(m):
+def _determinant(m: tf.Tensor) -> tf.Tensor:
     return tf.reduce_sum(m[:, 0] * tf.linalg.cross(m[:, 1], m[:, 2]), axis=-1)
 
 
-def cascade_losses(fixed, output, config):
+def cascade_losses(fixed: tf.Tensor, output: CascadeOutput, config: CascadeConfig) -> dict[str, tf.Tensor]:
     """Every term of the training loss, summed over the pairs of the batch.
 
     Args:

@@ -1,6 +1,8 @@
 """The recursive cascaded network (paper, section 3): each cascade warps the moving image a little further."""
 
 import typing
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -31,16 +33,16 @@ class Stage(typing.NamedTuple):
 class CascadeOutput(typing.NamedTuple):
     """Result of the whole network: its stages and the affine map of stage 0."""
 
-    stages: tuple
+    stages: tuple[Stage, ...]
     affine: Affine
 
     @property
-    def flow(self):
+    def flow(self) -> tf.Tensor:
         """Composed flow of all cascades, float32 [B, X, Y, Z, 3]."""
         return self.stages[-1].composed_flow
 
     @property
-    def warped(self):
+    def warped(self) -> tf.Tensor:
         """Moving image warped by `flow`, float32 [B, X, Y, Z, 1]."""
         return self.stages[-1].warped
 
@@ -54,7 +56,7 @@ class RecursiveCascadedNetwork(keras.Model):
     weights.
     """
 
-    def __init__(self, config, **kwargs):
+    def __init__(self, config: CascadeConfig, **kwargs: Any) -> None:
         super().__init__(**kwargs, dtype="float32")
         self.config = config
         self.affine = AffineNetwork(config.affine_slope, name="affine_stem", dtype=config.precision)
@@ -69,11 +71,11 @@ class RecursiveCascadedNetwork(keras.Model):
             for i in range(config.n_cascades)
         ]
 
-    def build(self, input_shape):
+    def build(self, input_shape: Any) -> None:
         for stem in (self.affine, *self.cascades):
             stem.build(input_shape)
 
-    def call(self, inputs, rep=None, training=False):
+    def call(self, inputs: Sequence[tf.Tensor], rep: int | None = None, training: bool = False) -> CascadeOutput:
         """Apply the cascades (paper, equations 1 to 4).
 
         Args:
@@ -100,7 +102,7 @@ class RecursiveCascadedNetwork(keras.Model):
                 stages.append(Stage(flow, composed, warp(moving, composed, **options)))
         return CascadeOutput(tuple(stages), affine)
 
-    def named_weights(self):
+    def named_weights(self) -> dict[str, keras.Variable]:
         """Every variable under its name in checkpoints, such as 'gaffdfrm/affine_stem/conv1/W' (`variable_names`).
 
         Raises:
@@ -112,15 +114,15 @@ class RecursiveCascadedNetwork(keras.Model):
                 names[f"gaffdfrm/{stem.name}/{name}"] = variable
         return names
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {"config": self.config.to_dict(), "name": self.name}
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict[str, Any]) -> "RecursiveCascadedNetwork":
         return cls(CascadeConfig.from_dict(config["config"], "config"), name=config["name"])
 
 
-def build_network(config):
+def build_network(config: CascadeConfig) -> RecursiveCascadedNetwork:
     """A `RecursiveCascadedNetwork` with its weights initialised as the original draws them."""
     network = RecursiveCascadedNetwork(config)
     network.build([(1, *config.image_size, 1)] * 2)

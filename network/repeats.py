@@ -46,14 +46,24 @@ class _Use:
         state: values of the variables that are no weights; after the call, what the call made of them.
     """
 
-    def __init__(self, cascade, weights, values, others, state, training, rematerialize):
+    def __init__(
+        self,
+        cascade: keras.layers.Layer,
+        weights: list[keras.Variable],
+        values: list[tf.Tensor],
+        others: list[keras.Variable],
+        state: list[tf.Tensor],
+        training: bool,
+        rematerialize: bool,
+    ) -> None:
         self.cascade, self.weights, self.values, self.others = cascade, weights, values, others
         self.state, self.training, self.rematerialize = state, training, rematerialize
 
-    def __call__(self, fixed, moving):
-        changed, before = [], list(self.state)
+    def __call__(self, fixed: tf.Tensor, moving: tf.Tensor) -> tf.Tensor:
+        changed: list[int] = []
+        before = list(self.state)
 
-        def apply(moving, fixed, *values):
+        def apply(moving: tf.Tensor, fixed: tf.Tensor, *values: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor]]:
             mapping = [*zip(self.weights, values, strict=True), *zip(self.others, before, strict=True)]
             with keras.StatelessScope(state_mapping=mapping) as scope:
                 flow = tf.cast(self.cascade([fixed, moving], training=self.training), tf.float32)

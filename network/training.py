@@ -2,6 +2,8 @@
 
 import math
 import time
+from collections.abc import Iterator
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -11,7 +13,9 @@ from errors import UserError
 from .augmentation import augment, draw_control_points
 from .kernels import ordered_sum
 from .losses import cascade_losses
+from .recursive_cascaded_networks import RecursiveCascadedNetwork
 
+Batch = dict[str, tf.Tensor]
 GRADIENT = "squared_gradient"
 # In float16 small gradients vanish. The loss is scaled by a factor that starts here, where no gradient overflows yet,
 # and doubles after so many steps without an overflow.
@@ -22,17 +26,21 @@ _ALIASES = ("Identity", "IdentityN", "StopGradient", "Reshape", "Squeeze", "Expa
 if not hasattr(keras.Model, "_maybe_symbolic_build"):  # a method that does something else would be overridden in vain
     raise ImportError(f"Keras {keras.__version__} is not supported: keras.Model has no _maybe_symbolic_build any more")
 
-# How TensorFlow tells that a worker on another machine is gone.
+# What TensorFlow raises when a worker on another machine is gone.
 _LOST = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.DeadlineExceededError)
 
 
-def learning_rate(step, steps_per_epoch, initial):
-    """Rate of the step with this number (from 0): the initial one for three epochs, then halved at every epoch."""
+def learning_rate(step: int, steps_per_epoch: int, initial: float) -> float:
+    """Learning rate of a step, counted from 0: the initial one for three epochs, then halved at every epoch.
+
+    >>> learning_rate(step=4 * 100, steps_per_epoch=100, initial=1.0)
+    0.25
+    """
     epoch = step // steps_per_epoch
     return initial * 0.5 ** max(0, epoch - 2)
 
 
-def adam(network):
+def adam(network: RecursiveCascadedNetwork) -> keras.optimizers.Optimizer:
     """The optimizer of the original: Adam 0.9 / 0.999, epsilon 1e-8, with its slots made.
 
     In float16 it is within Keras's `LossScaleOptimizer`, which skips the steps whose scaled gradient overflows.
@@ -44,8 +52,8 @@ def adam(network):
     return optimizer
 
 
-def estimate_memory(network, pairs):
-    """Bytes that a training step needs on a device with so many pairs of the batch: an estimate from the graph.
+def estimate_memory(network: RecursiveCascadedNetwork, pairs: int) -> int:
+    """Estimate, from the graph, of the bytes that a training step needs on a device with so many pairs of the batch.
 
     Weights, their gradients and Adam's moments; of each cascade, what its backward pass keeps (with `rematerialize`, of
     one cascade at a time) with the gradient of the largest tensor; and the flows and images of each stage.
@@ -60,15 +68,15 @@ def estimate_memory(network, pairs):
     return weights + pairs * (activations + stages)
 
 
-def kept_bytes(stem, image_size):
+def kept_bytes(stem: keras.layers.Layer, image_size: tuple[int, int, int]) -> list[int]:
     """Sizes in bytes of the tensors that the backward pass of a network keeps for one pair.
 
     They are the results of the forward pass that the gradient's operations use, each counted once.
     """
-    sizes = []
+    sizes: list[int] = []
 
     @tf.function
-    def step(fixed, moving):
+    def step(fixed: tf.Tensor, moving: tf.Tensor) -> None:
         with tf.GradientTape() as tape:
             tape.watch([fixed, moving])
             output = tf.nest.flatten(stem([fixed, moving]))
@@ -87,7 +95,7 @@ def kept_bytes(stem, image_size):
     return sizes
 
 
-def _origin(tensor):
+def _origin(tensor: tf.Tensor) -> tf.Tensor:
     """The tensor whose memory another one shares."""
     while tensor.op.type in _ALIASES:
         tensor = tensor.op.inputs[0]
@@ -110,16 +118,16 @@ class Trainer(keras.Model):
         seconds_waiting: time spent so far waiting for the next batch.
     """
 
-    def __init__(self, network, step=0, jit=False, **kwargs):
+    def __init__(self, network: RecursiveCascadedNetwork, step: int = 0, jit: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.differentiate = tf.function(self._differentiate, jit_compile=True) if jit else self._differentiate
         self.network = network
         self.step = step
-        self.rate = None
+        self.rate: float | None = None
         self.seconds_waiting = 0.0
         self.built = True
 
-    def train_step(self, batch):
+    def train_step(self, batch: Batch) -> dict[str, tf.Tensor]:
         config = self.network.config
         if config.augmentation != "identity":  # outside of what is compiled: XLA draws other numbers
             batch = augment(batch, draw_control_points(batch["seed"], config.image_size))
@@ -137,13 +145,13 @@ class Trainer(keras.Model):
         return {**terms, GRADIENT: squared}
 
     @property
-    def _loss_scale(self):
+    def _loss_scale(self) -> tf.Tensor | None:
         """Factor on the loss in force, a tensor; None in other precisions than float16."""
         if not isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):
             return None
         return tf.convert_to_tensor(self.optimizer.dynamic_scale.value)
 
-    def _differentiate(self, batch):
+    def _differentiate(self, batch: Batch) -> tuple[dict[str, tf.Tensor], list[tf.Tensor]]:
         """Loss terms of a replica's pairs, and the (scaled) gradient of each weight."""
         with tf.GradientTape() as tape:
             output = self.network((batch["fixed"], batch["moving"]), training=True)
@@ -151,7 +159,7 @@ class Trainer(keras.Model):
             loss = terms["loss"] if self._loss_scale is None else terms["loss"] * self._loss_scale
         return terms, tape.gradient(loss, self.network.trainable_variables)
 
-    def _share_statistics(self):
+    def _share_statistics(self) -> None:
         """Give every replica the mean of what each made of the variables that are not trained.
 
         Those are the moving statistics of a batch normalisation, whose batch is a replica's share.
@@ -163,25 +171,25 @@ class Trainer(keras.Model):
             for variable, mean in zip(shared, means, strict=True):
                 variable.assign(mean)
 
-    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+    def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
         """Do nothing: all is built, and Keras's method takes a batch and fails for one over several machines."""
 
-    def make_train_function(self, force=False):
+    def make_train_function(self, force: bool = False) -> None:
         # Keras fetches the batch inside its compiled step; here it is fetched outside, so that waiting can be timed.
         strategy = self.distribute_strategy
 
-        def step(batch):
+        def step(batch: Batch) -> dict[str, tf.Tensor]:
             terms = self.train_step(batch)
-            # One sum over the devices, not one a term; like that of the gradients, it has a fixed order.
+            # All terms are summed over the devices at once; like the sum of the gradients, it has a fixed order.
             values = tf.distribute.get_replica_context().all_reduce("SUM", tf.stack(list(terms.values())))
             return dict(zip(terms, tf.unstack(values), strict=True))
 
         @tf.function
-        def run(batch):
+        def run(batch: Batch) -> dict[str, tf.Tensor]:
             terms = strategy.run(step, args=(batch,))
             return {name: strategy.experimental_local_results(values)[0] for name, values in terms.items()}
 
-        def train_function(iterator):
+        def train_function(iterator: Iterator[Batch]) -> dict[str, tf.Tensor]:
             started = time.perf_counter()
             try:
                 batch = next(iterator)

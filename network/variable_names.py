@@ -1,5 +1,7 @@
 """The names of a network's variables in checkpoints."""
 
+from typing import Any
+
 import keras
 
 _CONTAINERS = (list, tuple, dict)
@@ -51,7 +53,14 @@ def variable_names(stem: keras.layers.Layer) -> dict[str, keras.Variable]:
     return names
 
 
-def _collect(value, path, layer, found, visited, published):
+def _collect(
+    value: Any,
+    path: tuple[str, ...],
+    layer: keras.layers.Layer,
+    found: dict[int, tuple[str, keras.Variable]],
+    visited: set[int],
+    published: bool,
+) -> None:
     """Add the variables below an attribute's value to `found`: id -> (name, variable)."""
     if isinstance(value, keras.Variable):
         name = "/".join(path)
@@ -66,7 +75,7 @@ def _collect(value, path, layer, found, visited, published):
     elif isinstance(value, keras.layers.Layer | keras.random.SeedGenerator):
         children = _attributes(value)
     elif isinstance(value, _CONTAINERS):
-        children = value if isinstance(value, dict) else dict(enumerate(value))
+        children = value if isinstance(value, dict) else {str(k): part for k, part in enumerate(value)}
     else:
         return
     visited.add(id(value))
@@ -75,5 +84,5 @@ def _collect(value, path, layer, found, visited, published):
         _collect(child, (*path, str(name).strip("_")), layer, found, visited, published)
 
 
-def _attributes(value):
+def _attributes(value: object) -> dict[str, Any]:
     return {name: child for name, child in vars(value).items() if name not in _OWN}

@@ -2,7 +2,6 @@
 
 import json
 import pathlib
-import re
 
 import keras
 import numpy as np
@@ -18,17 +17,8 @@ from network import checkpoints, training
 from network.config import CascadeConfig
 from network.recursive_cascaded_networks import build_network
 from network.registry import BASE_NETWORKS, SIMILARITIES, Extension
+from tests.examples import example
 from tests.test_network.test_training import batch_of, trainer_of
-
-PAGE = pathlib.Path(__file__).parents[1] / "docs" / "extending.md"
-
-
-def example(heading):
-    """The plugin of a section."""
-    section = re.split(r"^## ", PAGE.read_text(), flags=re.M)
-    (text,) = [part for part in section if part.startswith(heading)]
-    (code,) = re.findall(r"```python\n(# mine\.py\n.*?)```", text, flags=re.S)
-    return code
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from network import training
+from network import checkpoints, training
+from network.base_networks import BaseNetwork
 from network.config import CascadeConfig
 from network.recursive_cascaded_networks import build_network
+from tests.examples import example
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -112,6 +114,29 @@ checkpoints.save(folder, net, trainer.optimizer, trainer.step)
 """
 
 
+TWO_DEVICES_NORMALISED = (
+    TWO_DEVICES.replace("import sys, network", "import sys, cli; cli.load_plugin(sys.argv[3])\nimport network")
+    .replace('CascadeConfig("VTN", 1, 2', 'CascadeConfig("Small", 1, 2')
+    .replace("channels=2", "width=2")
+)
+
+
+def test_statistics_of_two_devices_are_the_mean_over_both(tmp_path):
+    plugin = tmp_path / "small.py"
+    plugin.write_text(example("A base network"))
+    saved = []
+    for n in (1, 2):
+        folder = tmp_path / str(n)
+        folder.mkdir()
+        command = [sys.executable, "-c", TWO_DEVICES_NORMALISED, str(n), str(folder), str(plugin)]
+        subprocess.run(command, check=True, cwd=ROOT)
+        saved.append(tf.train.load_checkpoint(str(folder / "model-3")))
+    name = "gaffdfrm/deform_stem_0/norm/moving_mean"
+    one, two = (reader.get_tensor(name) for reader in saved)
+    assert np.abs(one).max() > 1e-3
+    np.testing.assert_allclose(two, one, rtol=0.1)  # the mean of the halves' means, but they train apart by a little
+
+
 def test_two_devices_train_and_save_the_same_weights_as_one(tmp_path):
     saved = []
     for n in (1, 2):
@@ -156,6 +181,68 @@ def test_ways_to_compute_give_the_same_losses(options, tolerance):
     assert {weight.dtype for weight in trainer.network.weights} == {"float32"}
     flow = trainer.network([tf.zeros((1, 16, 16, 16, 1))] * 2).flow
     assert flow.dtype == tf.float32
+
+
+class Plain(BaseNetwork):
+    """Two convolutions with a ReLU, or a batch normalisation and another activation, between them."""
+
+    def __init__(self, norm=False, **kwargs):
+        super().__init__(**kwargs)
+        self.parts = [keras.layers.Conv3D(10, 3, padding="same"), keras.layers.Conv3D(3, 3, padding="same")]
+        self.norm = keras.layers.BatchNormalization() if norm else None
+
+    def call(self, inputs):
+        net = self.parts[0](tf.concat(inputs, -1))
+        net = tf.nn.relu(net) if self.norm is None else tf.nn.gelu(self.norm(net))
+        return self.parts[1](net)
+
+
+@pytest.mark.parametrize(("norm", "volumes"), [(False, 2 + 10), (True, 2 + 3 * 10)])
+def test_the_estimate_of_memory_sees_what_any_network_keeps(norm, volumes):
+    """The images, joined, the input of the second convolution, and those of the normalisation and its activation."""
+    network = Plain(norm)
+    network.build([(1, 8, 8, 8, 1)] * 2)
+    kept = sum(training.kept_bytes(network, (8, 8, 8))) / (4 * 8**3)
+    assert volumes <= kept < 2.5 * volumes
+
+
+def scaled(scale):
+    """A trainer in float16 at a scale of the loss, and a batch of it."""
+    config = CascadeConfig("VTN", 1, image_size=(16, 16, 16), channels=2, precision="mixed_float16")
+    trainer = trainer_of(config.replace(augmentation="identity"))
+    trainer.optimizer.dynamic_scale.assign(scale)
+    trainer.make_train_function()
+    return trainer, batch_of((16, 16, 16))
+
+
+def test_float16_skips_a_step_that_overflows_and_halves_its_scale():
+    trainer, batch = scaled(2.0**40)
+    before = trainer.network.get_weights()
+    terms = trainer.train_function(iter([batch]))
+    assert np.isfinite(float(terms["loss"]))
+    assert float(terms[training.GRADIENT]) == 0
+    for a, b in zip(before, trainer.network.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert float(trainer.optimizer.dynamic_scale) == 2.0**39
+    assert int(trainer.optimizer.iterations) == 0
+
+
+def test_float16_without_any_scale_left_is_not_finite():
+    trainer, batch = scaled(1.0)
+    batch["moving"] = batch["moving"] * np.inf
+    terms = trainer.train_function(iter([batch]))
+    assert not np.isfinite(float(terms[training.GRADIENT]))
+
+
+def test_the_scale_of_float16_is_saved_and_restored(tmp_path):
+    trainer, batch = scaled(64.0)
+    trainer.train_function(iter([batch]))
+    checkpoints.save(tmp_path, trainer.network, trainer.optimizer, 1)
+    other, _ = scaled(2.0)
+    checkpoints.restore(other.network, tmp_path / "model-1", other.optimizer)
+    assert (float(other.optimizer.dynamic_scale), int(other.optimizer.step_counter)) == (64.0, 1)
+    full = trainer_of(other.network.config.replace(precision="float32"))
+    checkpoints.restore(full.network, tmp_path / "model-1", full.optimizer)  # another precision has no use for it
 
 
 def test_the_estimate_of_memory_follows_what_is_kept():
