@@ -1,17 +1,14 @@
-"""Run folders: find, load and save checkpoints, published and own.
+"""Checkpoints: load and save every variable of a network and its optimizer, published and own.
 
-A run is a folder with `model-<step>.index` and `model-<step>.data-*` in TensorFlow's format, and `config.json`
-(`CascadeConfig`) or, in a published folder, the original's `args.json`. Both kinds use the original's variable names
-(`RecursiveCascadedNetwork.named_weights`) with the Adam slots `<name>/Adam` and `<name>/Adam_1`, so that one reader
-serves both, and the original can read ours.
+Both kinds use the original's variable names (`RecursiveCascadedNetwork.named_weights`) with the Adam slots
+`<name>/Adam` and `<name>/Adam_1`, so that one reader serves both, and the original can read ours. What a run's folder
+holds beside them is in `runs.py`, whose functions are offered here too.
 """
 
 import hashlib
-import json
 import math
 import os
 import pathlib
-import re
 import shutil
 import tempfile
 import warnings
@@ -24,14 +21,37 @@ from errors import UserError
 
 from .config import CascadeConfig
 from .recursive_cascaded_networks import RecursiveCascadedNetwork, build_network
-from .registry import BASE_NETWORKS, SIMILARITIES
+from .runs import (
+    ARGS_FILE,
+    CONFIG_FILE,
+    checkpoint_prefix,
+    find_checkpoint,
+    find_run,
+    find_step,
+    list_steps,
+    load_args,
+    load_cascade_config,
+    load_data,
+)
 
-CONFIG_FILE = "config.json"
-ARGS_FILE = "args.json"
-# What config.json holds beside the options of `CascadeConfig`: the data that the run was trained on, and its plugin.
-RUN_KEYS = ("data", "plugin")
-_INDEX = re.compile(r"model-(\d+)\.index$")
-_FILE = re.compile(r"model-(\d+)(\.index|\.data-\d+-of-\d+)?")
+__all__ = [
+    "ARGS_FILE",
+    "CONFIG_FILE",
+    "checkpoint_prefix",
+    "find_checkpoint",
+    "find_run",
+    "find_step",
+    "fingerprint",
+    "list_steps",
+    "load_args",
+    "load_cascade_config",
+    "load_data",
+    "load_model",
+    "open_model",
+    "restore",
+    "save",
+]
+
 # Where Keras's Adam keeps the moments of its weights, in their order, and the published name of each.
 _SLOTS = {"_momentums": "Adam", "_velocities": "Adam_1"}
 # The state of Keras's `LossScaleOptimizer`.
@@ -43,117 +63,6 @@ _KEEP_NEWEST = 5
 _KEEP_EVERY_SECONDS = 5 * 3600
 # What TensorFlow's reader raises at a file that is missing, damaged or cut off.
 _READ_ERRORS = (tf.errors.OpError, ValueError, IndexError, RuntimeError)
-
-
-def find_run(text: str | pathlib.Path, root: str | pathlib.Path = "weights") -> tuple[pathlib.Path, int | None]:
-    """Folder and step that a `-c` argument means.
-
-    Args:
-        text: 'FOLDER', 'FOLDER:STEP', the name of a run in `root` with or without ':STEP', or a file of a checkpoint:
-            'FOLDER/model-STEP', with '.index' or '.data-...' behind it or not.
-        root: folder of runs.
-
-    Returns:
-        (pathlib.Path, step or None).
-
-    Raises:
-        UserError: there is no such folder, or STEP is not a number.
-    """
-    text = str(text)
-    name, colon, number = text.rpartition(":")
-    step = None if not colon or pathlib.Path(text).is_dir() else number
-    if step is None:
-        name = text
-    elif not step.isdigit():
-        raise UserError(f"checkpoint {text!r}: {step!r} is not a step; write FOLDER or FOLDER:STEP")
-    folder = _existing(name, root)
-    if folder is not None:
-        return folder, None if step is None else int(step)
-    file = _FILE.fullmatch(pathlib.Path(name).name)
-    if file and step is None:
-        folder = _existing(str(pathlib.Path(name).parent), root)
-        if folder is not None and int(file[1]) in list_steps(folder):
-            return folder, int(file[1])
-    known = sorted(p.name for p in pathlib.Path(root).glob("*") if p.is_dir())
-    hint = f"; runs there: {', '.join(known)}" if known else ""
-    raise UserError(f"checkpoint folder {name!r} does not exist, nor does {root}/{name}{hint}")
-
-
-def _existing(name: str, root: str | pathlib.Path) -> pathlib.Path | None:
-    folders = (pathlib.Path(name), pathlib.Path(root) / name)
-    return next((folder for folder in folders if folder.is_dir()), None)
-
-
-def list_steps(folder: str | pathlib.Path) -> list[int]:
-    """Steps of the checkpoints in a run folder, ascending."""
-    return sorted(int(m.group(1)) for m in map(_INDEX.match, os.listdir(folder)) if m)
-
-
-def find_step(folder: str | pathlib.Path, step: int | None = None) -> int:
-    """The newest step in a run folder, or the one nearest to `step` (the earlier of two equally near).
-
-    Raises:
-        UserError: the folder holds no checkpoint.
-    """
-    steps = list_steps(folder)
-    if not steps:
-        raise UserError(f"{folder} holds no checkpoint (no file model-<step>.index); unzip or train a model there")
-    return steps[-1] if step is None else min(steps, key=lambda s: abs(s - step))
-
-
-def load_args(folder: str | pathlib.Path) -> dict[str, Any]:
-    """The `args.json` of a run as a dict, {} where there is none.
-
-    Raises:
-        UserError: the file is not JSON.
-    """
-    return _read_json(pathlib.Path(folder) / ARGS_FILE) or {}
-
-
-def load_cascade_config(folder: str | pathlib.Path) -> CascadeConfig:
-    """`CascadeConfig` of a run folder: its config.json, or a published run's args.json (then at 128^3).
-
-    Raises:
-        UserError: neither file is there, or one is not valid.
-    """
-    folder = pathlib.Path(folder)
-    values = _read_json(folder / CONFIG_FILE)
-    if values is not None:
-        options = {name: value for name, value in values.items() if name not in RUN_KEYS}
-        _check_registered(values, folder / CONFIG_FILE)
-        return CascadeConfig.from_dict(options, folder / CONFIG_FILE)
-    args = _read_json(folder / ARGS_FILE)
-    if args is None:
-        raise UserError(f"{folder} has neither {CONFIG_FILE} nor {ARGS_FILE}, so its architecture is unknown")
-    missing = [key for key in ("base_network", "n_cascades") if key not in args]
-    if missing:
-        raise UserError(f"{folder / ARGS_FILE} lacks {missing[0]!r}, so the architecture is unknown")
-    config = CascadeConfig(args["base_network"], args["n_cascades"])
-    return config.with_net_args(args.get("net_args", ""))
-
-
-def load_data(folder: str | pathlib.Path) -> dict[str, Any] | None:
-    """What a run's config.json says of the volumes that the network was trained on: a dict, or None.
-
-    Raises:
-        UserError: the file is not JSON.
-    """
-    data = (_read_json(pathlib.Path(folder) / CONFIG_FILE) or {}).get("data")
-    return data if isinstance(data, dict) else None
-
-
-def _check_registered(values: dict[str, Any], source: pathlib.Path) -> None:
-    """Raise a UserError that names the run's plugin, where a name of its config is not in the tables.
-
-    A plugin is never loaded because a checkpoint asks for it: it is a program, and a checkpoint may come from anybody.
-    """
-    for table in (BASE_NETWORKS, SIMILARITIES):
-        name, plugin = values.get(table.kind), values.get("plugin")
-        if plugin is not None and name is not None and name not in table:
-            raise UserError(
-                f"{source}: {table.kind} is {name!r}, which is not built in: the run was made with a plugin; "
-                f"give it again, as --plugin {plugin}"
-            )
 
 
 def load_model(
@@ -221,21 +130,6 @@ def fingerprint(prefix: str | pathlib.Path) -> str:
     except OSError as error:
         raise UserError(_damaged(prefix, error)) from error
     return content.hexdigest()[:16]
-
-
-def find_checkpoint(text: str | pathlib.Path, root: str | pathlib.Path = "weights") -> pathlib.Path:
-    """Path without endings, FOLDER/model-<step>, of the checkpoint that a `-c` argument means.
-
-    Raises:
-        UserError: as `find_run` and `find_step`.
-    """
-    folder, step = find_run(text, root)
-    return checkpoint_prefix(folder, find_step(folder, step))
-
-
-def checkpoint_prefix(folder: str | pathlib.Path, step: int) -> pathlib.Path:
-    """Path of a checkpoint without its endings: FOLDER/model-<step>."""
-    return pathlib.Path(folder) / f"model-{step}"
 
 
 def restore(
@@ -338,18 +232,6 @@ def _adam_steps(beta2_power: float) -> int:
     if beta2_power <= 1e-30:
         return _MANY_STEPS
     return max(round(math.log(beta2_power) / math.log(_BETAS["beta2_power"])) - 1, 0)
-
-
-def _read_json(path: pathlib.Path) -> dict[str, Any] | None:
-    if not path.is_file():
-        return None
-    try:
-        values = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({error}); restore the file from its source") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path} is not a JSON object; restore the file from its source")
-    return values
 
 
 def _open(prefix: str | pathlib.Path) -> tuple[Any, dict[str, list[int]]]:
