@@ -210,13 +210,13 @@ def test_local_correlation_against_scipy(window):
 
 @pytest.mark.parametrize("axis", [1, 2, 3])
 def test_local_correlation_keeps_its_digits_along_a_long_flat_axis(axis):
-    fixed, warped = 0.02 * random(1, 4000, 3, 3, 1), 0.02 * random(1, 4000, 3, 3, 1, seed=1)
+    fixed, warped = 0.02 * random(1, 20_000, 3, 3, 1), 0.02 * random(1, 20_000, 3, 3, 1, seed=1)
     warped = 0.5 * fixed + 0.5 * warped
     for image in (fixed, warped):
-        image[:, 2000:] += 0.9  # far from the mean on either side
+        image[:, 10_000:] += 0.9  # far from the mean on either side
     fixed, warped = np.swapaxes(fixed, 1, axis), np.swapaxes(warped, 1, axis)
     expected = plain_local_correlation(fixed, warped)
-    np.testing.assert_allclose(losses.local_correlation_loss(fixed, warped), expected, atol=2e-3)
+    np.testing.assert_allclose(losses.local_correlation_loss(fixed, warped), expected, atol=5e-4)
 
 
 def test_local_correlation_of_linear_relations():
