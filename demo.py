@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> None:
     from register import Input, register
 
     print("Reading and registering ...", flush=True)
-    labels = None if args.labels is None else read_image(args.labels)
+    labels = None if args.labels is None else read_image(args.labels, is_label=True)
     points = read_landmarks(args)
     devices.devices(args.gpu, batch=1)
     with tqdm.tqdm(total=args.refine, desc="refine", unit="step", disable=not args.refine) as bar:

@@ -216,7 +216,7 @@ def _read(role: str, source: Input) -> tuple[sitk.Image, Frame, sitk.Image | Non
     """The scan in LPS, the frame of its file, and its mask."""
     try:
         native = read_native(source.scan, source.series)
-        return orient(native), Frame.of(native), None if source.mask is None else read_image(source.mask)
+        return orient(native), Frame.of(native), None if source.mask is None else read_image(source.mask, is_label=True)
     except UserError as error:
         raise UserError(f"{role} scan: {error}") from error
 

@@ -30,7 +30,7 @@ def read_labels(path: str | Path, wanted: Labels) -> sitk.Image:
     Raises:
         UserError: it has values that cannot be labels, or none that is wanted, or cannot be read.
     """
-    image = read_image(path)
+    image = read_image(path, is_label=True)
     array = _whole(path, to_array(image))
     values = [int(value) for value in np.unique(array) if value > 0]
     if wanted is None:

@@ -2,11 +2,12 @@
 
 A series is read slice by slice, in files of one slice or of many (enhanced DICOM), and put together by the slices'
 places, not by their numbers or file names. Grey values are the stored numbers by each slice's own rescale, whichever
-way they are meant to be drawn. A scan taken with a tilted gantry, whose slices are shifted against each other, is
-resampled on an upright grid. What does not make one volume is refused.
+way they are meant to be drawn. What does not make one volume is refused.
 """
 
 import hashlib
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +15,7 @@ import numpy as np
 import SimpleITK as sitk
 from pydicom.dataset import Dataset
 
-from data_util.scans.dicom_slices import DicomFile, Slice, frame_count, image_header, slices_of, text_of
-from data_util.scans.frame import upright
+from data_util.scans.dicom_slices import DicomFile, Slice, image_header, place_count, slices_of, text_of
 from errors import UserError
 
 SERIES_DESCRIPTION, MODALITY = "0008|103e", "0008|0060"
@@ -42,6 +42,7 @@ SAME_DIRECTION = 1e-3  # largest difference of parts of unit vectors
 SAME_SPACING = 1e-3  # relative
 UNEVEN = 0.1  # of the distance between slices
 LEAST_STEP = 0.01  # mm; slices that lie closer are at one place
+NOT_SCANS = ("SEG", "RTDOSE")  # modalities whose series are read only where they are named or alone
 AIR, MOST_HU = -1000, 32767  # HU
 
 
@@ -55,6 +56,7 @@ class Series:
         description: what its author called it.
         files: paths of its files.
         slices: how many there are in all files.
+        modality: such as CT.
     """
 
     folder: Path
@@ -62,6 +64,7 @@ class Series:
     description: str
     files: tuple[Path, ...]
     slices: int
+    modality: str
 
     def __str__(self) -> str:
         return f"{self.id or '(no id)'} {self.description!r} with {self.slices} slices"
@@ -81,10 +84,8 @@ def list_series(folder: str | Path) -> list[Series]:
     """
     folder = Path(folder)
     headers: dict[str, list[tuple[Path, Dataset]]] = {}
-    for path in sorted(folder.rglob("*")):
-        if path.is_symlink() and not path.exists():
-            raise UserError(f"{path}: this link leads to nothing, and a slice may be missing; mend or remove it")
-        if path.is_file() and (header := image_header(path)) is not None:
+    for path in _files(folder):
+        if (header := image_header(path)) is not None:
             headers.setdefault(text_of(header, "SeriesInstanceUID"), []).append((path, header))
     if not headers:
         raise UserError(f"{folder}: no DICOM slices in this folder; give the folder that holds them, or an image file")
@@ -94,15 +95,33 @@ def list_series(folder: str | Path) -> list[Series]:
             name,
             text_of(members[0][1], "SeriesDescription"),
             tuple(path for path, _ in members),
-            sum(frame_count(header) for _, header in members),
+            sum(place_count(header) for _, header in members),
+            text_of(members[0][1], "Modality"),
         )
         for name, members in headers.items()
     ]
-    return sorted(found, key=lambda series: -series.slices)
+    return sorted(found, key=lambda series: (series.modality in NOT_SCANS, -series.slices))
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """The files in a folder and its subfolders, linked ones too, in order."""
+    visited = set()
+    for name, subfolders, files in os.walk(folder, followlinks=True):
+        place = os.path.realpath(name)
+        if place in visited:  # a link that leads back
+            subfolders.clear()
+            continue
+        visited.add(place)
+        subfolders.sort()
+        for path in (Path(name, file) for file in sorted(files)):
+            if path.is_symlink() and not path.exists():
+                raise UserError(f"{path}: this link leads to nothing, and a slice may be missing; mend or remove it")
+            if path.is_file():
+                yield path
 
 
 def find_series(folder: str | Path, wanted: str | None = None) -> Series:
-    """The series of a folder with the id `wanted`, or that with most slices.
+    """The series of a folder with the id `wanted`, or that with most slices, segmentations and doses last.
 
     Raises:
         UserError: there is no such series; the message lists those that there are.
@@ -127,7 +146,7 @@ def series_of_file(path: str | Path) -> Series:
     if header is None:
         raise UserError(f"{path}: is DICOM, but holds no image; give a file or folder with slices")
     name, description = text_of(header, "SeriesInstanceUID"), text_of(header, "SeriesDescription")
-    return Series(path, name, description, (path,), frame_count(header))
+    return Series(path, name, description, (path,), place_count(header), text_of(header, "Modality"))
 
 
 def read_series(series: Series) -> sitk.Image:
@@ -138,7 +157,8 @@ def read_series(series: Series) -> sitk.Image:
 
     Returns:
         Image in its unit (CT: HU), with `SOURCE_TAGS` as its metadata: int16 or int32 where all values are whole
-        numbers, else float32.
+        numbers, else float32. Of a tilted gantry, whose slices are shifted against each other, its axes are not at
+        right angles.
 
     Raises:
         UserError: it has one slice only, slices without spacing, orientation or place, of several sizes or directions,
@@ -162,7 +182,6 @@ def read_series(series: Series) -> sitk.Image:
     image.SetSpacing(lengths.tolist())
     image.SetOrigin(slices[0].position.tolist())
     image.SetDirection((columns / lengths).ravel().tolist())
-    image = upright(image)
     first = files[slices[0].file].dataset
     for tag in SOURCE_TAGS:
         image.SetMetaData(tag, text_of(first, tag.replace("|", "")))

@@ -4,7 +4,9 @@ A file holds one slice, or many (enhanced DICOM), each with a place and a rescal
 """
 
 import tempfile
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +16,7 @@ import pydicom
 import SimpleITK as sitk
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.multival import MultiValue
-from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, generate_uid
+from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian, generate_uid
 
 from errors import UserError
 
@@ -27,6 +29,14 @@ NAMES = {
     "RescaleIntercept": "rescale intercept (0028,1052)",
     "SpacingBetweenSlices": "spacing between slices (0018,0088)",
 }
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Let pydicom read what is against the standard without a word: what is needed of it is checked here."""
+    with warnings.catch_warnings(), pydicom.config.disable_value_validation():
+        warnings.simplefilter("ignore")
+        yield
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +74,8 @@ class DicomFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self.dataset = pydicom.dcmread(path, force=True)
+            with quiet():
+                self.dataset = pydicom.dcmread(path, force=True)
         except Exception as error:  # pydicom raises many kinds
             raise UserError(f"{path}: cannot be read as DICOM ({_reason(error)}); copy it again") from error
 
@@ -73,7 +84,8 @@ class DicomFile:
         """The numbers that are stored, [frames, rows, columns]."""
         dataset = self.dataset
         try:
-            pixels = _decompressed(dataset) if _is_compressed(dataset) else dataset.pixel_array
+            with quiet():
+                pixels = _decompressed(dataset) if _is_compressed(dataset) else dataset.pixel_array
         except Exception as error:  # pydicom raises many kinds
             raise UserError(f"{self.path}: its pixels cannot be read ({_reason(error)}); copy it again") from error
         pixels = pixels.reshape(-1, int(dataset.Rows), int(dataset.Columns))
@@ -94,10 +106,16 @@ def is_dicom(path: str | Path) -> bool:
 def image_header(path: Path) -> Dataset | None:
     """The tags of a file without its pixels; None where it is no DICOM image."""
     try:
-        dataset = pydicom.dcmread(path, stop_before_pixels=True, force=not is_dicom(path))
-        keywords = set(dataset.dir())
-    except Exception:  # whatever pydicom makes of a file that is something else
+        with quiet():
+            dataset = pydicom.dcmread(path, stop_before_pixels=True, force=not is_dicom(path))
+            keywords = set(dataset.dir())
+            kind = str(dataset.file_meta.get("MediaStorageSOPClassUID", "")) if is_dicom(path) else ""
+    except Exception as error:  # whatever pydicom makes of a file that is something else
+        if is_dicom(path):
+            raise UserError(f"{path}: cannot be read as DICOM ({_reason(error)}); copy it again") from error
         return None
+    if not keywords & {"Rows", "Columns"} and UID(kind).name.endswith("Image Storage"):
+        raise UserError(f"{path}: is an image whose header ends too early, so it was cut short; copy it again")
     if not keywords & {"Rows", "Columns"} and not ("ImagePositionPatient" in keywords and is_dicom(path)):
         return None
     for keyword in ("Rows", "Columns", "BitsAllocated"):
@@ -114,10 +132,17 @@ def frame_count(dataset: Dataset) -> int:
         return 1
 
 
+def place_count(dataset: Dataset) -> int:
+    """How many slices of a volume a file holds: frames without places, as of a film, count as one."""
+    is_film = "PerFrameFunctionalGroupsSequence" not in dataset and "SpacingBetweenSlices" not in dataset
+    return 1 if is_film else frame_count(dataset)
+
+
 def text_of(dataset: Dataset, key: str) -> str:
     """A tag, by its keyword or its number as eight digits, as text; '' where it is not there."""
     try:
-        value = dataset[key if key[0].isalpha() else int(key, 16)].value
+        with quiet():
+            value = dataset[key if key[0].isalpha() else int(key, 16)].value
     except Exception:  # a tag that is not there or whose value is malformed
         return ""
     if value is None:
@@ -129,8 +154,14 @@ def text_of(dataset: Dataset, key: str) -> str:
 def slices_of(file: Path, dataset: Dataset, where: str) -> list[Slice]:
     """The slices of a file."""
     count = frame_count(dataset)
-    if int(dataset.get("SamplesPerPixel") or 1) != 1:
-        raise UserError(f"{where}: {file.name} has colours; give a scan of grey values")
+    drawn = text_of(dataset, "PhotometricInterpretation") or "MONOCHROME2"
+    if int(dataset.get("SamplesPerPixel") or 1) != 1 or not drawn.startswith("MONOCHROME"):
+        raise UserError(f"{where}: {file.name} has colours ({drawn}); give a scan of grey values")
+    used = dataset.get("BitsStored") or dataset.get("BitsAllocated")
+    if dataset.get("HighBit") not in (None, used - 1):
+        raise UserError(
+            f"{where}: {file.name} stores its {used} bits from bit {dataset.HighBit} down; export the series again"
+        )
 
     def of(frame: int, group: str, keyword: str, count: int) -> np.ndarray | None:
         found = (_numbers(place, keyword, count, file, where) for place in _groups(dataset, frame, group))

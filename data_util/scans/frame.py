@@ -138,13 +138,14 @@ class Frame:
 RIGHT_ANGLES = 5e-4  # largest difference of a matrix of directions from a rotation
 
 
-def upright(image: sitk.Image) -> sitk.Image:
+def upright(image: sitk.Image, is_label: bool = False) -> sitk.Image:
     """An image whose axes are at right angles: as it is, or resampled on a grid that holds all of it.
 
-    The first axis stays, the others are turned the least. What lies outside gets the lowest grey value.
+    The first axis stays, the others are turned the least. What lies outside gets the lowest grey value, or label 0.
 
     Args:
-        image: image whose directions may be sheared, as of a tilted gantry.
+        image: image whose directions may be sheared, as of a tilted gantry; it is left as it is.
+        is_label: whether the values are labels, which are not interpolated.
 
     Returns:
         Image of the same pixel type, its directions exactly at right angles.
@@ -154,8 +155,11 @@ def upright(image: sitk.Image) -> sitk.Image:
     turned, triangle = np.linalg.qr(direction)
     turned = turned * np.sign(np.diag(triangle))
     if np.abs(direction - turned).max() <= RIGHT_ANGLES:
-        image.SetDirection(turned.ravel().tolist())
-        return image
+        if np.abs(direction - turned).max() == 0:
+            return image
+        straight = sitk.Image(image)
+        straight.SetDirection(turned.ravel().tolist())
+        return straight
     corners = frame.to_physical(list(itertools.product(*((0, n - 1) for n in frame.size)))) - frame.origin
     spacing = np.abs(np.diag(turned.T @ frame.matrix))
     voxels = corners @ turned / spacing
@@ -166,6 +170,8 @@ def upright(image: sitk.Image) -> sitk.Image:
         tuple(float(mm) for mm in frame.origin + turned @ (low * spacing)),
         tuple(float(part) for part in turned.ravel()),
     )
+    if is_label:
+        return grid.resample(image, nearest=True)
     lowest = float(sitk.GetArrayViewFromImage(image).min())
     if image.GetPixelID() in (sitk.sitkFloat32, sitk.sitkFloat64):
         return grid.resample(image, outside=lowest)

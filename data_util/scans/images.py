@@ -1,11 +1,12 @@
-"""Medical images as SimpleITK images: DICOM folders and NIfTI, NRRD or MHA files, read into one orientation, and back.
+"""Every scan comes through here: a file, a folder of DICOM slices or a SimpleITK image, checked, as a SimpleITK image.
 
-The one orientation is LPS, that of DICOM: the axes run to the patient's left, back and head (posterior, superior), and
-the direction matrix is the identity wherever the scan was not taken askew. Arrays are [x, y, z] along these axes.
+What is no single volume of finite grey values at known places is refused. `read_native` keeps the axes of the file;
+`read_image` turns them to LPS, the orientation of DICOM: the axes run to the patient's left, back and head (posterior,
+superior), and the direction matrix is the identity wherever the scan was not taken askew. Arrays are [x, y, z].
 """
 
+import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
@@ -13,107 +14,185 @@ import SimpleITK as sitk
 from data_util.scans import nibabel_formats, text_headers
 from data_util.scans.dicom import SOURCE_TAGS, find_series, read_series, series_of_file
 from data_util.scans.dicom_slices import is_dicom
-from data_util.scans.frame import upright
+from data_util.scans.frame import Frame, upright
 from errors import UserError
 
 # How the names of image files end; .nhdr, .mhd and .hdr are headers, whose voxels are in a file beside them.
 ENDINGS = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd", ".hdr", ".mgz", ".mgh")
+FORMATS = "DICOM, NIfTI, Analyze, NRRD, MHA or MGZ"
+# SimpleITK's names of the formats that it reads without passing over damage.
+CHECKED_BY_SIMPLEITK = ("MetaImageIO", "NrrdImageIO")
+GREY_TYPES = (
+    *(sitk.sitkInt8, sitk.sitkUInt8, sitk.sitkInt16, sitk.sitkUInt16, sitk.sitkInt32, sitk.sitkUInt32),
+    *(sitk.sitkInt64, sitk.sitkUInt64, sitk.sitkFloat32, sitk.sitkFloat64),
+)
+Source = str | os.PathLike | sitk.Image
 
 
-def read_image(source: Any, series: str | None = None) -> sitk.Image:
-    """Read a scan as `read_native` does, with its axes turned to LPS."""
-    return orient(read_native(source, series))
-
-
-def read_native(source: Any, series: str | None = None) -> sitk.Image:
-    """Read a scan on its own grid, its axes as they are in its file.
-
-    Of a DICOM folder the series with this id is read, or else the one with most slices; grey values come in their unit
-    (CT: HU). An image of a DICOM series carries the patient and study of its source, as `dicom.source_tags` reads them.
+def read_image(source: Source, series: str | None = None, is_label: bool = False) -> sitk.Image:
+    """Read a scan as `read_native` does, with its axes turned to LPS.
 
     Args:
-        source: image file or DICOM folder (str or Path), or a SimpleITK image.
-        series: id of a series of the folder.
+        source: image file, folder of DICOM slices, or SimpleITK image.
+        series: id of the series to read of a folder.
+        is_label: whether the values are labels, which are not interpolated.
 
     Returns:
-        Three-dimensional SimpleITK image of finite grey values.
+        Three-dimensional image, as of `orient`.
 
     Raises:
-        UserError: there is nothing, no image, or not a single volume of plain grey values, and as `dicom.read_series`.
+        UserError: as `read_native`.
+
+    Example:
+        >>> image = sitk.GetImageFromArray(np.zeros((4, 5, 6), np.int16))  # [z, y, x]
+        >>> image.SetDirection((-1, 0, 0, 0, -1, 0, 0, 0, 1))
+        >>> turned = read_image(image)
+        >>> turned.GetDirection()[0], turned.GetOrigin()
+        (1.0, (-5.0, -4.0, 0.0))
+    """
+    return orient(read_native(source, series, is_label))
+
+
+def read_native(source: Source, series: str | None = None, is_label: bool = False) -> sitk.Image:
+    """Read a scan on its own grid, its axes as they are in its file.
+
+    A scan whose axes are not at right angles, such as one of a tilted gantry, is resampled on an upright grid.
+
+    Args:
+        source: image file, folder of DICOM slices, or SimpleITK image.
+        series: id of the series to read of a folder; None for the one with most slices.
+        is_label: whether the values are labels, which are not interpolated.
+
+    Returns:
+        Three-dimensional image of finite grey values in their unit (CT: HU). That of a DICOM series carries the patient
+        and study of its source, as `dicom.SOURCE_TAGS` lists them.
+
+    Raises:
+        UserError: there is nothing, no image, or not a single volume of finite grey values at known places.
+
+    Example:
+        >>> read_native(sitk.GetImageFromArray(np.zeros((4, 5, 6), np.int16))).GetSize()
+        (6, 5, 4)
     """
     if isinstance(source, sitk.Image):
-        return _checked(source, "the image")
-    if not isinstance(source, str | Path):
-        raise UserError(f"a scan is a path or a SimpleITK image, not {type(source).__name__}; convert it first")
-    path = Path(source)
+        image, where = source, "the image"
+    elif isinstance(source, str | os.PathLike):
+        image, where = _read_path(Path(source), series), str(source)
+    else:
+        raise UserError(
+            f"a scan of type {type(source).__name__} has no place in the patient; give a file, a folder of DICOM "
+            f"slices or "
+            "a SimpleITK image with spacing, origin and direction"
+        )
+    if image.GetDimension() == 4 and image.GetSize()[3] == 1:
+        image = image[..., 0]
+    _check(image, where)
+    return _with_tags(upright(image, is_label), image)
+
+
+def _read_path(path: Path, series: str | None) -> sitk.Image:
     if not path.exists():
-        raise UserError(f"{path}: no such file or folder; give an image file or a folder of DICOM slices")
+        kind = "a link to a file that is not there" if path.is_symlink() else "no such file or folder"
+        raise UserError(f"{path}: {kind}; give an image file or a folder of DICOM slices")
     if path.is_dir():
-        return _checked(read_series(find_series(path, series)), str(path))
+        return read_series(find_series(path, series))
     if series is not None:
         raise UserError(f"{path} is a file, which has no series {series!r}; name a series of a DICOM folder only")
     if path.name.lower().endswith(nibabel_formats.ENDINGS):
-        return _checked(nibabel_formats.read_volume(path), str(path))
+        return nibabel_formats.read_volume(path)
     if is_dicom(path):
-        return _checked(read_series(series_of_file(path)), str(path))
-    if path.name.lower().endswith(text_headers.ENDINGS):
-        text_headers.check_header(path)
-    return _checked(_read_file(path), str(path))
+        return read_series(series_of_file(path))
+    return _read_by_simpleitk(path)
 
 
-def _read_file(path: Path) -> sitk.Image:
-    """Read a file by SimpleITK."""
+def _read_by_simpleitk(path: Path) -> sitk.Image:
+    """Read a MetaImage or NRRD file: of others SimpleITK does not tell whether they are cut short."""
+    reader = sitk.ImageFileReader()
     try:
-        return sitk.ReadImage(str(path))
+        reader.SetImageIO(reader.GetImageIOFromFileName(str(path)))
+        reader.SetFileName(str(path))
+        if reader.GetImageIO() not in CHECKED_BY_SIMPLEITK:
+            raise UserError(f"{path}: cannot be read as an image; give {FORMATS}, or convert it to one of them")
+        text_headers.check_header(path)
+        return reader.Execute()
     except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise UserError(f"{path}: cannot be read as an image; give DICOM, NIfTI, NRRD or MHA ({reason})") from error
+        raise UserError(f"{path}: cannot be read as an image; give {FORMATS} ({reason_of(error)})") from error
 
 
-def _checked(image: sitk.Image, where: str) -> sitk.Image:
-    """The image, if it is one volume of finite grey values whose voxels lie in space, its axes at right angles."""
-    size = image.GetSize()
-    if image.GetDimension() == 4 and size[3] == 1:
-        image, size = image[..., 0], size[:3]
-    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
-        kind = f"{image.GetDimension()} dimensions and {image.GetNumberOfComponentsPerPixel()} values per voxel"
-        raise UserError(f"{where}: has {kind}; give one three-dimensional volume of grey values")
-    if "complex" in image.GetPixelIDTypeAsString():
-        raise UserError(f"{where}: has complex numbers; give one volume of grey values, such as their magnitude")
-    if min(size) < 2:
-        shown = " x ".join(map(str, size))
-        raise UserError(f"{where}: has {shown} voxels, a single slice or less; give the whole volume")
-    if not (np.isfinite(image.GetSpacing()).all() and min(image.GetSpacing()) > 0):
-        raise UserError(f"{where}: has voxels of {image.GetSpacing()} mm; mend its spacing")
-    if not (np.isfinite(image.GetOrigin()).all() and np.isfinite(image.GetDirection()).all()):
-        raise UserError(f"{where}: has an origin or direction that is no number; mend its header")
-    if not np.isfinite(sitk.GetArrayViewFromImage(image)).all():
-        raise UserError(f"{where}: has grey values that are no numbers (NaN or infinite); replace them, by air for one")
-    return upright(image)
+def reason_of(error: Exception) -> str:
+    """The line of a SimpleITK error that says most."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = [line.split("): ")[-1] for line in lines if "ERROR: " in line and "): " in line]
+    return (said or lines[-1:] or ["of unknown cause"])[0]
 
 
-def orient(image):
-    """Return the image with its axes flipped and swapped to LPS; every voxel keeps its place in the patient."""
-    turned = sitk.DICOMOrient(image, "LPS")
-    for tag in filter(image.HasMetaDataKey, SOURCE_TAGS):
-        turned.SetMetaData(tag, image.GetMetaData(tag))
-    return turned
+def _check(image: sitk.Image, where: str) -> None:
+    """Raise UserError where an image is no single volume of finite grey values at known places."""
+    remedy = "give one three-dimensional volume of grey values"
+    if image.GetPixelID() not in GREY_TYPES or image.GetDimension() != 3:
+        components = image.GetNumberOfComponentsPerPixel()
+        values = f"{components} value{'s' * (components > 1)} per voxel of type {image.GetPixelIDTypeAsString()}"
+        raise UserError(f"{where}: has {image.GetDimension()} dimensions and {values}; {remedy}")
+    size = "x".join(map(str, image.GetSize()))
+    if min(image.GetSize()) < 2:
+        what = "no voxels" if min(image.GetSize()) < 1 else "a single slice, not a volume"
+        raise UserError(f"{where}: has {size} voxels, {what}; {remedy}")
+    frame = Frame.of(image)
+    numbers = np.concatenate([frame.spacing, frame.origin, frame.direction])
+    if not np.isfinite(numbers).all() or min(frame.spacing) <= 0 or np.linalg.matrix_rank(frame.matrix) < 3:
+        raise UserError(
+            f"{where}: has voxels of {frame.spacing} mm at {frame.origin} along {frame.direction}, which no scan has; "
+            "convert it again from its source"
+        )
+    if image.GetPixelID() in (sitk.sitkFloat32, sitk.sitkFloat64):
+        wrong = int(np.count_nonzero(~np.isfinite(sitk.GetArrayViewFromImage(image))))
+        if wrong:
+            raise UserError(
+                f"{where}: has {wrong} grey values that are no numbers (NaN or infinite); replace them, by air for one"
+            )
 
 
-def to_array(image):
-    """Return the voxels as a NumPy array [x, y, z] of the image's own type."""
+def _with_tags(image: sitk.Image, source: sitk.Image) -> sitk.Image:
+    for tag in filter(source.HasMetaDataKey, SOURCE_TAGS):
+        image.SetMetaData(tag, source.GetMetaData(tag))
+    return image
+
+
+def orient(image: sitk.Image) -> sitk.Image:
+    """Turn an image to LPS.
+
+    Args:
+        image: three-dimensional image.
+
+    Returns:
+        The image with its axes flipped and swapped; every voxel keeps its place in the patient.
+    """
+    return _with_tags(sitk.DICOMOrient(image, "LPS"), image)
+
+
+def to_array(image: sitk.Image) -> np.ndarray:
+    """Return the voxels as an array [x, y, z] of the image's own type."""
     return np.ascontiguousarray(sitk.GetArrayViewFromImage(image).transpose(2, 1, 0))
 
 
-def match_labels(labels, image):
+def match_labels(labels: sitk.Image, image: sitk.Image) -> sitk.Image:
     """Return a label image on the grid of another image, by place in the patient: nearest voxel, 0 outside."""
     return sitk.Resample(labels, image, sitk.Transform(), sitk.sitkNearestNeighbor, 0)
 
 
-def write_image(image, path):
-    """Write a SimpleITK image; the format follows the name (.nii.gz, .nrrd, .mha). Raises UserError where it cannot."""
+def write_image(image: sitk.Image, path: str | os.PathLike) -> None:
+    """Write an image, compressed.
+
+    Args:
+        image: SimpleITK image.
+        path: where to; the format follows the name (.nii.gz, .nrrd, .mha).
+
+    Raises:
+        UserError: it cannot be written.
+    """
     try:
         sitk.WriteImage(image, str(path), useCompression=True)
     except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise UserError(f"{path}: cannot be written as an image; check folder and file ending ({reason})") from error
+        raise UserError(
+            f"{path}: cannot be written as an image; check folder and file ending ({reason_of(error)})"
+        ) from error

@@ -5,6 +5,7 @@ It reads on where a spacing is negative or a place is no number, and says someth
 
 import math
 import re
+import zlib
 from pathlib import Path
 
 from errors import UserError
@@ -64,8 +65,9 @@ def _check_voxels(path: Path, fields: dict[str, str], length: int) -> None:
         return
     if not data.is_file():
         raise UserError(f"{path}: its voxels should be in {data}, which is not there; get that file too")
+    is_compressed = fields.get("compresseddata", "false").lower() == "true"
     try:
-        if fields.get("compresseddata", "false").lower() == "true":
+        if is_compressed:
             promised = int(fields.get("compresseddatasize", 0))
         else:
             voxels = math.prod(int(part) for part in fields["dimsize"].split())
@@ -73,9 +75,26 @@ def _check_voxels(path: Path, fields: dict[str, str], length: int) -> None:
             promised = voxels * int(fields.get("elementnumberofchannels", 1)) * BYTES[kind]
     except (KeyError, ValueError):  # SimpleITK will say what it cannot read
         return
-    there = data.stat().st_size - (length if data == path else 0)
+    start = length if data == path else 0
+    there = data.stat().st_size - start
     if there < promised:
         raise UserError(f"{path}: has {there} bytes of voxels of {promised}, so it was cut short; get {data} again")
+    if is_compressed:
+        _check_compressed(path, data, start)
+
+
+def _check_compressed(path: Path, data: Path, start: int) -> None:
+    """Read compressed voxels to their end, where their checksum is: SimpleITK reads on where they are damaged."""
+    inflater = zlib.decompressobj(zlib.MAX_WBITS | 32)
+    try:
+        with data.open("rb") as file:
+            file.seek(start)
+            while not inflater.eof and (piece := file.read(2**20)):
+                inflater.decompress(piece)
+    except zlib.error as error:
+        raise UserError(f"{path}: the compressed voxels in {data} are damaged ({error}); get the file again") from error
+    if not inflater.eof:
+        raise UserError(f"{path}: the compressed voxels in {data} do not end, so it was cut short; get the file again")
 
 
 def _is_positive(text: str) -> bool:

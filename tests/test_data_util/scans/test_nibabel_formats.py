@@ -39,5 +39,5 @@ def test_what_is_no_volume_is_refused(tmp_path):
         for share in (0.01, 0.5, 0.95):
             write(path, np.random.default_rng(0).integers(0, 99, (20, 20, 20)).astype(np.int16))
             cases.cut(path, share)
-            with pytest.raises(UserError, match=rf"cut\.{ending}: cannot be read as an image"):
+            with pytest.raises(UserError, match=rf"cut\.{ending}: .*(cut short|cannot be read as an image)"):
                 read_image(path)
