@@ -76,7 +76,7 @@ def main(arguments=None):
     strategy = devices.devices(args.gpu, args.batch)
 
     from data_util.dataset import open_scheme
-    from data_util.hdf5 import ScanStore
+    from data_util.store import ScanStore
 
     names = [name.strip() for name in (args.val_subset or "2").split(",")]
     store = ScanStore(data.files)

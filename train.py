@@ -219,7 +219,7 @@ def scheme_names(finetune: str | None, data: DatasetConfig) -> tuple[str, str | 
 def open_schemes(args: argparse.Namespace, data: DatasetConfig) -> tuple[Scheme, Scheme | None]:
     """The schemes to train on and to validate on, of which the latter may be None."""
     from data_util.dataset import open_scheme
-    from data_util.hdf5 import ScanStore
+    from data_util.store import ScanStore
 
     train, validation = scheme_names(args.finetune, data)
     paired, store = cli.is_paired(args.data_args), ScanStore(data.files)

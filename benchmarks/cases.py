@@ -11,9 +11,9 @@ import numpy as np
 import tensorflow as tf
 
 from benchmarks import plain
-from data_util import phantoms
 from data_util.config import load_dataset_config
 from data_util.dataset import open_scheme
+from data_util.making import anatomy, known_flows, new_set
 from network import evaluation, metrics, spatial_transformer, training
 from network.base_networks import VTN
 from network.config import CascadeConfig
@@ -81,7 +81,7 @@ def _both(make):
 
 def _warp_inputs(size, channels):
     rng = np.random.default_rng(channels)
-    flow = phantoms.smooth_flow((size,) * 3, rng, size / 16)[None]
+    flow = known_flows.smooth_flow((size,) * 3, rng, size / 16)[None]
     return (*(rng.random((1, size, size, size, channels), np.float32) for _ in range(2)), flow)
 
 
@@ -203,12 +203,12 @@ def _evaluation(size, n, labels):
     """Two pairs evaluated, from the HDF5 file to the last value."""
     prefix = pathlib.Path(_DATA.name) / f"{size}-{len(labels or ())}"
     if not prefix.with_suffix(".json").exists():
-        scans = [phantoms.make_phantom((size,) * 3, seed) for seed in range(2)]
+        scans = [anatomy.make_phantom((size,) * 3, seed) for seed in range(2)]
         if labels:
             seg = _blocks_of_labels(size)[0, ..., 0].astype(np.uint8)
             scans = [dataclasses.replace(scan, segmentation=seg) for scan in scans]
         subsets, schemes = {"pair": range(2)}, {"1": {"pair": 1.0}, "2": {"pair": 1.0}}
-        phantoms.write_scans(prefix, scans, (size,) * 3, "liver", subsets, schemes)
+        new_set.write_scans(prefix, scans, (size,) * 3, "liver", subsets, schemes)
     data = load_dataset_config(prefix.with_suffix(".json"))
     if labels:
         data = dataclasses.replace(data, labels={str(label): label for label in labels})

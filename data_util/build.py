@@ -10,16 +10,15 @@ stopped goes on where it was, and where a scan fails the others are still made.
 """
 
 import argparse
-import json
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
 
 from cli import run
+from data_util.config import write_dataset_config
 from data_util.making.flags import parse_recipe, plan
 from data_util.making.labels import label_table
 from data_util.making.parts import join_parts, make_parts, opened_parts
@@ -76,20 +75,13 @@ def _write_config(
     data: Path, subsets: dict[str, list[str]], recipe: Recipe, image_type: str, atlas: str | None
 ) -> Path:
     """Write the config of a built file beside it; return its path."""
-    name, path = data.stem, data.with_suffix(".json")
-    content: dict[str, Any] = {
-        "files": {name: {"type": "HDF5", "path": data.as_posix()}},
-        "image_size": list(recipe.size),
-        "image_type": image_type,
-        "subsets": {subset: [f"{name}/{scan_id}" for scan_id in ids] for subset, ids in subsets.items()},
-        "schemes": {SCHEMES[subset]: {subset: 1.0} for subset in subsets},
-        **recipe.view.to_dict(),
-    }
+    path, others = data.with_suffix(".json"), recipe.view.to_dict()
     if atlas is not None:
-        content["atlas"] = f"{name}/{atlas}"
+        others["atlas"] = f"{data.stem}/{atlas}"
     if labels := label_table(_label_values(data), recipe.labels):
-        content["segmentation_class_value"] = labels
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        others["segmentation_class_value"] = labels
+    schemes = {SCHEMES[subset]: {subset: 1.0} for subset in subsets}
+    write_dataset_config(path, data, recipe.size, image_type, subsets, schemes, **others)
     return path
 
 

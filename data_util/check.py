@@ -12,20 +12,20 @@ import sys
 from contextlib import suppress
 from dataclasses import dataclass
 
-import h5py
 import numpy as np
 import tqdm
 
 from cli import run
 from data_util.config import load_dataset_config
-from data_util.hdf5 import ScanStore, natural_order
 from data_util.making.repair import mend
 from data_util.output.contact_sheet import sheet_figure
+from data_util.store import ScanStore
 from errors import UserError, listed
 
 ERROR, WARNING = "error", "warning"
 MOST_DRAWN = 48  # scans of a contact sheet
 CACHE_BYTES = 2**28
+COARSE, NEAR_COPY = 12, 0.9995  # blocks along an axis, and the correlation from which two scans are near copies
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Check:
         self._subsets = {name: self._expand(name) for name in config.subsets if name in wanted}
         self._atlas = [] if config.atlas is None else self._expand("atlas", (config.atlas,))
         self.scans = list(dict.fromkeys(scan for ids in (*self._subsets.values(), self._atlas) for scan in ids))
-        self._about, self._labels, hashes = {}, {}, {}
+        self._about, self._labels, self._coarse, hashes = {}, {}, {}, {}
         self.readable = []
         for scan_id in tqdm.tqdm(self.scans, desc=config.path.name, unit="scan"):
             try:
@@ -103,10 +103,8 @@ class Check:
 
     def _is_absent(self, entry):
         """Whether an id's file is there, whole, and the scan is not in it."""
-        with suppress(UserError, OSError):
-            path, key = self.store.locate(entry)
-            with h5py.File(path, "r") as file:
-                return key not in file and not any(c in key for c in "*?[")
+        with suppress(UserError):
+            return not any(c in entry for c in "*?[") and not self.store.exists(entry)
         return False
 
     # ------------------------------------------------------------------------------------------------- one scan
@@ -117,25 +115,22 @@ class Check:
         if about.shape != self.config.image_size:
             size, wanted = ("x".join(map(str, shape)) for shape in (about.shape, self.config.image_size))
             self._add(ERROR, scan_id, f"volume is {size}, but image_size is {wanted}; resample it or change image_size")
+        if about.lost_landmarks:
+            self._add(WARNING, scan_id, f"all its {about.lost_landmarks} landmarks are missing (NaN)")
+        if about.doubts:
+            self._add(WARNING, scan_id, f"look at this scan: {about.doubts}")
+        if about.flow_source is not None:
+            self.store.describe(about.flow_source)
         scan = self.store.read(scan_id, segmentation=False)
         hashes.setdefault(hashlib.blake2b(scan.volume.tobytes(), digest_size=16).digest(), []).append(scan_id)
+        self._coarse[scan_id] = coarse(scan.volume)
         self._look_at_volume(scan_id, scan.volume)
         if scan.points is not None:
             self._look_at_points(scan_id, scan.points, about.shape)
-        if about.flow_source is not None:
-            self.store.describe(about.flow_source)
-        path, key = self.store.locate(scan_id)
-        with h5py.File(path, "r") as file:
-            if doubts := file[key].attrs.get("doubts"):
-                self._add(WARNING, scan_id, f"look at this scan: {doubts}")
         if about.has_segmentation:
             self._look_at_segmentation(scan_id, self.store.read(scan_id).segmentation)
 
     def _look_at_volume(self, scan_id, volume):
-        wrong = np.count_nonzero(~np.isfinite(volume))
-        if wrong:
-            self._add(ERROR, scan_id, f"volume has {wrong} voxels that are NaN or infinite; write it again without")
-            return
         low, high = volume.min(), volume.max()
         if low == high:
             self._add(ERROR, scan_id, f"volume is {low:g} everywhere; look at its source")
@@ -178,9 +173,28 @@ class Check:
     # ------------------------------------------------------------------------------------------------- all scans
 
     def _compare_copies(self, hashes):
-        for ids in hashes.values():
-            if len(ids) > 1:
-                self._add(WARNING, listed(ids), "these scans have the very same volume; keep one of them")
+        """Name scans that are the same, or nearly, worst where one is trained on and another evaluated."""
+        copies = [ids for ids in hashes.values() if len(ids) > 1]
+        same = {frozenset((a, b)) for ids in copies for a in ids for b in ids if a != b}
+        alike = [pair for pair in near_copies(self._coarse) if frozenset(pair) not in same]
+        known = {scan for scan, about in self._about.items() if about.flow_source is not None}
+        alike = [pair for pair in alike if not known & set(pair)]  # deformed copies by intent
+        training = self._training_schemes()
+        trained = {scan for name in training for scan in self._scans_of(name)} - set(self._atlas)
+        evaluated = {scan for name in self._schemes if name not in training for scan in self._scans_of(name)}
+        evaluated -= {*self._atlas, *trained}
+        for ids, what in [*((ids, "the very same") for ids in copies), *((pair, "nearly the same") for pair in alike)]:
+            what = f"these scans have {what} volume"
+            if trained.intersection(ids) and evaluated.intersection(ids):
+                self._add(ERROR, listed(ids), f"{what}, and are both trained on and evaluated; keep one of them")
+            else:
+                self._add(WARNING, listed(ids), f"{what}; keep one of them")
+
+    def _training_schemes(self):
+        return [name for name in self._schemes if name == "1" or name.startswith("finetune-train-")]
+
+    def _scans_of(self, scheme):
+        return [scan for name in self._schemes[scheme] for scan in self._subsets[name]]
 
     def _compare_labels(self):
         for what, having in (
@@ -234,14 +248,13 @@ class Check:
 
     def _compare_schemes(self):
         """Name scans that a scheme for training shares with others."""
-        for training in (name for name in self._schemes if name == "1" or name.startswith("finetune-train-")):
-            trained = {scan for name in self._schemes[training] for scan in self._subsets[name]} - set(self._atlas)
-            for scheme, parts in self._schemes.items():
-                if scheme == "1" or scheme.startswith("finetune-train-"):
-                    continue
-                shared = [scan for name in parts for scan in self._subsets[name] if scan in trained]
+        training = self._training_schemes()
+        for trained_on in training:
+            trained = set(self._scans_of(trained_on)) - set(self._atlas)
+            for scheme in self._schemes:
+                shared = [] if scheme in training else [scan for scan in self._scans_of(scheme) if scan in trained]
                 if shared:
-                    what = f"shares {listed(shared)} with scheme {training}, which is trained on; keep them apart"
+                    what = f"shares {listed(shared)} with scheme {trained_on}, which is trained on; keep them apart"
                     self._add(ERROR, f"scheme {scheme}", what)
 
     def _find_unused(self):
@@ -254,24 +267,39 @@ class Check:
             if name not in self._subsets:
                 self._add(WARNING, f"subset {name}", "is in no scheme, so it is never used")
         used = set(self.scans)
-        for key, path in self.config.files.items():
-            prefix = "" if key == "/" else f"{key}/"
-            unused = [prefix + group for group in _scans_in(path) if prefix + group not in used]
-            if unused:
-                self._add(WARNING, f"file {path}", f"{listed(unused)} are in no subset")
+        for key, file in self.config.files.items():
+            with suppress(UserError):  # of a file that cannot be read its subsets tell
+                unused = [scan for scan in self.store.ids(key) if scan not in used]
+                if unused:
+                    self._add(WARNING, f"file {file.path}", f"{listed(unused)} are in no subset")
 
 
-def _scans_in(path):
-    """Paths of all groups of a file that have a volume; none where it cannot be read, which its subsets tell."""
-    found = []
+def coarse(volume: np.ndarray) -> np.ndarray:
+    """What a volume looks like from afar, float32 [n], of mean 0 and length 1; NaN where it is constant.
 
-    def visit(name, item):
-        if isinstance(item, h5py.Group) and "volume" in item:
-            found.append(name)
+    A copy that was resampled, cropped by a voxel or stored in another type looks the same.
+    """
+    small = volume.astype(np.float32)
+    for axis, size in enumerate(volume.shape):
+        edges = np.linspace(0, size, min(COARSE, size) + 1).astype(int)
+        small = np.add.reduceat(small, edges[:-1], axis=axis) / np.expand_dims(
+            np.diff(edges), tuple({0, 1, 2} - {axis})
+        ).astype(np.float32)
+    small = small.ravel() - small.mean()
+    with np.errstate(invalid="ignore"):
+        return small / np.linalg.norm(small)
 
-    with suppress(OSError), h5py.File(path, "r") as file:
-        file.visititems(visit)
-    return sorted(found, key=natural_order)
+
+def near_copies(looks: dict[str, np.ndarray]) -> list[tuple[str, str]]:
+    """Pairs of scans that look the same from afar, by their `coarse` volumes."""
+    pairs = []
+    names = [name for name, look in looks.items() if np.isfinite(look).all()]
+    for k, name in enumerate(names):
+        others = [other for other in names[k + 1 :] if looks[other].shape == looks[name].shape]
+        if others:
+            similar = np.stack([looks[other] for other in others]) @ looks[name] > NEAR_COPY
+            pairs += [(name, other) for other, is_near in zip(others, similar, strict=True) if is_near]
+    return pairs
 
 
 # ---------------------------------------------------------------------------------------------------- command

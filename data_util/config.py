@@ -4,9 +4,14 @@
 """
 
 import json
+import os
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from data_util.readers import READERS
 from data_util.scans.view import KEYS as VIEW_KEYS
 from data_util.scans.view import View
 from errors import UserError
@@ -26,23 +31,37 @@ _KIND = {dict: "an object {...}", list: "a list [...]", str: "a string", int: "a
 
 
 @dataclass(frozen=True)
-class DatasetConfig:
-    """A checked config.
+class DataFile:
+    """A file of a data set.
 
-    path:       the config file.
-    files:      file key -> HDF5 file. It need not exist: only files that are read are opened.
-    image_size: voxels of every scan along x, y, z.
-    image_type: "liver", "brain" or whatever the author wrote; for information.
-    subsets:    name -> scan ids "file/key" or globs ("lits/*"), as written.
-    schemes:    name -> {subset: fraction}; the fractions of a scheme are positive and add up to 1.
-    atlas:      id of the scan that is the fixed image of every pair, or None.
-    labels:     name -> value in the segmentations (JSON key `segmentation_class_value`), or None.
-    task:       the tasks the config is meant for; "registration" is one of them.
-    view:       how its volumes show the scans, as far as it says.
+    Attributes:
+        path: the file; it need not exist: only files that are read are opened.
+        type: how it is read, one of `readers.READERS`.
     """
 
     path: Path
-    files: dict[str, Path]
+    type: str = "HDF5"
+
+
+@dataclass(frozen=True)
+class DatasetConfig:
+    """A checked config.
+
+    Attributes:
+        path: the config file.
+        files: file key -> file.
+        image_size: voxels of every scan along x, y, z.
+        image_type: "liver", "brain" or whatever the author wrote; for information.
+        subsets: name -> scan ids "file/key" or globs ("lits/*"), as written.
+        schemes: name -> {subset: fraction}; the fractions of a scheme are positive and add up to 1.
+        atlas: id of the scan that is the fixed image of every pair, or None.
+        labels: name -> value in the segmentations (JSON key `segmentation_class_value`), or None.
+        task: the tasks the config is meant for; "registration" is one of them.
+        view: how its volumes show the scans, as far as it says.
+    """
+
+    path: Path
+    files: dict[str, DataFile]
     image_size: tuple[int, int, int]
     image_type: str | None
     subsets: dict[str, tuple[str, ...]]
@@ -53,11 +72,78 @@ class DatasetConfig:
     view: View = field(default_factory=View)
 
 
-def load_dataset_config(path):
-    """Read and check the config at `path`: str or Path -> DatasetConfig.
+def write_dataset_config(
+    path: str | Path,
+    data: str | Path,
+    image_size: Sequence[int],
+    image_type: str,
+    subsets: Mapping[str, Sequence[str]],
+    schemes: Mapping[str, Mapping[str, float]],
+    **others: Any,
+) -> None:
+    """Write the config of a data set of one HDF5 file.
 
-    A relative HDF5 path is looked for from the working directory, then from the config's folder, then from that
-    folder's parent. Raises UserError for anything wrong, with the file, the key, the value and what is allowed.
+    It is written beside its name and then renamed, so that there is never half of it.
+
+    Args:
+        path: the config.
+        data: the HDF5 file; its name without ending is its file key.
+        image_size: voxels along x, y, z.
+        image_type: what the volumes show.
+        subsets: name -> keys of scans in the file.
+        schemes: name -> {subset: fraction}.
+        others: further keys, such as `atlas` and those of a `View`.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    name = Path(data).stem
+    content = {
+        "files": {name: {"type": "HDF5", "path": Path(data).as_posix()}},
+        "image_size": [int(n) for n in image_size],
+        "image_type": image_type,
+        "subsets": {subset: [f"{name}/{key}" for key in keys] for subset, keys in subsets.items()},
+        "schemes": schemes,
+        **others,
+    }
+    save_json(path, content)
+
+
+def save_json(path: str | Path, content: Mapping[str, Any]) -> None:
+    """Write a config's content, whole or not at all.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    new = Path(f"{path}.{os.getpid()}.tmp")
+    try:
+        new.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        os.replace(new, path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}; choose another place") from error
+    finally:
+        new.unlink(missing_ok=True)
+
+
+def load_dataset_config(path: str | Path) -> DatasetConfig:
+    """Read and check a config.
+
+    A relative path in it is looked for from the working directory, then from the config's folder, then from that
+    folder's parent.
+
+    Args:
+        path: the config, a JSON file.
+
+    Returns:
+        The checked config.
+
+    Raises:
+        UserError: anything is wrong; the message names the file, the key, the value and what is allowed.
+
+    Example:
+        >>> config = load_dataset_config("datasets/liver.json")
+        >>> config.image_size, config.view.orientation
+        ((128, 128, 128), 'RPI')
     """
     path = Path(path)
     raw = _expect(_read_json(path), dict, path, "the config")
@@ -79,15 +165,16 @@ def load_dataset_config(path):
             name: _scheme(name, parts, subsets, path) for name, parts in _table(raw, "schemes", dict, path).items()
         },
         atlas=_optional(raw, "atlas", path),
-        labels=_table(raw, "segmentation_class_value", int, path) if "segmentation_class_value" in raw else None,
+        labels=_labels(raw, path),
         task=_task(raw.get("task", "registration"), path),
         view=View.from_dict(raw, path),
     )
 
 
-def _read_json(path):
+def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8-sig")
+        return json.loads(text)
     except FileNotFoundError:
         raise UserError(f"{path}: no such dataset config; give the path of a .json file with -d") from None
     except OSError as error:
@@ -95,7 +182,14 @@ def _read_json(path):
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: the dataset config is not UTF-8 text ({error.reason})") from error
     except json.JSONDecodeError as error:
-        raise UserError(f"{path}, line {error.lineno}, column {error.colno}: not valid JSON ({error.msg})") from error
+        before, after = text[: error.pos].rstrip(), text[error.pos :].lstrip()
+        trailing = (before.endswith(",") and after[:1] in "}]") or re.match(r",\s*[}\]]", after)
+        hint = "; no comma may stand before a closing bracket" if trailing else ""
+        raise UserError(
+            f"{path}, line {error.lineno}, column {error.colno}: not valid JSON ({error.msg}{hint})"
+        ) from error
+    except RecursionError:
+        raise UserError(f"{path}: it is nested too deeply; write it as datasets/README.md says") from None
 
 
 def _expect(value, kind, path, what):
@@ -129,14 +223,16 @@ def _file(key, entry, path):
     if key == "" or ("/" in key and key != "/"):
         raise UserError(f"{path}: file key '{key}' cannot be part of a scan id; use a name without '/', or '/' alone")
     _known(entry, ("type", "path"), path, what)
-    if entry.get("type", "HDF5") != "HDF5":
-        raise UserError(f'{path}: {what}.type is {json.dumps(entry["type"])}; only "HDF5" is supported')
+    kind = entry.get("type", "HDF5")
+    if not isinstance(kind, str) or kind not in READERS:
+        known = ", ".join(f'"{name}"' for name in READERS)
+        raise UserError(f"{path}: {what}.type is {json.dumps(kind)}; known are {known}, and those that a --plugin adds")
     if "path" not in entry:
         raise UserError(f"{path}: {what} has no 'path'; give the path of its HDF5 file")
     relative = Path(_expect(entry["path"], str, path, f"{what}.path"))
     folder = path.resolve().parent
     candidates = [base / relative for base in (Path.cwd(), folder, folder.parent)]
-    return next((c for c in candidates if c.is_file()), candidates[0])
+    return DataFile(next((c for c in candidates if c.exists()), candidates[0]), kind)
 
 
 def _image_size(size, path):
@@ -168,3 +264,18 @@ def _task(task, path):
     if "registration" not in tasks:
         raise UserError(f"{path}: 'task' is {json.dumps(task)}; only \"registration\", or a list with it, is supported")
     return tuple(_expect(t, str, path, "an entry of 'task'") for t in tasks)
+
+
+def _labels(raw: dict[str, Any], path: Path) -> dict[str, int] | None:
+    """Name -> value of the labels, or None."""
+    if "segmentation_class_value" not in raw:
+        return None
+    labels = _table(raw, "segmentation_class_value", int, path)
+    for name, value in labels.items():
+        if not 0 < value < 2**31:
+            what = "; 0 is the background, which is not scored: leave it out" if value == 0 else ""
+            raise UserError(
+                f"{path}: segmentation_class_value.{name} is {value}; a label is a whole number from 1 to {2**31 - 1}"
+                + what
+            )
+    return labels

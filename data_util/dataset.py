@@ -22,8 +22,9 @@ from dataclasses import dataclass
 import numpy as np
 import tensorflow as tf
 
-from data_util.hdf5 import ScanStore, report_id
+from data_util.grey_values import to_unit
 from data_util.pairs import AllPairs, TrainingOrder, adjacent_pairs, atlas_pairs, permute
+from data_util.store import ScanStore, report_id
 from errors import UserError
 
 _READERS = 4  # threads that decode pairs
@@ -101,9 +102,9 @@ def open_scheme(config, scheme, paired=False, store=None):
     for scan_id in dict.fromkeys(s for subset in subsets for s in subset.scans):
         shape = store.describe(scan_id).shape
         if shape != config.image_size:
-            path, key = store.locate(scan_id)
+            file, key = store.locate(scan_id)
             raise UserError(
-                f"{path}, scan '{key}': volume is {_size(shape)}, but image_size in {config.path} is "
+                f"{file.path}, scan '{key}': volume is {_size(shape)}, but image_size in {config.path} is "
                 f"{_size(config.image_size)}; resample the scan or change image_size"
             )
     return Scheme(config, tuple(subsets), store)
@@ -168,8 +169,8 @@ class Scheme(Sequence):
             n = k // share * batch + worker * share + k % share
             fixed, moving = (self._store.read(scan_id, segmentation=False) for scan_id in self._drawn(order, n))
             return {
-                "fixed": _unit_range(fixed.volume),
-                "moving": _unit_range(moving.volume),
+                "fixed": to_unit(fixed.volume)[..., None],
+                "moving": to_unit(moving.volume)[..., None],
                 "seed": np.array([seed % 2**31, n % 2**31], np.int32),
             }
 
@@ -194,7 +195,7 @@ class Scheme(Sequence):
             true_flow = self._about[fixed_id].flow_source == moving_id
             fixed = self._store.read(fixed_id, flow=true_flow)
             for side, scan in (("fixed", fixed), ("moving", self._store.read(moving_id))):
-                sample[side] = _unit_range(scan.volume)
+                sample[side] = to_unit(scan.volume)[..., None]
                 if scan.segmentation is not None:
                     sample[f"{side}_seg"] = scan.segmentation[..., None]
                 if scan.points is not None:
@@ -247,11 +248,6 @@ class Scheme(Sequence):
 
 # What stands for "not there", by kind of array.
 _EMPTY = {tf.float32: np.nan, tf.int32: -1, tf.int64: -1, tf.bool: False, tf.string: ""}
-
-
-def _unit_range(volume):
-    """A volume 0..255 [X,Y,Z] as the network sees it: float32 0..1 [X,Y,Z,1]."""
-    return np.divide(volume, np.float32(255), dtype=np.float32)[..., None]
 
 
 def _batches(read, spec, numbers, batch):

@@ -1,292 +1,272 @@
-"""Scans in HDF5 files: the id "file/key" -> Scan.
+"""The layout of HDF5 files of scans: `Scan` in memory, how it is written into a file, and how it is read from one.
 
-Layout: one group a scan, with `volume` [X,Y,Z] (0..255) and, where known, `segmentation` [X,Y,Z], `point` [L,3],
-`spacing` (attribute or dataset, 3 numbers) and `flow` [X,Y,Z,3]. Other members of a group are ignored.
+A scan is a group; its name is the scan's key. Members of a group that are not listed here are ignored.
+
+    volume        dataset [X,Y,Z], 0..255
+    segmentation  dataset [X,Y,Z], whole numbers; optional
+    point         dataset [L,3], landmarks in voxels; optional
+    spacing       three numbers, an attribute of the group or a dataset, mm; optional
+    flow          dataset [X,Y,Z,3] in voxels, with the id of its source in the attribute `source`; optional
+    doubts        attribute of the group, a text: reasons to look at the scan; optional
 """
 
-import difflib
-import re
-import threading
-from collections import OrderedDict
+import os
+import shutil
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 
+from data_util.readers import Reader
 from errors import UserError
 
-
-@dataclass(frozen=True)
-class Description:
-    """What a scan holds, without its arrays: `landmarks` counts them (0 for none), `flow_source` is as in Scan."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    landmarks: int
-    has_segmentation: bool
-    has_spacing: bool
-    flow_source: str | None
+ARRAYS = ("volume", "segmentation", "point", "flow")
+SPACING, FLOW_SOURCE, DOUBTS = "spacing", "source", "doubts"
 
 
 @dataclass(frozen=True, eq=False)
 class Scan:
-    """One scan; what it lacks, or was not asked for, is None. Arrays may be shared with other readers: do not write.
+    """One scan of a data set; what it lacks, or was not asked for, is None.
 
-    id:           "file/key".
-    volume:       [X,Y,Z], 0..255, in the file's dtype.
-    segmentation: int32 [X,Y,Z].
-    points:       float32 [L,3], landmarks in this scan's voxel coordinates; a missing one is NaN.
-    spacing:      float64 [3], size of a voxel along x, y, z in mm.
-    flow:         float32 [X,Y,Z,3], in voxels, on this scan's grid: this scan(p) = source(p + flow(p)).
-    flow_source:  id of that source scan.
+    The arrays of a scan that was read may be shared with other readers: do not write to them.
+
+    Attributes:
+        volume: [X,Y,Z], 0..255; uint8 where this project makes it, else of the file's type.
+        segmentation: [X,Y,Z], 0 and 255 for a mask, or the values of labels; int32 where it was read.
+        points: float32 [L,3], landmarks in this scan's voxels; a missing one is NaN.
+        spacing: size of a voxel along x, y, z in mm.
+        flow: [X,Y,Z,3], in voxels, on this scan's grid: this scan(p) = source(p + flow(p)).
+        flow_source: id of that source scan, such as "phantom/3".
+        id: "file/key"; None where the scan is not in a file yet.
     """
 
-    id: str
     volume: np.ndarray
-    segmentation: np.ndarray | None
-    points: np.ndarray | None
-    spacing: np.ndarray | None
-    flow: np.ndarray | None
-    flow_source: str | None
+    segmentation: np.ndarray | None = None
+    points: np.ndarray | None = None
+    spacing: np.ndarray | tuple[float, float, float] | None = None
+    flow: np.ndarray | None = None
+    flow_source: str | None = None
+    id: str | None = None
 
 
-def report_id(scan_id):
-    """The name of a scan in reports and batches: "lits/7" -> "lits_7"."""
-    return scan_id.replace("/", "_")
-
-
-class ScanStore:
-    """Reads scans from HDF5 files, which are opened when first needed.
-
-    files:       file key -> path. An id's part before the first "/" is its file key; where there is no such file, the
-                 whole id is a group's path in the file with key "/".
-    cache_bytes: limit of the memory for decoded arrays; the least recently used go first.
-
-    May be used by several threads. One lock guards it all: HDF5 itself reads one array at a time in a process, so
-    a handle a thread would gain nothing, and under the lock no scan is ever decoded twice at once.
-    Every method raises UserError for an unknown file key, a missing or damaged file, a missing scan or a wrong member.
-    """
-
-    def __init__(self, files, cache_bytes=2**30):
-        self._files = dict(files)
-        self._cache_bytes = cache_bytes
-        self._lock = threading.RLock()
-        self._handles = {}
-        self._described = {}  # id -> (Description, points, spacing), all small
-        self._arrays = OrderedDict()  # (id, member) -> array, the most recently used last
-        self._array_bytes = 0
-
-    def close(self):
-        """Close the files and forget what was read; the store can go on being used."""
-        with self._lock:
-            for handle in self._handles.values():
-                handle.close()
-            self._handles.clear()
-            self._described.clear()
-            self._arrays.clear()
-            self._array_bytes = 0
-
-    def locate(self, scan_id):
-        """The file and the key in it of a scan: "lits/7" -> (Path, "7"). Neither needs to exist."""
-        return self._locate(scan_id)[1:]
-
-    def expand(self, entries):
-        """Ids and globs -> list of ids, each once.
-
-        Ids keep their order; a glob gives the groups it matches in natural order (1, 2, 10), `*` within one level.
-        An id that does not exist and a glob without a match are UserErrors.
-        """
-        found = {}
-        for entry in entries:
-            matches = self._glob(entry) if any(c in entry for c in "*?[") else [self._existing(entry)]
-            found.update(dict.fromkeys(matches))
-        return list(found)
-
-    def describe(self, scan_id):
-        """The scan's Description; checks that its members fit together, and reads no volume."""
-        return self._describe(scan_id)[0]
-
-    def read(self, scan_id, segmentation=True, flow=False):
-        """The Scan of that id; segmentation and flow are read only where asked for."""
-        with self._lock:
-            about, points, spacing = self._describe(scan_id)
-            return Scan(
-                id=scan_id,
-                volume=self._array(scan_id, "volume"),
-                segmentation=self._labels(scan_id) if segmentation and about.has_segmentation else None,
-                points=points,
-                spacing=spacing,
-                flow=self._array(scan_id, "flow", np.float32) if flow and about.flow_source else None,
-                flow_source=about.flow_source,
-            )
-
-    def _describe(self, scan_id):
-        with self._lock:
-            if scan_id not in self._described:
-                with self._group(scan_id) as (group, where):
-                    self._described[scan_id] = _describe(group, where)
-            return self._described[scan_id]
-
-    def _locate(self, scan_id):
-        file_key, _, key = scan_id.partition("/")
-        if file_key not in self._files:
-            file_key, key = "/", scan_id
-        if file_key not in self._files:
-            known = ", ".join(self._files)
-            raise UserError(f"scan '{scan_id}': its part before '/' must be one of the config's files ({known})")
-        if not key.strip("/"):
-            raise UserError(f"scan '{scan_id}' has no key after the file; write it as file/key")
-        return file_key, self._files[file_key], key
-
-    def _open(self, path):
-        with self._lock:
-            if path not in self._handles:
-                if not path.is_file():
-                    raise UserError(f"{path}: no such HDF5 file; download or make it, or mend its path in the config")
-                with _reading(path):
-                    self._handles[path] = h5py.File(path, "r")
-            return self._handles[path]
-
-    def _existing(self, scan_id):
-        _, path, key = self._locate(scan_id)
-        handle = self._open(path)
-        with _reading(path):
-            if key in handle:
-                return scan_id
-            parent, _, name = key.rpartition("/")
-            siblings = list(handle[parent] if parent and isinstance(handle.get(parent), h5py.Group) else handle)
-        near = difflib.get_close_matches(name if parent in handle else key, siblings, n=5, cutoff=0)
-        raise UserError(
-            f"scan '{scan_id}': no key '{key}' in {path}; the nearest there are {', '.join(near) or 'none'}: "
-            "mend the id or get the right file"
-        )
-
-    def _glob(self, pattern):
-        file_key, path, key = self._locate(pattern)
-        handle = self._open(path)
-        with _reading(path):
-            matches = [""]
-            for part in key.split("/"):
-                matches = [
-                    f"{parent}/{name}".lstrip("/")
-                    for parent in matches
-                    for name in (handle[parent] if parent else handle)
-                    if fnmatchcase(name, part) and isinstance(handle[f"{parent}/{name}"], h5py.Group)
-                ]
-        if not matches:
-            raise UserError(f"'{pattern}' matches no scan in {path}; mend the pattern or get the right file")
-        prefix = "" if file_key == "/" else f"{file_key}/"
-        return [prefix + match for match in sorted(matches, key=natural_order)]
-
-    @contextmanager
-    def _group(self, scan_id):
-        _, path, key = self._locate(self._existing(scan_id))
-        with _reading(path):
-            group = self._open(path)[key]
-            where = f"{path}, scan '{key}'"
-            if not isinstance(group, h5py.Group):
-                raise UserError(f"{where}: is a dataset; a scan must be a group with a dataset 'volume'")
-            yield group, where
-
-    def _array(self, scan_id, member, dtype=None):
-        """A member's array, from the cache where it is there."""
-        name = (scan_id, member)
-        if name in self._arrays:
-            self._arrays.move_to_end(name)
-            return self._arrays[name]
-        with self._group(scan_id) as (group, _):
-            array = np.asarray(group[member][...], dtype)
-        array.flags.writeable = False
-        self._arrays[name] = array
-        self._array_bytes += array.nbytes
-        while self._array_bytes > self._cache_bytes:
-            self._array_bytes -= self._arrays.popitem(last=False)[1].nbytes
-        return array
-
-    def _labels(self, scan_id):
-        """The segmentation as int32; the cache keeps the file's dtype, a quarter of that in the published files."""
-        stored = self._array(scan_id, "segmentation")
-        if stored.dtype.kind == "f" and not (np.mod(stored, 1) == 0).all():
-            path, key = self.locate(scan_id)
-            raise UserError(f"{path}, scan '{key}': segmentation has values that are not whole numbers; store labels")
-        return stored.astype(np.int32)
+# ------------------------------------------------------------------------------------------------------- writing
 
 
 @contextmanager
-def _reading(path):
-    """HDF5 reports damage as one of several errors, depending on what it met; all become one UserError."""
+def new_file(path: Path) -> Iterator[h5py.File]:
+    """Write a new HDF5 file: it gets its name when the block has ended without an error, and replaces what was there.
+
+    Args:
+        path: the file's name in the end; its folder must be there.
+
+    Yields:
+        The file, empty and open for writing.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    unfinished = Path(f"{path}.{os.getpid()}.tmp")
+    try:
+        with h5py.File(unfinished, "w") as file:
+            yield file
+        os.replace(unfinished, path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}; choose another place with -o") from error
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+@contextmanager
+def changed_copy(path: Path, copy: Path) -> Iterator[h5py.File]:
+    """Give a copy of an HDF5 file to be changed, which gets its name when the block has ended without an error.
+
+    Args:
+        path: the file, which stays as it is.
+        copy: the name of the copy in the end.
+
+    Yields:
+        The copy, open for reading and writing.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    unfinished = Path(f"{copy}.{os.getpid()}.tmp")
+    try:
+        shutil.copyfile(path, unfinished)
+        with h5py.File(unfinished, "r+") as file:
+            yield file
+        os.replace(unfinished, copy)
+    except OSError as error:
+        raise UserError(f"cannot write {copy} ({error.strerror or error}); is there space beside it?") from error
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def write_scan(group: h5py.Group, scan: Scan, attributes: Mapping[str, Any] | None = None) -> None:
+    """Write a scan into an empty group.
+
+    Args:
+        group: the group; its name is the scan's key.
+        scan: the scan; its `id` is not written.
+        attributes: further attributes of the group, such as `doubts`.
+    """
+
+    def add(name: str, array: np.ndarray) -> h5py.Dataset:
+        chunk = (min(8, array.shape[0]), *array.shape[1:])
+        return group.create_dataset(name, data=array, chunks=chunk, compression="gzip", compression_opts=4)
+
+    add("volume", scan.volume)
+    if scan.segmentation is not None:
+        add("segmentation", scan.segmentation)
+    if scan.points is not None:
+        group["point"] = np.asarray(scan.points, dtype=np.float32)
+    if scan.spacing is not None:
+        group.attrs[SPACING] = np.asarray(scan.spacing, dtype=np.float64)
+    if scan.flow is not None:
+        add("flow", scan.flow).attrs[FLOW_SOURCE] = scan.flow_source
+    for name, value in (attributes or {}).items():
+        group.attrs[name] = value
+
+
+def replace_array(group: h5py.Group, name: str, array: np.ndarray) -> None:
+    """Put an array in place of one of a scan's arrays, stored and described as the old one was."""
+    old = group[name]
+    attributes = dict(old.attrs)
+    options = {"chunks": old.chunks, "compression": old.compression, "compression_opts": old.compression_opts}
+    del group[name]
+    group.create_dataset(name, data=array, **options).attrs.update(attributes)
+
+
+# ------------------------------------------------------------------------------------------------------- reading
+
+
+class HDF5Reader(Reader):
+    """Reads the scans of an HDF5 file; see the layout above.
+
+    Raises:
+        UserError: the file is not there, or is no HDF5 file that can be read. So do the methods where the file is
+            damaged, or a scan is not as the layout says.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        with hdf5_errors(path):
+            self._file = h5py.File(path, "r")
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def keys(self) -> list[str]:
+        """Return the paths of all groups that have a volume."""
+        found = []
+
+        def visit(name: str, item: h5py.Group | h5py.Dataset) -> None:
+            if isinstance(item, h5py.Group) and "volume" in item:
+                found.append(name)
+
+        with hdf5_errors(self.path):
+            self._file.visititems(visit)
+        return found
+
+    def exists(self, key: str) -> bool:
+        """Return whether the file has anything under that path."""
+        with hdf5_errors(self.path):
+            return key in self._file
+
+    def matching(self, pattern: str) -> list[str]:
+        """Return the paths of groups that a pattern matches, whether they have a volume or not."""
+        matches = [""]
+        with hdf5_errors(self.path):
+            for part in pattern.split("/"):
+                matches = [
+                    f"{parent}/{name}".lstrip("/")
+                    for parent in matches
+                    for name in (self._file[parent] if parent else self._file)
+                    if fnmatchcase(name, part) and self._file.get(f"{parent}/{name}", getclass=True) is h5py.Group
+                ]
+        return matches
+
+    def members(self, key: str) -> dict[str, Any]:
+        """Return the arrays of a scan, which are read when they are used, and its attributes."""
+        where = f"{self.path}, scan '{key}'"
+        with hdf5_errors(self.path):
+            group = self._file[key]
+            if not isinstance(group, h5py.Group):
+                raise UserError(f"{where}: is a dataset; a scan must be a group with a dataset 'volume'")
+            if "volume" not in group:
+                have = ", ".join(group) or "nothing"
+                raise UserError(
+                    f"{where}: no dataset 'volume' (it has {have}); a scan must be a group with a dataset 'volume'"
+                )
+            arrays = {name: _Array(group[name], where) for name in (*ARRAYS, SPACING) if name in group}
+            attributes = {name: group.attrs[name] for name in (SPACING, DOUBTS) if name in group.attrs}
+            if "flow" in arrays and FLOW_SOURCE in group["flow"].attrs:
+                attributes["flow_source"] = group["flow"].attrs[FLOW_SOURCE]
+        return attributes | arrays
+
+
+class _Array:
+    """A dataset of numbers that is read when NumPy asks for its values."""
+
+    def __init__(self, dataset: h5py.Dataset, where: str) -> None:
+        name = dataset.name.rpartition("/")[2]
+        if not isinstance(dataset, h5py.Dataset):
+            raise UserError(f"{where}: '{name}' is no array of numbers; write it again as a dataset of numbers")
+        if dataset.shape is None:
+            raise UserError(f"{where}: '{name}' has no values at all (a null dataspace); write it again, or delete it")
+        missing = _missing_filter(dataset)
+        if missing is not None:
+            raise UserError(
+                f"{where}: '{name}' is compressed by {missing}, which this HDF5 library does not have; write the file "
+                "again with gzip (h5repack -f GZIP=4), or name the folder of the filter's plugin in HDF5_PLUGIN_PATH"
+            )
+        self.shape, self.dtype = dataset.shape, dataset.dtype
+        self._dataset = dataset
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        with hdf5_errors(Path(self._dataset.file.filename)):
+            return np.asarray(self._dataset[()], dtype)
+
+
+def _missing_filter(dataset: h5py.Dataset) -> str | None:
+    """Name of a filter that is needed to read a dataset and is not there; None where all are."""
+    properties = dataset.id.get_create_plist()
+    for k in range(properties.get_nfilters()):
+        number, _, _, name = properties.get_filter(k)
+        if not h5py.h5z.filter_avail(number):
+            return f"the filter {name.decode(errors='replace') or 'without a name'} (number {number})"
+    return None
+
+
+@contextmanager
+def hdf5_errors(path: Path) -> Iterator[None]:
+    """Turn what goes wrong in the block into a UserError that says what is the matter with the file at `path`.
+
+    HDF5 reports damage as one of several errors, depending on where in the file it is.
+    """
     try:
         yield
-    except (OSError, RuntimeError, KeyError) as error:
-        reason = str(error).strip("'\" ").splitlines()[0]
+    except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
+        lines = str(error).strip("'\" ").splitlines()
+        reason = lines[0] if lines else type(error).__name__
+        if isinstance(error, PermissionError):
+            raise UserError(f"{path}: may not be read; change its permissions") from error
+        if "unable to lock file" in reason:
+            raise UserError(
+                f"{path}: is locked, most likely because another program is writing it; wait until that has ended "
+                "(on a file system without locks, set HDF5_USE_FILE_LOCKING=FALSE)"
+            ) from error
+        if "already open for write" in reason or "consistency flags" in reason:
+            raise UserError(
+                f"{path}: is being written, or its writer ended before it closed the file; wait for it, or write the "
+                f"file again ({reason})"
+            ) from error
         raise UserError(
             f"{path}: cannot be read as HDF5, perhaps cut off or damaged; get the file again ({reason})"
         ) from error
-
-
-def natural_order(key):
-    """Sort key under which numbers within names count as numbers: S2 before S10."""
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", key)], key
-
-
-def _describe(group, where):
-    """A scan's group -> (Description, points, spacing)."""
-    volume = _member(group, "volume", where)
-    if volume is None:
-        have = ", ".join(group) or "nothing"
-        raise UserError(f"{where}: no dataset 'volume' (it has {have}); a scan must be a group with a dataset 'volume'")
-    segmentation = _member(group, "segmentation", where)
-    if segmentation is not None and segmentation.shape != volume.shape:
-        raise UserError(f"{where}: segmentation is {segmentation.shape}; it must be as its volume, {volume.shape}")
-    flow, source = _member(group, "flow", where), None
-    if flow is not None:
-        if flow.shape != (*volume.shape, 3):
-            raise UserError(f"{where}: flow is {flow.shape}; it must be as its volume with 3 channels")
-        source = flow.attrs.get("source")
-        source = source.decode() if isinstance(source, bytes) else source
-        if not isinstance(source, str) or not source:
-            raise UserError(f"{where}: flow has no attribute 'source'; it must name the scan that was deformed")
-    points, spacing = _points(group, where), _spacing(group, where)
-    about = Description(
-        shape=volume.shape,
-        dtype=volume.dtype,
-        landmarks=0 if points is None else len(points),
-        has_segmentation=segmentation is not None,
-        has_spacing=spacing is not None,
-        flow_source=source,
-    )
-    return about, points, spacing
-
-
-def _member(group, name, where):
-    """The dataset of numbers of that name in a scan's group, or None."""
-    if name not in group:
-        return None
-    member = group[name]
-    if not isinstance(member, h5py.Dataset) or member.dtype.kind not in "biuf":
-        raise UserError(f"{where}: '{name}' is no array of numbers; write it again as a dataset of numbers")
-    return member
-
-
-def _points(group, where):
-    """Landmarks float32 [L,3] with NaN for missing ones (stored as NaN or as negative numbers); None without any."""
-    member = _member(group, "point", where)
-    if member is None or member.size == 0:
-        return None
-    if member.ndim != 2 or member.shape[1] != 3:
-        raise UserError(f"{where}: point is {member.shape}; it must be (number of landmarks, 3)")
-    points = np.asarray(member[...], np.float32)
-    points[np.isnan(points).any(axis=1) | (points < 0).all(axis=1)] = np.nan
-    return None if np.isnan(points).all() else points
-
-
-def _spacing(group, where):
-    member = _member(group, "spacing", where)
-    if member is None and "spacing" not in group.attrs:
-        return None
-    stored = np.asarray(group.attrs["spacing"] if member is None else member[...])
-    if stored.shape != (3,) or stored.dtype.kind not in "iuf" or not (np.isfinite(stored) & (stored > 0)).all():
-        raise UserError(f"{where}: spacing is {stored.tolist()}; it must be three positive numbers, in mm")
-    return stored.astype(np.float64)

@@ -20,7 +20,9 @@ from pathlib import Path
 import numpy as np
 
 from cli import run
-from data_util.phantoms import NewScan, deform, known_pair, placement_flow, smooth_flow, write_scans
+from data_util.hdf5 import Scan
+from data_util.making.known_flows import deform, known_pair, placement_flow, smooth_flow
+from data_util.making.new_set import write_scans
 from data_util.scans.frame import Frame
 from data_util.scans.images import match_labels, read_image, to_array
 from data_util.scans.preprocessing import crop_frame, prepare
@@ -143,12 +145,10 @@ def common_slab(cts):
 
 
 def crop_ct(image, liver, size):
-    """Crop to the liver's surroundings, resample to `size`, window: -> NewScan, its spacing that of its own voxels."""
+    """Crop to the liver's surroundings, resample to `size`, window: -> Scan, its spacing that of its own voxels."""
     frame = crop_frame(image, liver, size)
     mask = frame.resample(Frame.of(image).put(liver.astype(np.uint8) * np.uint8(255)), nearest=True)
-    return NewScan(
-        volume=prepare(image, frame, PRESETS["liver"])[0], segmentation=to_array(mask), spacing=frame.spacing
-    )
+    return Scan(volume=prepare(image, frame, PRESETS["liver"])[0], segmentation=to_array(mask), spacing=frame.spacing)
 
 
 def write_dataset(prefix, size, seed=0, overwrite=False):
@@ -189,7 +189,8 @@ def write_dataset(prefix, size, seed=0, overwrite=False):
         "known": range(first_known, first_known + 2 * n_known),
     }
     schemes = {"1": {"train": 1.0}, "2": {"real": 1.0}, "known": {"known": 1.0}}
-    return write_scans(prefix, scans(), size, "liver", subsets, schemes, overwrite)
+    view = {"orientation": "LPS", "crop": "mask", "window": list(PRESETS["liver"].window)}
+    return write_scans(prefix, scans(), size, "liver", subsets, schemes, overwrite, **view)
 
 
 def _individual(scan, seed):

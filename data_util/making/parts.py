@@ -25,10 +25,10 @@ import h5py
 import SimpleITK as sitk
 import tqdm
 
+from data_util.hdf5 import write_scan
 from data_util.making.folders import data_files
 from data_util.making.recipe import Recipe, make_scan
 from data_util.making.sources import Source
-from data_util.phantoms import write_scan
 from errors import UserError
 
 VERSION = 2  # of what a recipe makes of a scan; 1, without a number, took grey values at a coarser grid's places alone
@@ -197,11 +197,9 @@ def _make_part(source: Source, recipe: Recipe, part: Path) -> str | None:
         with h5py.File(new, "w") as file:
             file.attrs["stamp"] = stamp
             group = file.create_group("scan")
-            write_scan(group, scan)
+            write_scan(group, scan, {"source": source.image.name, "crop": recipe.crop, **facts})
             frame.save(group.attrs)
             own.save(group.attrs, "source_")
-            for name, value in {"source": source.image.name, "crop": recipe.crop, **facts}.items():
-                group.attrs[name] = value
         os.replace(new, part)
     except Exception as error:  # whatever it is: the other scans go on
         return _reason(error)

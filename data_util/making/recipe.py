@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from data_util.hdf5 import Scan
 from data_util.making.labels import read_labels
-from data_util.phantoms import NewScan
 from data_util.scans.frame import Frame
 from data_util.scans.geometry import doubts_about_grey_values, doubts_about_labels, doubts_about_points
 from data_util.scans.images import match_labels, orient, read_native, to_array
@@ -47,7 +47,7 @@ class Recipe:
 
 
 def make_scan(source, recipe):
-    """Make a scan's volume: (Source, Recipe) -> (NewScan, Frame of the volume, Frame of the scan, facts).
+    """Make a scan's volume: (Source, Recipe) -> (Scan, Frame of the volume, Frame of the scan, facts).
 
     The facts are attributes to keep: `window` (level, width) and, where something may be wrong, `doubts`, a text.
     Raises UserError where a file cannot be read or used.
@@ -80,7 +80,7 @@ def make_scan(source, recipe):
         points = _points_in(frame, places)
         lost = np.isnan(points).all()
         reasons += doubts_about_points(places, image) or ["no landmark lies in the crop"] * bool(lost)
-    scan = NewScan(volume=volume, segmentation=segmentation, points=points, spacing=frame.spacing)
+    scan = Scan(volume=volume, segmentation=segmentation, points=points, spacing=frame.spacing)
     facts = {"window": shown, **({"doubts": "; ".join(reasons)} if reasons else {})}
     return scan, frame, Frame.of(image), facts
 

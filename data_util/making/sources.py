@@ -10,8 +10,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_util.hdf5 import natural_order
 from data_util.making.folders import list_folder, scan_in
+from data_util.store import natural_order
 from errors import UserError
 
 COLUMNS = ("id", "image", "label", "landmarks", "group")

@@ -16,9 +16,9 @@ import SimpleITK as sitk
 import cli
 from data_util import build
 from data_util.config import load_dataset_config
-from data_util.hdf5 import ScanStore
 from data_util.making import parts
 from data_util.scans.frame import Frame
+from data_util.store import ScanStore
 from errors import UserError
 from tests.test_data_util.scans.test_images import write_series
 

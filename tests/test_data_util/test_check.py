@@ -147,7 +147,14 @@ def test_scans_that_are_trained_on_and_evaluated_are_named_and_copies_too(folder
     change_config(subsets={"train": ["p/[0-3]"], "val": ["p/4", "p/5"], "known": ["p/[67]"]})
     with h5py.File("sets/p.h5", "r+") as file:
         file["5/volume"][...] = file["0/volume"][...]
-    one(lines(capsys, status=0), "warning", "p/0, p/5", "the very same volume")
+    one(lines(capsys), "error", "p/0, p/5", "the very same volume, and are both trained on and evaluated")
+    rng = np.random.default_rng(0)
+    with h5py.File("sets/p.h5", "r+") as file:  # a near copy: paler and noisy
+        noisy = 0.9 * file["0/volume"][...] + rng.normal(5, 1, file["0/volume"].shape)
+        file["5/volume"][...] = np.clip(np.rint(noisy), 0, 255)
+    one(lines(capsys), "error", "p/0, p/5", "nearly the same volume, and are both trained on and evaluated")
+    change_config(subsets={"train": ["p/[0-35]"], "val": ["p/4", "p/6"], "known": ["p/7", "p/6"]})
+    one(lines(capsys, status=0), "warning", "p/0, p/5", "nearly the same volume; keep one of them")
 
 
 def test_odd_numbers_are_named_for_paired_sets_alone(folder, capsys):

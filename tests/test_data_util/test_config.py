@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from data_util.config import load_dataset_config
+from data_util.config import DataFile, load_dataset_config, write_dataset_config
+from data_util.scans.view import View
 from errors import UserError
 
 
@@ -69,7 +70,7 @@ def test_hdf5_paths_are_looked_for_in_three_places_in_order(tmp_path, monkeypatc
     path = write(folder, minimal(files={"a": {"type": "HDF5", "path": "a.h5"}}))
 
     def found():
-        return load_dataset_config(path).files["a"]
+        return load_dataset_config(path).files["a"].path
 
     assert found() == work / "a.h5"  # nowhere: the first place
     for place in (parent, folder, work):
@@ -84,7 +85,7 @@ def test_a_config_named_relatively_finds_files_beside_it(tmp_path, monkeypatch):
     (tmp_path / "datasets" / "a.h5").touch()
     write(tmp_path / "datasets", minimal(files={"a": {"type": "HDF5", "path": "datasets/a.h5"}}))
     monkeypatch.chdir(tmp_path / "datasets")
-    assert load_dataset_config("liver.json").files["a"] == tmp_path / "datasets" / "a.h5"
+    assert load_dataset_config("liver.json").files["a"].path == tmp_path / "datasets" / "a.h5"
 
 
 @pytest.mark.parametrize(
@@ -138,6 +139,38 @@ def test_what_is_wrong_is_named(tmp_path, changes, words):
 def test_fractions_may_miss_one_by_a_rounding(tmp_path):
     thirds = {"1": {"train": 0.3333333, "val": 0.6666666}}
     assert load_dataset_config(write(tmp_path, minimal(schemes=thirds))).schemes == thirds
+
+
+def test_a_byte_order_mark_is_no_mistake_and_a_comma_too_many_is_named(tmp_path):
+    text = json.dumps(minimal())
+    (tmp_path / "liver.json").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    assert load_dataset_config(tmp_path / "liver.json").image_size == (128, 128, 128)
+    for broken in (text[:-1] + ",}", text.replace("]", ",]", 1)):
+        (tmp_path / "liver.json").write_text(broken)
+        with pytest.raises(UserError, match="no comma may stand before a closing bracket"):
+            load_dataset_config(tmp_path / "liver.json")
+
+
+@pytest.mark.parametrize("value", [0, -1, 2**31])
+def test_a_label_that_cannot_be_scored_is_refused(tmp_path, value):
+    path = write(tmp_path, minimal(segmentation_class_value={"liver": 1, "other": value}))
+    with pytest.raises(UserError, match=f"segmentation_class_value.other is {value}; .*" + "background" * (value == 0)):
+        load_dataset_config(path)
+
+
+def test_what_is_written_is_read(tmp_path):
+    path = tmp_path / "mine.json"
+    view = View("RPI", "brain", percentiles=(1, 99))
+    labels = {"a": 3, "b": 9}
+    write_dataset_config(
+        path, tmp_path / "mine.h5", (4, 5, 6), "mr", {"t": ["1", "x/2"]}, {"1": {"t": 1.0}},
+        segmentation_class_value=labels, **view.to_dict(),
+    )  # fmt: skip
+    config = load_dataset_config(path)
+    assert (config.image_size, config.image_type, config.labels, config.view) == ((4, 5, 6), "mr", labels, view)
+    assert config.subsets == {"t": ("mine/1", "mine/x/2")}
+    assert config.files == {"mine": DataFile(tmp_path / "mine.h5", "HDF5")}
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["mine.json"]
 
 
 def test_missing_unreadable_and_invalid_files(tmp_path):

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from data_util.config import DatasetConfig
 from data_util.dataset import open_scheme, user_errors
-from data_util.hdf5 import ScanStore
+from data_util.store import ScanStore
 from errors import UserError
 
 SIZE = (3, 4, 5)

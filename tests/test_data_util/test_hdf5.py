@@ -5,7 +5,8 @@ import h5py
 import numpy as np
 import pytest
 
-from data_util.hdf5 import ScanStore, report_id
+from data_util.config import DataFile
+from data_util.store import ScanStore, report_id
 from errors import UserError
 
 SHAPE = (4, 5, 6)
@@ -39,8 +40,8 @@ def one_scan(tmp_path, **members):
 def test_ids_of_named_files_and_of_the_root_file(store, tmp_path):
     np.testing.assert_array_equal(store.read("lits/10").volume, volume(10))
     np.testing.assert_array_equal(store.read("liver/12").volume, volume(112))
-    assert store.locate("lits/10") == (tmp_path / "lits.h5", "10")
-    assert store.locate("liver/12") == (tmp_path / "msd.h5", "liver/12")
+    assert store.locate("lits/10") == (DataFile(tmp_path / "lits.h5"), "10")
+    assert store.locate("liver/12") == (DataFile(tmp_path / "msd.h5"), "liver/12")
 
 
 def test_a_file_of_that_name_goes_before_the_root_file(tmp_path):
@@ -178,7 +179,7 @@ def test_missing_keys_name_file_and_nearest(store, tmp_path):
         store.expand(["lits/1", "lits/12"])
     message = str(error.value)
     assert all(word in message for word in ["lits/12", str(tmp_path / "lits.h5"), "nearest", "10", "11"]), message
-    with pytest.raises(UserError, match=r"liver/13.*msd\.h5.*nearest there are 12, 2"):
+    with pytest.raises(UserError, match=r"liver/13.*msd\.h5.*nearest there are liver/12, liver/2"):
         store.read("liver/13")
     with pytest.raises(UserError, match=r"no key 'spleen/1' in .*msd\.h5.*liver"):
         store.describe("spleen/1")

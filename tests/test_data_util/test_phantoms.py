@@ -9,20 +9,21 @@ from scipy import ndimage
 
 import cli
 from data_util import phantoms
-from data_util.phantoms import (
-    NewScan,
+from data_util.hdf5 import Scan
+from data_util.making import known_flows
+from data_util.making.anatomy import make_phantom
+from data_util.making.known_flows import (
     carry_points,
     deform,
     individual_flow,
     known_pair,
-    make_phantom,
     placement_flow,
     slope,
     smooth_flow,
     warp,
-    write_dataset,
-    write_scans,
 )
+from data_util.making.new_set import write_scans
+from data_util.phantoms import write_dataset
 from errors import UserError
 
 SIZE = (28, 22, 34)
@@ -61,7 +62,7 @@ def test_a_smooth_flow_never_folds_and_keeps_the_border(size, seed, amplitude):
     assert flow.shape == (*size, 3)
     assert flow.dtype == np.float32
     assert np.linalg.norm(flow, axis=-1).max() <= amplitude * 1.0001
-    assert slope(flow) <= phantoms.MAX_SLOPE * 1.0001
+    assert slope(flow) <= known_flows.MAX_SLOPE * 1.0001
     jacobian = np.stack([np.gradient(flow.astype(float), axis=axis) for axis in range(3)], axis=-1)
     assert np.linalg.det(np.eye(3) + jacobian).min() > 0
     for axis in range(3):
@@ -174,7 +175,7 @@ def test_deform_moves_image_mask_and_landmarks_alike():
     size = (20, 18, 24)
     volume = np.zeros(size, np.uint8)
     volume[8:12, 5:9, 10:16] = 200
-    scan = NewScan(volume, np.where(volume > 0, 255, 0).astype(np.uint8), np.array([[9, 6, 12]], np.float32), (1, 2, 3))
+    scan = Scan(volume, np.where(volume > 0, 255, 0).astype(np.uint8), np.array([[9, 6, 12]], np.float32), (1, 2, 3))
     flow = np.zeros((*size, 3), np.float32)
     flow[...] = (3, -2, 1)  # this(p) = scan(p + flow), so everything moves by minus that
     moved = deform(scan, flow)
@@ -183,14 +184,14 @@ def test_deform_moves_image_mask_and_landmarks_alike():
     np.testing.assert_allclose(moved.points, [[6, 8, 11]], atol=1e-3)
     assert moved.spacing == (1, 2, 3)
     assert moved.flow is None
-    assert deform(NewScan(volume, volume), flow).points is None
+    assert deform(Scan(volume, volume), flow).points is None
 
 
 def test_a_known_pair_is_exact_for_the_flow_it_keeps():
     scan = make_phantom(SIZE, 3)
     source, moved = known_pair(scan, smooth_flow(SIZE, 5, 3), "set/8")
     assert source is scan
-    assert moved.source == "set/8"
+    assert moved.flow_source == "set/8"
     assert moved.flow.dtype == np.float16
     kept = moved.flow.astype(np.float32)
     assert np.abs(kept).max() > 0.5
@@ -262,7 +263,7 @@ def test_existing_files_stay_unless_overwriting_is_asked(tmp_path):
 
 def test_a_set_that_fails_half_way_leaves_nothing_and_the_old_one_whole(tmp_path):
     def scans():
-        yield NewScan(np.zeros((4, 4, 4), np.uint8), np.zeros((4, 4, 4), np.uint8))
+        yield Scan(np.zeros((4, 4, 4), np.uint8), np.zeros((4, 4, 4), np.uint8))
         raise RuntimeError("stopped")
 
     (tmp_path / "a.h5").write_bytes(b"old")
@@ -274,9 +275,7 @@ def test_a_set_that_fails_half_way_leaves_nothing_and_the_old_one_whole(tmp_path
 
 def test_spacing_is_written_as_an_attribute(tmp_path):
     empty = np.zeros((4, 5, 6), np.uint8)
-    data, _ = write_scans(
-        tmp_path / "a", [NewScan(empty, empty, spacing=(1, 0.5, 3))], (4, 5, 6), "toy", {"all": [0]}, {}
-    )
+    data, _ = write_scans(tmp_path / "a", [Scan(empty, empty, spacing=(1, 0.5, 3))], (4, 5, 6), "toy", {"all": [0]}, {})
     with h5py.File(data) as file:
         np.testing.assert_array_equal(file["0"].attrs["spacing"], [1, 0.5, 3])
         assert set(file["0"]) == {"volume", "segmentation"}

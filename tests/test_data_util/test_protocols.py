@@ -8,7 +8,7 @@ import h5py
 import numpy as np
 import pytest
 
-from data_util.config import load_dataset_config
+from data_util.config import DataFile, load_dataset_config
 from data_util.dataset import open_scheme
 
 DATASETS = Path(__file__).parents[2] / "datasets"
@@ -40,13 +40,15 @@ def published(folder, keys, name):
     """Files with those keys in a folder `datasets`, and our config of that name for their tiny volumes."""
     config = load_dataset_config(DATASETS / name)
     assert config.image_size == (128, 128, 128)
-    assert {path.name for path in config.files.values()} == set(keys)
-    assert {path.parent.name for path in config.files.values()} == {"datasets"}
+    assert {file.path.name for file in config.files.values()} == set(keys)
+    assert {file.path.parent.name for file in config.files.values()} == {"datasets"}
     for file, scans in keys.items():
         with h5py.File(folder / file, "w") as f:
             for scan in scans:
                 f.create_group(scan)["volume"] = np.zeros(SIZE, np.uint8)
-    return replace(config, image_size=SIZE, files={key: folder / path.name for key, path in config.files.items()})
+    return replace(
+        config, image_size=SIZE, files={key: DataFile(folder / file.path.name) for key, file in config.files.items()}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +123,7 @@ def test_a_config_that_lists_ids_in_any_order_and_leaves_scan_14_out(liver, tmp_
             {
                 "files": {
                     "/": {"type": "HDF5", "path": "datasets/not_downloaded.h5"},
-                    "yanx": {"type": "HDF5", "path": str(liver.files["yanx"])},
+                    "yanx": {"type": "HDF5", "path": str(liver.files["yanx"].path)},
                 },
                 "image_size": list(SIZE),
                 "image_type": "liver",

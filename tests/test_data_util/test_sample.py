@@ -12,7 +12,7 @@ import SimpleITK as sitk
 
 import cli
 from data_util import sample
-from data_util.phantoms import warp
+from data_util.making.known_flows import warp
 from data_util.scans.images import read_image, to_array
 from errors import UserError
 from tests.test_data_util.scans.test_images import write_series

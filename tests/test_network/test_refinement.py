@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 from scipy.interpolate import BSpline
 
-from data_util import phantoms
+from data_util.making import anatomy, known_flows
 from errors import UserError
 from network import losses, metrics, refinement
 from network.config import CascadeConfig
@@ -93,9 +93,9 @@ def test_every_step_reports_the_training_loss_which_falls(similarity):
 def test_mutual_information_registers_two_modalities_where_correlation_cannot():
     """The MR's grey values neither rise nor fall with the CT's: fat is bright, bone and vessels are dark."""
     size = (32, 32, 32)
-    source = phantoms.make_phantom(size, 3)
-    true_flow = phantoms.smooth_flow(size, 7, amplitude=2.9)
-    deformed = phantoms.deform(source, true_flow)
+    source = anatomy.make_phantom(size, 3)
+    true_flow = known_flows.smooth_flow(size, 7, amplitude=2.9)
+    deformed = known_flows.deform(source, true_flow)
     organ = tf.constant(deformed.segmentation[None, ..., None] > 128)
     ct = tf.constant(deformed.volume[None, ..., None] / np.float32(255))
     grey = np.interp(source.volume, [0, 30, 55, 75, 105, 150, 185, 205, 255], [5, 20, 230, 60, 90, 120, 30, 35, 5])

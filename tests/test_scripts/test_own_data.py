@@ -10,7 +10,7 @@ import cli
 import eval as eval_script
 import train
 from data_util import build, check
-from data_util.phantoms import make_phantom
+from data_util.making.anatomy import make_phantom
 from data_util.scans.frame import Frame
 
 

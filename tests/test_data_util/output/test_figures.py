@@ -2,6 +2,8 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
+from data_util.making.anatomy import make_phantom
+from data_util.making.known_flows import deform, smooth_flow, warp
 from data_util.output.figures import (
     PLANES,
     _centre,
@@ -11,7 +13,6 @@ from data_util.output.figures import (
     pair_figure,
     warped_grid_image,
 )
-from data_util.phantoms import deform, make_phantom, smooth_flow, warp
 from errors import UserError
 
 SIZE = (20, 26, 32)

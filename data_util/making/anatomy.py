@@ -1,0 +1,120 @@
+"""Made-up anatomy: a body with an organ in it, its label and landmarks, for phantoms.
+
+There is one template, a body of the population, written as formulas over the unit box -1..1 (so it has no resolution).
+An individual is the template seen through a flow of its own, and adds lesions, intensities, texture and noise. Arrays
+are [x, y, z], oriented as LPS: x runs to the patient's left, y to the back, z to the head.
+"""
+
+import numpy as np
+from scipy import ndimage
+
+from data_util.grey_values import to_uint8
+from data_util.hdf5 import Scan
+from data_util.making.known_flows import carry_points, individual_flow
+from errors import UserError
+
+SMALLEST_SIZE = 16
+
+ORGAN_CENTRE, ORGAN_RADII = np.array([-0.22, -0.12, 0.0]), np.array([0.56, 0.48, 0.66])
+# The vessel tree: places of its nodes, and its branches as (from, to, radius). Nodes 1, 2 and 3 are branch points.
+VESSEL_NODES = ORGAN_CENTRE + ORGAN_RADII * np.array(
+    [
+        [0.95, 0.35, -0.30],
+        [0.38, 0.15, -0.10],
+        [-0.12, 0.28, 0.28],
+        [-0.05, -0.30, -0.20],
+        [-0.60, 0.40, 0.22],
+        [-0.20, 0.05, 0.72],
+        [-0.58, -0.18, -0.42],
+        [0.18, -0.68, 0.05],
+    ]
+)
+VESSELS = [(0, 1, 0.075), (1, 2, 0.055), (1, 3, 0.055), (2, 4, 0.04), (2, 5, 0.04), (3, 6, 0.04), (3, 7, 0.04)]
+CYSTS = ORGAN_CENTRE + ORGAN_RADII * np.array([[-0.62, -0.30, 0.25], [0.30, -0.40, 0.50], [-0.25, 0.55, -0.45]])
+CYST_RADIUS = 0.075
+LANDMARKS = np.concatenate([VESSEL_NODES[1:4], CYSTS])
+
+
+def _distance_to_branch(place, start, end):
+    along = end - start
+    share = sum((place[k] - start[k]) * along[k] for k in range(3)) / (along @ along)
+    share = np.clip(share, 0, 1)
+    return np.sqrt(sum((place[k] - start[k] - share * along[k]) ** 2 for k in range(3)))
+
+
+def _ellipsoid(place, centre, radii):
+    """Return about how far outside an ellipsoid a place is: negative inside, zero on it."""
+    radius = np.sqrt(sum(((place[k] - centre[k]) / radii[k]) ** 2 for k in range(3)))
+    return (radius - 1) * np.float32(np.mean(radii))
+
+
+def _draw_body(place, rng, edge):
+    """Paint an individual at template places (three arrays [X, Y, Z], -1..1): the image, 0..255, and the organ mask.
+
+    Edges are `edge` wide. What is drawn at random differs from one individual to the next; the rest is the template.
+    """
+    x, y, z = place
+    image = np.full(x.shape, 6, dtype=np.float32)
+
+    def paint(outside, value, spread=4, within=1):
+        inside = within / (1 + np.exp(np.clip(outside / edge, -30, 30)))
+        image[...] += inside * (value + rng.uniform(-spread, spread) - image)
+        return inside
+
+    outline = (np.sqrt((x / 0.88) ** 2 + (y / 0.74) ** 2) - 1) * 0.8 + 0.015 * np.cos(3 * z) * np.cos(4 * x)
+    paint(outline, 55)  # fat
+    inside_rim = paint(outline + 0.07, 105)  # muscle and bowel
+    spleen = _ellipsoid(place, (0.55, 0.12, 0.15), (0.22, 0.26, 0.40))
+    paint(spleen, 140)
+    stomach = _ellipsoid(place, (0.42, -0.32, 0.25), (0.20, 0.20, 0.42))
+    paint(stomach, 70)
+    aorta = np.hypot(x - 0.12, y - 0.26) - 0.07
+    paint(aorta, 185)
+    spine = np.hypot((x - 0.03) / 1.1, y - 0.50) - 0.15
+    paint(spine, 225)
+    paint(spine + 0.06, 180)  # marrow
+
+    lumps = 0.05 * np.sin(5 * x + 1) * np.cos(4 * y - 0.5) + 0.05 * np.sin(5 * z + 2 * x) + 0.04 * np.cos(6 * y + 3 * z)
+    notch = _ellipsoid(place, (0.16, 0.30, -0.25), (0.22, 0.30, 0.45))
+    organ = np.maximum(_ellipsoid(place, ORGAN_CENTRE, ORGAN_RADII) + lumps, -notch)
+    within = paint(organ, 150)
+    vessels = np.minimum.reduce(
+        [_distance_to_branch(place, VESSEL_NODES[a], VESSEL_NODES[b]) - r for a, b, r in VESSELS]
+    )
+    paint(vessels, 205, within=within)
+    for centre in CYSTS:
+        paint(_ellipsoid(place, centre, np.full(3, CYST_RADIUS)), 85, within=within)
+    for _ in range(rng.integers(1, 4)):  # lesions
+        centre = ORGAN_CENTRE + ORGAN_RADII * rng.uniform(-0.6, 0.6, 3)
+        paint(_ellipsoid(place, centre, rng.uniform(0.03, 0.09, 3)), rng.choice([120, 175]), spread=8, within=within)
+
+    texture = ndimage.gaussian_filter(rng.standard_normal(x.shape, dtype=np.float32), 1.5)
+    image += inside_rim * texture * (3 / texture.std())
+    image += 2 * rng.standard_normal(x.shape, dtype=np.float32)
+    return image, organ < 0
+
+
+def make_phantom(size, seed):
+    """Make the individual of a seed: a Scan [X, Y, Z] with mask and six landmarks float32 [6, 3].
+
+    The landmarks are the three branch points of the organ's vessel tree and the centres of its three cysts; their
+    order is the same in everyone. `seed` is anything that numpy.random.default_rng takes. Raises UserError for a
+    size below 16 voxels along an axis.
+    """
+    check_size(size)
+    rng = np.random.default_rng(seed)
+    flow = individual_flow(size, rng)
+    last = np.array(size, dtype=np.float32) - 1
+    place = [(np.indices(size, dtype=np.float32)[k] + flow[..., k]) * (2 / last[k]) - 1 for k in range(3)]
+    image, organ = _draw_body(place, rng, edge=1.2 / min(size))
+    return Scan(
+        volume=to_uint8(image),
+        segmentation=np.where(organ, 255, 0).astype(np.uint8),
+        points=carry_points((LANDMARKS + 1) / 2 * last, flow),
+    )
+
+
+def check_size(size):
+    """Raise a UserError where a phantom cannot have so many voxels along x, y, z."""
+    if len(size) != 3 or min(size) < SMALLEST_SIZE:
+        raise UserError(f"phantom size {tuple(size)}: give three numbers of at least {SMALLEST_SIZE} voxels")
