@@ -159,3 +159,28 @@ def test_a_variable_without_a_name_is_an_error(monkeypatch, tmp_path):
 def test_an_unknown_base_network_lists_the_known_ones():
     with pytest.raises(UserError, match=r"must be one of VTN, VoxelMorph, .*or one that --plugin registers"):
         CascadeConfig("UNet")
+
+
+def test_a_reader_of_ones_own(tmp_path):
+    from data_util.config import load_dataset_config
+    from data_util.dataset import open_scheme
+    from data_util.readers import READERS
+
+    (tmp_path / "mine_reader.py").write_text(example("A reader of files"))
+    cli.load_plugin(str(tmp_path / "mine_reader.py"))
+    try:
+        (tmp_path / "scans").mkdir()
+        rng = np.random.default_rng(0)
+        volumes = rng.integers(0, 256, (3, *SIZE)).astype(np.uint8)
+        for k, volume in enumerate(volumes):
+            np.savez(tmp_path / "scans" / f"p{k}.npz", volume=volume, segmentation=np.where(volume > 99, 255, 0))
+        content = {"files": {"mine": {"type": "npz", "path": str(tmp_path / "scans")}}, "image_size": SIZE}
+        content |= {"subsets": {"all": ["mine/*"]}, "schemes": {"1": {"all": 1}, "2": {"all": 1}}}
+        (tmp_path / "mine.json").write_text(json.dumps(content))
+        scheme = open_scheme(load_dataset_config(tmp_path / "mine.json"), "2")
+        assert len(scheme) == 6
+        (batch,) = scheme.evaluation(1, [1])  # p0 and p2
+        np.testing.assert_allclose(batch["moving"][0, ..., 0], volumes[2] / np.float32(255))
+        assert set(np.unique(batch["fixed_seg"])) == {0, 255}
+    finally:
+        del READERS["npz"]
