@@ -267,44 +267,66 @@ def _check_even(slices: list[Slice], normal: np.ndarray, where: str) -> np.ndarr
 
 
 def _grey_values(slices: list[Slice], files: dict[Path, DicomFile], where: str) -> np.ndarray:
-    """The volume [z, y, x] in its unit: int16, int32, or float32 where a value is no whole number."""
-    whole = all(float(number).is_integer() for part in slices for number in (part.slope, part.intercept))
-    volume = np.empty((len(slices), *slices[0].size), np.float64 if not whole else np.int64)
-    padded = np.zeros(volume.shape, bool)
+    """The volume [z, y, x] in its unit: int16, int32, or floats where a value is no whole number."""
+    volume = np.empty((len(slices), *slices[0].size), _type_of(slices, files))
+    padding: dict[int, np.ndarray] = {}
     for k, part in enumerate(slices):
         dataset, stored = files[part.file].dataset, files[part.file].stored[part.number]
         if "ModalityLUTSequence" in dataset:
             raise UserError(f"{where}: {part.file.name} has a table of grey values; export it with a rescale")
-        volume[k] = stored * part.slope + part.intercept
-        padded[k] = _is_padding(stored, dataset)
-    if padded.any() and not padded.all():
-        # Padding that is darker than everything in the scan stays; what was declared with the wrong sign is bright.
-        lowest = float(volume[~padded].min())
-        modality = text_of(files[slices[0].file].dataset, "Modality")
-        dark = min(lowest, AIR) if modality == "CT" else lowest
-        volume[padded & (volume > lowest)] = dark
-    if volume.max() > MOST_HU and text_of(files[slices[0].file].dataset, "Modality") == "CT":
+        if (part.slope, part.intercept) == (1, 0):
+            volume[k] = stored
+        else:
+            whole = volume.dtype.kind == "i"
+            slope, intercept = (int(part.slope), int(part.intercept)) if whole else (part.slope, part.intercept)
+            volume[k] = stored.astype(np.int64 if whole else np.float64) * slope + intercept
+        is_padding = _is_padding(stored, dataset)
+        if is_padding is not None and is_padding.any():
+            padding[k] = is_padding
+    is_ct = text_of(files[slices[0].file].dataset, "Modality") == "CT"
+    _darken_padding(volume, padding, is_ct)
+    if is_ct and volume.max() > MOST_HU:
         raise UserError(
             f"{where}: its grey values go up to {volume.max():g} HU, which no body has: undeclared padding, or a wrong "
             "sign? export it again, or convert it to NIfTI with air there"
         )
-    if whole:
-        for kind in (np.int16, np.int32):
-            if np.iinfo(kind).min <= volume.min() and volume.max() <= np.iinfo(kind).max:
-                return volume.astype(kind)
-    return volume.astype(np.float32)
+    return volume
 
 
-def _is_padding(stored: np.ndarray, dataset: Dataset) -> np.ndarray | bool:
+def _type_of(slices: list[Slice], files: dict[Path, DicomFile]) -> type:
+    """The type of the volume: the smaller integer that holds every grey value there may be, if all are whole."""
+    ends = []
+    is_whole = True
+    for part in slices:
+        stored = files[part.file].stored
+        bits = int(files[part.file].dataset.get("BitsStored") or 8 * stored.dtype.itemsize)
+        is_whole &= stored.dtype.kind in "iu" and part.slope.is_integer() and part.intercept.is_integer()
+        low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if stored.dtype.kind == "i" else (0, 2**bits - 1)
+        ends += [part.slope * low + part.intercept, part.slope * high + part.intercept]
+    for kind in (np.int16, np.int32) if is_whole else ():
+        if np.iinfo(kind).min <= min(ends) and max(ends) <= np.iinfo(kind).max:
+            return kind
+    return np.float32 if max(map(abs, ends)) < 2**24 or not is_whole else np.float64
+
+
+def _darken_padding(volume: np.ndarray, padding: dict[int, np.ndarray], is_ct: bool) -> None:
+    """Make padding, slice -> mask, as dark as air. Where it is darker than all grey values it stays as it is."""
+    grey = (part if k not in padding else part[~padding[k]] for k, part in enumerate(volume))
+    lowest = min((part.min() for part in grey if part.size), default=None)
+    if lowest is not None:
+        for k, mask in padding.items():
+            volume[k][mask & (volume[k] > lowest)] = min(lowest, AIR) if is_ct else lowest
+
+
+def _is_padding(stored: np.ndarray, dataset: Dataset) -> np.ndarray | None:
     """Which stored numbers stand for 'no value', by their bits: the padding may be declared with the other sign."""
     if stored.dtype.kind not in "iu" or dataset.get("PixelPaddingValue") is None:
-        return False
-    bits = (1 << int(dataset.BitsAllocated)) - 1
+        return None
+    span = 1 << int(dataset.BitsAllocated)
+    least = -span // 2 if stored.dtype.kind == "i" else 0  # of the numbers that are stored
     try:
-        value = int(dataset.PixelPaddingValue) & bits
-        limit = dataset.get("PixelPaddingRangeLimit")
-        limit = value if limit is None else int(limit) & bits
+        ends = [int(dataset.PixelPaddingValue), int(dataset.get("PixelPaddingRangeLimit", dataset.PixelPaddingValue))]
     except (TypeError, ValueError):
-        return False
-    numbers = stored.astype(np.int64) & bits
-    return (numbers >= min(value, limit)) & (numbers <= max(value, limit))
+        return None
+    first, last = sorted((end - least) % span + least for end in ends)
+    return stored == first if first == last else (stored >= first) & (stored <= last)
