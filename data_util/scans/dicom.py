@@ -268,7 +268,7 @@ def _check_even(slices: list[Slice], normal: np.ndarray, where: str) -> np.ndarr
 
 def _grey_values(slices: list[Slice], files: dict[Path, DicomFile], where: str) -> np.ndarray:
     """The volume [z, y, x] in its unit: int16, int32, or floats where a value is no whole number."""
-    volume = np.empty((len(slices), *slices[0].size), _type_of(slices, files))
+    volume: np.ndarray = np.empty((len(slices), *slices[0].size), _type_of(slices, files))
     padding: dict[int, np.ndarray] = {}
     for k, part in enumerate(slices):
         dataset, stored = files[part.file].dataset, files[part.file].stored[part.number]

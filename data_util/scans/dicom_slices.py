@@ -78,6 +78,9 @@ class DicomFile:
                 self.dataset = pydicom.dcmread(path, force=True)
         except Exception as error:  # pydicom raises many kinds
             raise UserError(f"{path}: cannot be read as DICOM ({_reason(error)}); copy it again") from error
+        # What pydicom makes of a file that ends within its compressed pixels is a data set without anything.
+        if not any(keyword in self.dataset for keyword in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
+            raise UserError(f"{path}: has no pixels, so it was cut short; copy it again")
 
     @cached_property
     def stored(self) -> np.ndarray:
@@ -172,17 +175,14 @@ def slices_of(file: Path, dataset: Dataset, where: str) -> list[Slice]:
         position = of(k, "PlanePositionSequence", "ImagePositionPatient", 3)
         orientation = of(k, "PlaneOrientationSequence", "ImageOrientationPatient", 6)
         spacing = of(k, "PixelMeasuresSequence", "PixelSpacing", 2)
-        for keyword, values in (
-            ("PixelSpacing", spacing),
-            ("ImagePositionPatient", position),
-            ("ImageOrientationPatient", orientation),
-        ):
-            if values is None:
-                raise UserError(
-                    f"{where}: {file.name} has no {NAMES[keyword]}, so its size or place in mm is unknown; export the "
-                    "series again, or convert it to NIfTI with its spacing"
-                )
-        if count > 1 and position is not None and "PerFrameFunctionalGroupsSequence" not in dataset:
+        if spacing is None or position is None or orientation is None:
+            places = {"PixelSpacing": spacing, "ImagePositionPatient": position, "ImageOrientationPatient": orientation}
+            absent = next(NAMES[keyword] for keyword, values in places.items() if values is None)
+            raise UserError(
+                f"{where}: {file.name} has no {absent}, so its size or place in mm is unknown; export the series "
+                "again, or convert it to NIfTI with its spacing"
+            )
+        if count > 1 and "PerFrameFunctionalGroupsSequence" not in dataset:
             position = position + k * _frame_step(file, dataset, orientation, where)
         slope = of(k, "PixelValueTransformationSequence", "RescaleSlope", 1)
         if slope is not None and slope[0] == 0:
@@ -290,7 +290,9 @@ def _decompressed(dataset: Dataset) -> np.ndarray:
     bare = Dataset()
     bare.file_meta = FileMetaDataset()
     bare.file_meta.TransferSyntaxUID = dataset.file_meta.TransferSyntaxUID
-    bare.file_meta.MediaStorageSOPClassUID = bare.SOPClassUID = "1.2.840.10008.5.1.4.1.1.7.3"  # multi-frame, 16 bits
+    bare.file_meta.MediaStorageSOPClassUID = bare.SOPClassUID = UID(
+        "1.2.840.10008.5.1.4.1.1.7.3"
+    )  # multi-frame, 16 bits
     bare.file_meta.MediaStorageSOPInstanceUID = bare.SOPInstanceUID = generate_uid()
     for keyword in ("Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"):
         setattr(bare, keyword, dataset[keyword].value)

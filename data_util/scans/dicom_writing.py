@@ -7,7 +7,7 @@ import numpy as np
 import SimpleITK as sitk
 from pydicom.datadict import dictionary_VR
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+from pydicom.uid import UID, ExplicitVRLittleEndian, generate_uid
 
 from data_util.scans.dicom import FRAME_UID, MODALITY, SERIES_DESCRIPTION, SOURCE_TAGS, STUDY_UID
 from errors import UserError
@@ -118,7 +118,7 @@ def _series(image: sitk.Image, tags: dict[str, str], name: str, slope: float, in
 def _write_slice(path: Path, series: Dataset, image: sitk.Image, k: int, pixels: np.ndarray) -> None:
     meta = FileMetaDataset()
     meta.TransferSyntaxUID, meta.MediaStorageSOPClassUID = ExplicitVRLittleEndian, series.SOPClassUID
-    meta.MediaStorageSOPInstanceUID = new_uid()
+    meta.MediaStorageSOPInstanceUID = UID(new_uid())
     dataset = FileDataset(str(path), series, file_meta=meta, preamble=b"\0" * 128)
     dataset.SOPInstanceUID, dataset.InstanceNumber = meta.MediaStorageSOPInstanceUID, str(k + 1)
     dataset.ImagePositionPatient = [_text(mm) for mm in image.TransformIndexToPhysicalPoint((0, 0, k))]

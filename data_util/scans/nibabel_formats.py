@@ -8,20 +8,24 @@ places those of the header, of which NIfTI's standard prefers the sform.
 import io
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
 from nibabel.analyze import AnalyzeHeader
+from nibabel.filebasedimages import ImageFileError
 from nibabel.freesurfer.mghformat import MGHHeader
 from nibabel.nifti1 import Nifti1Header, Nifti1PairHeader
 from nibabel.nifti2 import Nifti2Header, Nifti2PairHeader
 from nibabel.spatialimages import HeaderDataError
 from nibabel.spm99analyze import Spm99AnalyzeHeader, Spm99AnalyzeImage
+from scipy.io.matlab import MatReadError
 
 from data_util.scans.frame import Frame
 from errors import UserError
 
 ENDINGS = (".nii", ".nii.gz", ".hdr", ".img", ".hdr.gz", ".img.gz", ".mgz", ".mgh", ".mgh.gz")
+DAMAGE = (HeaderDataError, ImageFileError, MatReadError, ValueError, KeyError, TypeError, OverflowError, OSError)
 GZIP = b"\x1f\x8b"
 TO_LPS = np.diag((-1.0, -1.0, 1.0))  # the places of these formats are RAS
 MM_PER_UNIT = {1: 1000.0, 2: 1.0, 3: 0.001}  # NIfTI's codes of metre, millimetre and micrometre
@@ -46,7 +50,7 @@ def read_volume(path: Path) -> sitk.Image:
         shape, kind, offset = header.get_data_shape(), header.get_data_dtype(), header.get_data_offset()
         slope, intercept = (None, None) if isinstance(header, MGHHeader) else _scaling(header)
         matrix, origin = _geometry(header, data_file)
-    except (HeaderDataError, ValueError, KeyError, OverflowError, np.linalg.LinAlgError) as error:
+    except DAMAGE as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"{path}: its header cannot be right ({reason}); convert the scan again") from error
     if isinstance(header, Nifti1Header) and header.is_single:
@@ -124,7 +128,7 @@ def read_whole(path: Path) -> bytes:
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
-def _header_class(path: Path, content: bytes) -> type:
+def _header_class(path: Path, content: bytes) -> Any:
     """The class of nibabel for a header."""
     if path.name.lower().removesuffix(".gz").endswith((".mgh", ".mgz")):
         if content[:4] == b"\0\0\0\1" and len(content) >= 284:
@@ -160,7 +164,7 @@ def _geometry(header: AnalyzeHeader | MGHHeader, data_file: Path) -> tuple[np.nd
         else:
             affine = np.diag((*np.abs(header["pixdim"][1:4]).astype(float), 1.0))
     elif isinstance(header, Spm99AnalyzeHeader) and data_file.with_suffix(".mat").is_file():
-        scale, affine = 1.0, Spm99AnalyzeImage.load(data_file).affine  # SPM keeps the places in a third file
+        scale, affine = 1.0, Spm99AnalyzeImage.from_filename(data_file).affine  # SPM keeps the places in a third file
     else:
         scale, affine = 1.0, header.get_best_affine()
     affine = np.asarray(affine, np.float64)

@@ -17,6 +17,7 @@ from data_util.scans.frame import Frame
 from data_util.scans.images import read_image, read_native, to_array
 from errors import UserError
 from tests import cases
+from tests.test_data_util.scans.test_dicom import places_of, write_slices
 
 FEW = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -182,6 +183,15 @@ def test_images_of_other_kinds_are_refused(image):
         read_image(image)
 
 
+def test_analyze_lies_where_spm_says(tmp_path):
+    for name, form in (("a.img", nibabel.Spm99AnalyzeImage), ("b.img", nibabel.Spm2AnalyzeImage)):
+        nibabel.save(form(cases.scan(), cases.affine()), tmp_path / name)
+        assert_shows(read_image(tmp_path / name))
+        assert_shows(read_image((tmp_path / name).with_suffix(".hdr")))
+    (tmp_path / "a.mat").write_bytes(b"no matrix")
+    assert_refused(tmp_path / "a.img", "its header cannot be right")
+
+
 def test_metres_of_nifti(tmp_path):
     image = nibabel.Nifti1Image(cases.scan(), np.diag((0.001, 0.001, 0.001, 1)) @ cases.affine())
     image.header.set_xyzt_units("meter")
@@ -264,6 +274,19 @@ def test_a_slice_whose_header_ends_early_is_named(tmp_path):
     path = tmp_path / "023.dcm"
     path.write_bytes(path.read_bytes()[:500])
     assert_refused(tmp_path, r"023\.dcm: ")
+
+
+@pytest.mark.parametrize("compressor", ["JPEG2000", "JPEG", "JPEG-LS", "RLE"])
+@pytest.mark.parametrize("share", [1, 0.6, 0.95, 0.99])
+def test_compressed_slices_are_read_exactly_or_named(tmp_path, compressor, share):
+    array = np.random.default_rng(0).integers(0, 900, (20, 24, 6)).astype(np.int16)
+    write_slices(tmp_path, array, places_of(6), compressor=compressor)
+    path = sorted(tmp_path.iterdir())[2]
+    path.write_bytes(path.read_bytes()[: round(len(path.read_bytes()) * share)])
+    if share == 1:
+        np.testing.assert_array_equal(to_array(read_image(tmp_path)), array)
+    else:
+        assert_refused(tmp_path, rf"{path.name}: ")
 
 
 def test_what_lies_beside_a_series_does_no_harm(tmp_path):
