@@ -5,57 +5,65 @@ the network finds there goes back to the scan, or to millimetres, through the sa
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
+from numpy.typing import ArrayLike
 
 
 @dataclass(frozen=True)
 class Frame:
     """A grid of voxels in space, with ITK's conventions: place = origin + direction (spacing * voxel), in mm.
 
-    size       voxels along x, y, z.
-    spacing    mm from a voxel's centre to the next.
-    origin     place of the centre of voxel (0, 0, 0).
-    direction  the axes as the columns of a matrix, its nine numbers row by row.
+    Attributes:
+        size: voxels along x, y, z.
+        spacing: mm from a voxel's centre to the next.
+        origin: place of the centre of voxel (0, 0, 0).
+        direction: the axes as the columns of a matrix, its nine numbers row by row.
+
+    Example:
+        >>> frame = Frame((4, 5, 6), (2.0, 2.0, 3.0), (-10.0, 0.0, 5.0), (1, 0, 0, 0, 1, 0, 0, 0, 1))
+        >>> frame.to_physical([1, 0, 2]).tolist()
+        [-8.0, 0.0, 11.0]
     """
 
-    size: tuple
-    spacing: tuple
-    origin: tuple
-    direction: tuple
+    size: tuple[int, ...]
+    spacing: tuple[float, ...]
+    origin: tuple[float, ...]
+    direction: tuple[float, ...]
 
     @classmethod
-    def of(cls, image):
+    def of(cls, image: sitk.Image) -> "Frame":
         """The frame that a SimpleITK image lies on."""
         return cls(image.GetSize(), image.GetSpacing(), image.GetOrigin(), image.GetDirection())
 
     @classmethod
-    def load(cls, attributes, prefix=""):
+    def load(cls, attributes: Mapping[str, Any], prefix: str = "") -> "Frame":
         """The frame that `save` wrote into the attributes of an HDF5 group."""
         return cls(*(tuple(attributes[f"{prefix}{field.name}"].tolist()) for field in fields(cls)))
 
-    def save(self, attributes, prefix=""):
+    def save(self, attributes: MutableMapping[str, Any], prefix: str = "") -> None:
         """Write the frame into the attributes of an HDF5 group, as PREFIXsize, -spacing, -origin and -direction."""
         for name, values in vars(self).items():
             attributes[f"{prefix}{name}"] = values
 
     @property
-    def matrix(self):
-        """Millimetres a voxel: float64 [3, 3], place = origin + matrix @ voxel."""
+    def matrix(self) -> np.ndarray:
+        """Millimetres per voxel: float64 [3, 3], place = origin + matrix @ voxel."""
         return np.reshape(self.direction, (3, 3)) * np.asarray(self.spacing)
 
-    def to_physical(self, points):
+    def to_physical(self, points: ArrayLike) -> np.ndarray:
         """Places in mm of points in voxels."""
         return np.asarray(points, np.float64) @ self.matrix.T + self.origin
 
-    def to_voxel(self, points):
+    def to_voxel(self, points: ArrayLike) -> np.ndarray:
         """Points in voxels of places in mm; the inverse of `to_physical`."""
         return np.linalg.solve(self.matrix, (np.asarray(points, np.float64) - self.origin).T).T
 
-    def box(self, low, high, size):
+    def box(self, low: ArrayLike, high: ArrayLike, size: Sequence[int] | np.ndarray) -> "Frame":
         """Frame of `size` voxels over the voxels low <= i < high of this one.
 
         The first and the last voxels' centres of both lie at the same places.
@@ -68,7 +76,7 @@ class Frame:
             self.direction,
         )
 
-    def flipped(self, axes):
+    def flipped(self, axes: Iterable[int]) -> "Frame":
         """Frame of the same voxels' places whose axes of these numbers run the other way."""
         first = np.zeros(3)
         signs = np.ones(3)
@@ -105,7 +113,7 @@ class Frame:
             tuple(float(part) for part in (columns / spacing).ravel()),
         )
 
-    def put(self, array):
+    def put(self, array: np.ndarray) -> sitk.Image:
         """SimpleITK image of an array [x, y, z], or of vectors [x, y, z, 3], that lies on this frame."""
         array = np.ascontiguousarray(np.swapaxes(array, 0, 2))
         image = sitk.GetImageFromArray(array, isVector=array.ndim == 4)
@@ -114,7 +122,9 @@ class Frame:
         image.SetDirection(self.direction)
         return image
 
-    def resample(self, image, nearest=False, outside=0, transform=None):
+    def resample(
+        self, image: sitk.Image, nearest: bool = False, outside: float = 0, transform: sitk.Transform | None = None
+    ) -> sitk.Image:
         """An image read on this frame, linearly or by nearest voxel: SimpleITK image of its pixel type.
 
         Args:

@@ -148,7 +148,8 @@ def _check(image: sitk.Image, where: str) -> None:
         wrong = int(np.count_nonzero(~np.isfinite(sitk.GetArrayViewFromImage(image))))
         if wrong:
             raise UserError(
-                f"{where}: has {wrong} grey values that are no numbers (NaN or infinite); replace them, by air for one"
+                f"{where}: has grey values that are no numbers (NaN or infinite), in {wrong} of its voxels; replace "
+                "them, by air for one"
             )
 
 

@@ -19,7 +19,7 @@ from nibabel.nifti1 import Nifti1Header, Nifti1PairHeader
 from nibabel.nifti2 import Nifti2Header, Nifti2PairHeader
 from nibabel.spatialimages import HeaderDataError
 from nibabel.spm99analyze import Spm99AnalyzeHeader, Spm99AnalyzeImage
-from scipy.io.matlab import MatReadError
+from scipy.io.matlab import MatReadError  # type: ignore[import-untyped]
 
 from data_util.scans.frame import Frame
 from errors import UserError
