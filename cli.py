@@ -135,6 +135,11 @@ def execution(args: argparse.Namespace) -> dict[str, Any]:
     return {"fast_reconstruction": args.fast_reconstruction, "precision": args.precision}
 
 
+def in_red(text: str) -> str:
+    """A text as it is printed: in red where standard output is a terminal."""
+    return f"\033[31m{text}\033[0m" if sys.stdout.isatty() else text
+
+
 def run(
     main: Callable[[list[str] | None], int | None],
     arguments: list[str] | None = None,

@@ -1,22 +1,35 @@
 """Evaluate a trained network: python eval.py -c weights/VTN-10-liver -g 0 -v lits"""
 
+import argparse
+import dataclasses
 import pathlib
 import sys
+import typing
+from collections.abc import Collection, Sequence
 
 import cli
 import devices
 from errors import UserError
+from network.registry import IMAGES, METRICS, images_of
+
+if typing.TYPE_CHECKING:
+    import tensorflow as tf
+
+    from data_util.dataset import Scheme
+    from data_util.output.records import Records
+    from data_util.output.settings import Settings
+    from network import RecursiveCascadedNetwork
+    from network.evaluation import EvaluationPlan, Evaluator
 
 EVALUATE = pathlib.Path("evaluate")
-METRICS_HELP = "overlap, landmarks, jacobian, folding, sdlogj, similarity, flow_error, surface"
 
 
-def build_parser():
+def build_parser() -> argparse.ArgumentParser:
     """The flags of eval.py."""
     flags = cli.parser("Evaluate a trained network on the pairs of a data set.")
     add = flags.add_argument
     add("-c", "--checkpoint", required=True, help="run: FOLDER, FOLDER:STEP or its name in weights/")
-    add("-r", "--rep", default="1", help="times each cascade is applied in a row; auto: as often as helps a pair (1)")
+    add("-r", "--rep", default="1", help="how often each cascade is applied; auto: as often as helps a pair (1)")
     add("--refine", type=int, default=0, help="steps that fit one more flow to each pair, after the network (0: none)")
     add("-d", "--dataset", default=None, help="data config (the one that the run was trained on)")
     add("-v", "--val_subset", default=None, help="schemes of the config, comma-separated (scheme 2)")
@@ -24,34 +37,106 @@ def build_parser():
     add("--paired", action="store_true", help="pairs of neighbouring scans only, both ways round")
     add("--data_args", default=None, help='data options, "key=value": paired (those of the run)')
     add("--name", default=None, help="added to the name of the report")
-    add("--metrics", default=None, help=f"what to measure, comma-separated: {METRICS_HELP} (all but surface)")
+    optional = ", ".join(name for name in METRICS if name not in default_metrics())
+    add("--metrics", default=None, help=f"what to measure, comma-separated: {', '.join(METRICS)} (all but {optional})")
     add("--per_cascade", action="store_true", help="measure before registration and after every cascade, too")
-    add(
-        "--save",
-        default=None,
-        help="images to keep of every pair, comma-separated: flow, warped, seg, moving, fixed, jacobian",
-    )
+    add("--save", default=None, help=f"images to keep of every pair, comma-separated: {', '.join(image_items())}")
     add("--save_format", choices=("nii", "npz"), default="nii", help="files of --save: NIfTI or NumPy")
     add("--figures", type=int, default=0, help="draw so many pairs, spread evenly over the scheme")
     add(
         "--resume",
         action="store_true",
-        help="go on with an evaluation that was stopped; what is finished is not redone",
+        help="go on with an evaluation that was stopped; what is finished is not done again",
     )
     add("--shard", default="1/1", help="evaluate part i of n, as i/n; join with python -m data_util.report merge")
     cli.add_shared_flags(flags)
     return flags
 
 
-def main(arguments=None):
+def default_metrics() -> list[str]:
+    """The metrics that are measured without --metrics."""
+    return [name for name, row in METRICS.items() if row.default]
+
+
+def image_items() -> list[str]:
+    """The names that --save takes."""
+    return list(dict.fromkeys(image.item for image in IMAGES.values()))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
     """Evaluate every scheme asked for and write its report."""
     args = build_parser().parse_args(arguments)
     cli.load_plugin(args.plugin)
+    check_flags(args)
+    shard, rep = parse_shard(args.shard), cli.parse_rep(args.rep)
+    save = parse_names("--save", args.save, image_items(), ())
+    metrics = parse_names("--metrics", args.metrics, METRICS, default_metrics())
+
+    from data_util.config import load_dataset_config
+    from network import checkpoints
+
+    prefix = checkpoints.find_checkpoint(args.checkpoint)
+    trained = checkpoints.load_args(prefix.parent)
+    data = load_dataset_config(args.dataset or trained.get("dataset") or "datasets/liver.json")
+    data_args = trained.get("data_args", "") if args.data_args is None else args.data_args
+    paired = args.paired or cli.is_paired(data_args)
+    reports = report_names(args, prefix)
+    strategy = devices.devices(args.gpu, args.batch)
+
+    from data_util.dataset import open_scheme
+    from data_util.output.settings import Settings, Value
+    from data_util.store import ScanStore
+    from network.evaluation import EvaluationPlan
+
+    store = ScanStore(data.files)
+    schemes = {name: open_scheme(data, name, paired, store) for name in reports}
+    step = prefix.name.removeprefix("model-")
+    repeats = 1 if rep == "auto" else rep
+    with strategy.scope():
+        network = checkpoints.load_model(
+            f"{prefix.parent}:{step}", repeats, data.image_size, args.net_args, **cli.execution(args)
+        )
+    plan = EvaluationPlan(tuple(metrics), args.per_cascade, (), rep == "auto", args.refine)
+    for name, scheme in schemes.items():
+        settings = Settings(
+            report=reports[name],
+            checkpoint=checkpoint_name(prefix),
+            dataset=str(data.path),
+            scheme=name,
+            paired=paired,
+            pairs=len(scheme),
+            batch=args.batch,
+            network=network.config.to_dict(),
+            rep=rep,
+            refine=args.refine,
+            labels=scheme.labels,
+            metrics=tuple(metrics),
+            per_cascade=args.per_cascade,
+            save=tuple(save),
+            save_format=args.save_format,
+            figures=args.figures,
+            versions=versions(),
+            weights=checkpoints.fingerprint(prefix),
+            written=pathlib.Path(f"{prefix}.index").stat().st_mtime,
+            values={name: Value(**dataclasses.asdict(value)) for name, value in plan.values().items()},
+        )
+        try:
+            evaluate_scheme(network, scheme, settings, plan, shard, args.resume, strategy)
+        except KeyboardInterrupt:
+            raise UserError("stopped; the finished pairs are kept: go on with the same flags and --resume") from None
+
+
+def check_flags(args: argparse.Namespace) -> None:
+    """Check the flags that need no other file.
+
+    Raises:
+        UserError: a value is outside its range, or flags do not go together.
+    """
     cli.positive("batch", args.batch)
-    shard = parse_shard(args.shard)
     for name in ("figures", "refine"):
         if getattr(args, name) < 0:
             raise UserError(f"--{name} is {getattr(args, name)}; it must be a whole number from 0")
+    check_name("--name", args.name or "")
     rep = cli.parse_rep(args.rep)
     if rep == "auto" and args.per_cascade:
         raise UserError(
@@ -62,68 +147,46 @@ def main(arguments=None):
             f"-r auto and --refine work on one device, not on -g {args.gpu}; give one, and --shard the pairs"
         )
 
-    from data_util.config import load_dataset_config
-    from data_util.output import pair_images
-    from network import checkpoints, evaluation
 
-    save = parse_names("--save", args.save, pair_images.ITEMS, ())
-    metrics = parse_names("--metrics", args.metrics, evaluation.METRICS, evaluation.DEFAULT_METRICS)
-    prefix = checkpoints.find_checkpoint(args.checkpoint)
-    trained = checkpoints.load_args(prefix.parent)
-    data = load_dataset_config(args.dataset or trained.get("dataset") or "datasets/liver.json")
-    data_args = trained.get("data_args", "") if args.data_args is None else args.data_args
-    paired = args.paired or cli.is_paired(data_args)
-    strategy = devices.devices(args.gpu, args.batch)
+def check_name(flag: str, name: str) -> None:
+    """Check that a name can be part of a file's name.
 
-    from data_util.dataset import open_scheme
-    from data_util.store import ScanStore
+    Raises:
+        UserError: it cannot.
+    """
+    if any(sign in name for sign in "/\\\0\n"):
+        raise UserError(f"{flag} {name!r} becomes part of the report's file name; write it without / and \\")
 
-    names = [name.strip() for name in (args.val_subset or "2").split(",")]
-    store = ScanStore(data.files)
-    schemes = {name: open_scheme(data, name, paired, store) for name in names}
-    path = f"{prefix.parent}:{prefix.name.removeprefix('model-')}"
-    with strategy.scope():
-        network = checkpoints.load_model(
-            path, 1 if rep == "auto" else rep, data.image_size, args.net_args, **cli.execution(args)
-        )
-    checkpoint = f"{prefix.parent.resolve().name}-{prefix.name}"
-    for name, scheme in schemes.items():
-        repeats = "" if rep == 1 else f"rep{rep}"
+
+def checkpoint_name(prefix: pathlib.Path) -> str:
+    """Run and step of a checkpoint, as reports are called by it."""
+    return f"{prefix.parent.resolve().name}-{prefix.name}"
+
+
+def report_names(args: argparse.Namespace, prefix: pathlib.Path) -> dict[str, str]:
+    """The schemes to evaluate, and the name of each one's report.
+
+    Raises:
+        UserError: a scheme's name cannot be part of a file's name.
+    """
+    reports = {}
+    for scheme in (name.strip() for name in (args.val_subset or "2").split(",")):
+        check_name("-v", scheme)
+        repeats = "" if cli.parse_rep(args.rep) == 1 else f"rep{cli.parse_rep(args.rep)}"
         refined = f"refine{args.refine}" if args.refine else ""
-        parts = [checkpoint, repeats, refined, args.name, name if args.val_subset else ""]
-        report = "-".join(part for part in parts if part)
-        settings = {
-            "report": report,
-            "checkpoint": checkpoint,
-            # Another model of the same name is another evaluation.
-            "written": pathlib.Path(f"{prefix}.index").stat().st_mtime,
-            "dataset": str(data.path),
-            "scheme": name,
-            "paired": paired,
-            "pairs": len(scheme),
-            "batch": args.batch,
-            "network": network.config.to_dict(),
-            "rep": rep,
-            "refine": args.refine,
-            "labels": scheme.labels,
-            "metrics": metrics,
-            "per_cascade": args.per_cascade,
-            "save": save,
-            "save_format": args.save_format,
-            "figures": args.figures,
-            "versions": versions(),
-        }
-        try:
-            evaluate_scheme(network, scheme, settings, shard, args.resume, strategy)
-        except KeyboardInterrupt:
-            raise UserError("stopped; the finished pairs are kept: go on with the same flags and --resume") from None
+        parts = [checkpoint_name(prefix), repeats, refined, args.name, scheme if args.val_subset else ""]
+        reports[scheme] = "-".join(part for part in parts if part)
+    return reports
 
 
-def parse_shard(text):
+def parse_shard(text: str) -> tuple[int, int]:
     """(i, n) of a text 'i/n' with 1 <= i <= n.
 
     Raises:
         UserError: it is not such a text.
+
+    >>> parse_shard("2/8")
+    (2, 8)
     """
     i, slash, n = text.partition("/")
     if not (slash and i.isdigit() and n.isdigit() and 1 <= int(i) <= int(n)):
@@ -131,7 +194,7 @@ def parse_shard(text):
     return int(i), int(n)
 
 
-def parse_names(flag, text, known, default):
+def parse_names(flag: str, text: str | None, known: Collection[str], default: Sequence[str]) -> list[str]:
     """The names of a comma-separated text, each once and in the order of `known`; `default` where there is no text.
 
     Raises:
@@ -146,7 +209,7 @@ def parse_names(flag, text, known, default):
     return [name for name in known if name in given]
 
 
-def versions():
+def versions() -> dict[str, str]:
     """Versions of what the numbers may depend on."""
     import platform
 
@@ -154,60 +217,74 @@ def versions():
     import numpy as np
     import tensorflow as tf
 
-    found = {module.__name__: module.__version__ for module in (tf, keras, np)}
-    return {"python": platform.python_version(), **found}
+    packages = {module.__name__: module.__version__ for module in (tf, keras, np)}
+    return {"python": platform.python_version(), **packages}
 
 
-def evaluate_scheme(network, scheme, settings, shard, resume, strategy):
+def evaluate_scheme(
+    network: "RecursiveCascadedNetwork",
+    scheme: "Scheme",
+    settings: "Settings",
+    plan: "EvaluationPlan",
+    shard: tuple[int, int],
+    resume: bool,
+    strategy: "tf.distribute.Strategy",
+) -> None:
     """Evaluate one scheme, or one shard of it, and write its report or records into evaluate/."""
-    import tqdm
-
-    from data_util import report
     from data_util.dataset import user_errors
-    from data_util.output import pair_images
-    from data_util.output.records import Records, read_records, remaining
-    from network.evaluation import evaluate
+    from data_util.output import report_files, tables
+    from data_util.output.pair_images import FIGURE_IMAGES
+    from data_util.output.records import Records, read_records
+    from network.evaluation import Evaluator
 
-    batch, (part, parts) = settings["batch"], shard
-    target = EVALUATE / settings["report"]
-    if resume and report.is_finished(target, settings):
+    part, parts = shard
+    target = EVALUATE / settings.report
+    if resume and report_files.is_finished(target, settings):
         print(f"Report: {target}.txt was finished before")
         return
-    report.check_replaceable(target, settings)
+    report_files.check_replaceable(target, settings)
     path = pathlib.Path(f"{target}{f'.shard-{part}-of-{parts}' if parts > 1 else ''}.records")
-    figures = min(settings["figures"], len(scheme))
-    drawn = {k * len(scheme) // figures for k in range(figures)}
-    items = [*settings["save"], *(pair_images.FIGURE_ITEMS if drawn else ())]
+    images = (*images_of(settings.save), *(FIGURE_IMAGES if settings.figures else ()))
+    plan = dataclasses.replace(plan, images=tuple(dict.fromkeys(images)))
     with Records(path, settings, resume) as records, user_errors():
-        indices = remaining(len(scheme), batch, shard, records.done)
-        found = evaluate(
-            network,
-            scheme.evaluation(batch, indices),
-            scheme.label_values,
-            settings["metrics"],
-            strategy,
-            settings["per_cascade"],
-            images=pair_images.images_of(items),
-            images_of=None if settings["save"] else drawn,
-            adaptive=settings["rep"] == "auto",
-            refine_steps=settings["refine"],
-        )
-        for result in tqdm.tqdm(found, total=len(indices), desc=settings["report"], unit="pair"):
-            if result.index in records.done:
-                continue
-            if settings["save"]:
-                pair_images.save_pair(target, result, settings["save"], settings["save_format"])
-            if result.index in drawn:
-                pair_images.draw_pair(target, result)
-            records.add(result)  # last: a pair on record has its images
-    if parts > 1:
-        print(f"Records: {path}; join the {parts} parts with python -m data_util.report merge")
-        return
-    settings, finished = read_records(path)
-    report.write_report(target, settings, finished)
-    path.unlink()
-    print(report.headline(finished))
+        evaluator = Evaluator(network, scheme.label_values, plan, strategy)
+        evaluate_pairs(evaluator, scheme, settings, shard, records)
+        if parts > 1:
+            print(f"Records: {path}; join the {parts} parts with python -m data_util.report merge")
+            return
+        _, finished = read_records(path)
+        report_files.write_report(target, settings, finished)
+        records.remove()
+    for line in tables.headlines(finished, settings):
+        print(line)
+    for line in tables.warnings(finished, settings):
+        print(cli.in_red(line))
     print(f"Report: {target}.txt")
+
+
+def evaluate_pairs(
+    evaluator: "Evaluator", scheme: "Scheme", settings: "Settings", shard: tuple[int, int], records: "Records"
+) -> None:
+    """Evaluate the pairs of a scheme, or of one shard of it, that are not on record yet; save and draw their images."""
+    import tqdm
+
+    from data_util.output.pair_images import draw_pair, save_pair
+    from data_util.output.records import remaining
+
+    figures = min(settings.figures, len(scheme))
+    drawn = {k * len(scheme) // figures for k in range(figures)}
+    indices = remaining(len(scheme), settings.batch, shard, records.done)
+    batches = scheme.evaluation(settings.batch, indices)
+    results = evaluator.evaluate(batches, None if settings.save else drawn)
+    for result in tqdm.tqdm(results, total=len(indices), desc=settings.report, unit="pair"):
+        if result.index in records.done:
+            continue
+        folder = EVALUATE / settings.report
+        if settings.save:
+            save_pair(folder, result, images_of(settings.save), settings.save_format, scheme.orientation)
+        if result.index in drawn:
+            draw_pair(folder, result)
+        records.add(result)  # last: a pair on record has its images
 
 
 if __name__ == "__main__":

@@ -215,11 +215,5 @@ def _evaluation(size, n, labels):
     scheme = open_scheme(data, "2")
     network = build_network(CascadeConfig("VTN", n, image_size=(size,) * 3))
 
-    def run():
-        return list(evaluation.evaluate(network, scheme.evaluation(1, range(len(scheme))), scheme.label_values))
-
-    return run
-
-
-# Evaluation keeps the graph of the last network only; here two networks take turns.
-evaluation._measuring = functools.lru_cache(maxsize=None)(evaluation._measuring.__wrapped__)
+    evaluator = evaluation.Evaluator(network, scheme.label_values)
+    return lambda: list(evaluator.evaluate(scheme.evaluation(1, range(len(scheme)))))

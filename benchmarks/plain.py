@@ -6,7 +6,7 @@ from unittest import mock
 
 import tensorflow as tf
 
-from network import affine, base_networks, blocks, evaluation, losses, metrics, spatial_transformer
+from network import affine, base_networks, blocks, losses, metrics, scene, spatial_transformer
 
 
 def warp(image, flow):
@@ -63,7 +63,7 @@ def everywhere(labels=()):
     """While this is entered, whatever network is traced runs on plain formulations."""
     compiled = {
         affine: ("_compose_affine",),
-        evaluation: ("correlation",),
+        scene: ("correlation",),
         losses: ("_affine_losses", "correlation", "smoothness_loss"),
         metrics: ("jacobian_determinant", "folding", "sd_log_jacobian"),
     }

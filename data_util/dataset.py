@@ -115,6 +115,7 @@ class Scheme(Sequence):
 
     image_size: (X, Y, Z).
     labels:     name -> value in the segmentations, or None.
+    orientation: where the axes of its volumes run to, such as 'LPS'; None where it is unknown.
     label_values: the values alone, or None.
     subsets:    tuple of Subset.
     has_flow:   whether some pair is a scan and the scan it was made from by a known flow.
@@ -123,6 +124,7 @@ class Scheme(Sequence):
     def __init__(self, config, subsets, store):
         self.image_size = config.image_size
         self.labels = config.labels
+        self.orientation = config.view.orientation
         self.label_values = None if config.labels is None else tuple(config.labels.values())
         self.subsets = subsets
         self._store = store

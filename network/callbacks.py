@@ -22,7 +22,8 @@ import tqdm
 from errors import Stopped, UserError
 
 from . import checkpoints
-from .evaluation import evaluate
+from .evaluation import EvaluationPlan, Evaluator
+from .kernels import whole_step
 from .training import GRADIENT, learning_rate
 
 Logs = Any  # Keras's: a dict of the step's values, or None where there are none.
@@ -125,7 +126,7 @@ class Pictures(keras.callbacks.Callback):
         self.pair = batch["fixed"][:1], batch["moving"][:1]
 
     def on_train_begin(self, logs: Logs = None) -> None:
-        self.network = tf.function(self.model.network)
+        self.network = whole_step(self.model.network)
 
     def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
         step = self.model.step
@@ -167,14 +168,15 @@ class Validate(keras.callbacks.Callback):
         self.path = None if folder is None else pathlib.Path(folder) / "validation.csv"
         self.writer = writer
 
+    def on_train_begin(self, logs: Logs = None) -> None:
+        plan = EvaluationPlan(("overlap", "landmarks"))
+        self.evaluator = Evaluator(self.model.network, self.labels, plan, self.model.distribute_strategy)
+
     def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
         step = self.model.step
         if step % self.steps:
             return
-        chosen = ("overlap", "landmarks")
-        results = list(
-            evaluate(self.model.network, self.batches(), self.labels, chosen, self.model.distribute_strategy)
-        )
+        results = list(self.evaluator.evaluate(self.batches()))
         means = {}
         for name, title in self.NAMES.items():
             measured = np.concatenate([r.values[name] for r in results])

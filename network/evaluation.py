@@ -2,17 +2,77 @@
 
 import concurrent.futures
 import dataclasses
-import functools
 import time
 import typing
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
 import numpy as np
 import tensorflow as tf
 
-from . import metrics
-from .losses import correlation
-from .recursive_cascaded_networks import Stage
+from .kernels import whole_step
+from .measuring import measurable_labels, measure_in_graph, measure_in_numpy
+from .recursive_cascaded_networks import CascadeOutput, RecursiveCascadedNetwork, Stage
 from .refinement import join, refine, repeat_while_better
+from .registry import IMAGES, METRICS, Metric, Value
+from .scene import PairScene, Scene
+
+
+def default_metrics() -> tuple[str, ...]:
+    """Names of the metrics that are measured where none are asked for."""
+    return tuple(name for name, row in METRICS.items() if row.default)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationPlan:
+    """What is done with every pair, and what is measured on it.
+
+    Attributes:
+        metrics: names out of `registry.METRICS`; None is those that are on by default.
+        per_cascade: measure before registration and after every stage of the network, not only after the last.
+        images: names out of `registry.IMAGES`: what to give with each result.
+        adaptive: repeat the cascades as often as helps each pair (`repeat_while_better`) and give their number, `rep`.
+            Only on one device, and the stages before the last are not kept.
+        refine_steps: refine every pair by so many steps (`refine`), which is one more stage; 0 is not at all. Each
+            value of the result is also given as it was before refinement, as `unrefined_<name>`. Only on one device.
+    """
+
+    metrics: tuple[str, ...] | None = None
+    per_cascade: bool = False
+    images: tuple[str, ...] = ()
+    adaptive: bool = False
+    refine_steps: int = 0
+
+    def rows(self, where: str) -> dict[str, Metric]:
+        """The metrics that are measured in the 'graph' or in 'numpy', with their rows.
+
+        Raises:
+            UserError: there is no metric of a name.
+        """
+        names = default_metrics() if self.metrics is None else self.metrics
+        rows = {name: METRICS.find(name) for name in names}
+        return {name: row for name, row in rows.items() if row.where == where}
+
+    def values(self) -> dict[str, Value]:
+        """The values that a result can have, by name, and what each is."""
+        rows = [*self.rows("graph").values(), *self.rows("numpy").values()]
+        measured = {name: value for row in rows for name, value in row.values.items()}
+        unrefined = {f"unrefined_{name}": value for name, value in measured.items() if name != "similarity_before"}
+        count = {"rep": Value("applications of each cascade")}
+        return {**measured, **(count if self.adaptive else {}), **(unrefined if self.refine_steps else {})}
+
+
+@dataclasses.dataclass(frozen=True)
+class PairImage:
+    """An image of a pair, and what it is.
+
+    Attributes:
+        array: [X, Y, Z], or [X, Y, Z, 3] for a flow.
+        kind, side: as in `registry.Image`.
+    """
+
+    array: np.ndarray
+    kind: str
+    side: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,204 +83,216 @@ class PairResult:
         index: place of the pair in its scheme.
         fixed_id, moving_id: the scans, as reports name them.
         stages: what was measured after each cascade: a tuple of dicts, name -> NumPy value: a scalar, or an array with
-            a value a label or landmark. NaN is 'not measured'. Every name is defined in docs/metrics.md. The last
+            one value per label or landmark. NaN is 'not measured'. Every name is defined in docs/metrics.md. The last
             one is the result; the first one, if every cascade was measured, is the pair before registration.
-        seconds: time that registering and measuring took, the pair's share of its batch.
-        images: name -> array of the pair, as asked for: `flow` [X, Y, Z, 3] in voxels, and [X, Y, Z] `jacobian` (the
-            determinant), `fixed`, `moving`, `warped` (0..1), and the label maps `fixed_seg`, `moving_seg`,
-            `warped_seg`, of which a missing one is -1 everywhere.
-        fixed_spacing, moving_spacing: float32 [3], mm a voxel, NaN where unknown.
+        before: the values before registration, of the graph metrics whose values have a better side.
+        seconds: time that registering and measuring took: the pair's share of its batch.
+        images: name -> `PairImage`, as asked for.
+        fixed_spacing, moving_spacing: float32 [3], mm per voxel, NaN where unknown.
     """
 
     index: int
     fixed_id: str
     moving_id: str
-    stages: tuple
+    stages: tuple[dict[str, np.ndarray], ...]
+    before: dict[str, np.ndarray]
     seconds: float
-    images: dict
+    images: dict[str, PairImage]
     fixed_spacing: np.ndarray
     moving_spacing: np.ndarray
 
     @property
-    def values(self):
+    def values(self) -> dict[str, np.ndarray]:
         """The result's values."""
         return self.stages[-1]
 
 
-@dataclasses.dataclass(frozen=True)
-class Scene:
-    """What a metric looks at: a batch and a stage of the network on it. The rest is computed when first used."""
+class Evaluator:
+    """Applies a network to batches and measures what a plan asks for. Its graph is made once, and kept as long as it.
 
-    batch: dict
-    stage: Stage
-    labels: tuple | None
-    padding: bool
-
-    @functools.cached_property
-    def fixed_seg(self):
-        """Label map of the fixed scans."""
-        return metrics.label_map(self.batch["fixed_seg"], self.labels)
-
-    @functools.cached_property
-    def moving_seg(self):
-        """Label map of the moving scans."""
-        return metrics.label_map(self.batch["moving_seg"], self.labels)
-
-    @functools.cached_property
-    def warped_seg(self):
-        """Label map of the moving scans, warped by the stage."""
-        return metrics.carry_labels(self.batch["moving_seg"], self.stage.composed_flow, self.labels, self.padding)
-
-    @functools.cached_property
-    def determinant(self):
-        """Determinant of the Jacobian of the stage's transformation."""
-        return metrics.jacobian_determinant(self.stage.composed_flow)
-
-
-def _overlap(scene):
-    dice, jaccard = metrics.overlap(scene.fixed_seg, scene.warped_seg, scene.labels)
-    return {"dice": dice, "jaccard": jaccard}
-
-
-def _landmarks(scene):
-    seen = scene.batch["fixed_points"], scene.batch["moving_points"], scene.stage.composed_flow
-    in_mm = metrics.landmark_distances(*seen, scene.batch["moving_spacing"])
-    return {"landmark_distance": metrics.landmark_distances(*seen), "landmark_distance_mm": in_mm}
-
-
-def _jacobian(scene):
-    return {"jacobian_std": metrics.jacobian_std(scene.stage.composed_flow)}
-
-
-def _folding(scene):
-    return {"folding": metrics.folding(scene.determinant)}
-
-
-def _sdlogj(scene):
-    return {"sdlogj": metrics.sd_log_jacobian(scene.determinant)}
-
-
-def _similarity(scene):
-    fixed, moving, warped = scene.batch["fixed"], scene.batch["moving"], scene.stage.warped
-    return {"similarity_before": _correlation(fixed, moving), "similarity": _correlation(fixed, warped)}
-
-
-def _correlation(fixed, other):
-    varied = [tf.reduce_max(image, [1, 2, 3, 4]) > tf.reduce_min(image, [1, 2, 3, 4]) for image in (fixed, other)]
-    return tf.where(varied[0] & varied[1], correlation(fixed, other), float("nan"))
-
-
-def _flow_error(scene):
-    if "true_flow" not in scene.batch:
-        return {}
-    true_flow, foreground = scene.batch["true_flow"], scene.fixed_seg > 0
-    return {"flow_error": metrics.flow_error(scene.stage.composed_flow, true_flow, foreground)}
-
-
-# Measured where the network runs: name -> function of a Scene giving the named values.
-_IN_GRAPH = {
-    "overlap": _overlap,
-    "landmarks": _landmarks,
-    "jacobian": _jacobian,
-    "folding": _folding,
-    "sdlogj": _sdlogj,
-    "similarity": _similarity,
-    "flow_error": _flow_error,
-}
-# `surface` is measured afterwards on the CPU, and much the slowest.
-METRICS = (*_IN_GRAPH, "surface")
-DEFAULT_METRICS = tuple(_IN_GRAPH)
-
-# name -> function of a Scene giving that image of every pair.
-IMAGES = {
-    "flow": lambda scene: scene.stage.composed_flow,
-    "jacobian": lambda scene: scene.determinant,
-    "fixed": lambda scene: scene.batch["fixed"][..., 0],
-    "moving": lambda scene: scene.batch["moving"][..., 0],
-    "warped": lambda scene: scene.stage.warped[..., 0],
-    "fixed_seg": lambda scene: scene.fixed_seg[..., 0],
-    "moving_seg": lambda scene: scene.moving_seg[..., 0],
-    "warped_seg": lambda scene: scene.warped_seg[..., 0],
-}
-
-
-def evaluate(
-    network,
-    batches,
-    labels=None,
-    chosen=DEFAULT_METRICS,
-    strategy=None,
-    per_cascade=False,
-    images=(),
-    images_of=None,
-    adaptive=False,
-    refine_steps=0,
-):
-    """Apply the network to every batch and measure the chosen metrics.
+    A label value that no segmentation can hold (0 is the background, and above 2**31 - 1 there is none) is not
+    measured. Nor is anything of a pair of which an image or the flow is not finite somewhere: all its values are NaN.
 
     Args:
-        network: `RecursiveCascadedNetwork`.
-        batches: iterable of Batches with segmentations, landmarks, spacings, `valid`, `ids` and `index`.
+        network: the network.
         labels: the label values to measure, or None for 0/255 masks.
-        chosen: names out of `METRICS`.
-        strategy: `tf.distribute.Strategy` that the network was built under; its replicas share each batch.
-        per_cascade: measure before registration and after every stage of the network, not only after the last.
-        images: names out of `IMAGES`: what to hand over with each result.
-        images_of: indices of the pairs whose images are wanted; None is all.
-        adaptive: repeat the cascades as often as helps each pair (`repeat_while_better`) and give their number, `rep`.
-            Only on one device, and the stages before the last are not kept.
-        refine_steps: refine every pair by so many steps (`refine`), which is one more stage; 0 is not at all. Each
-            value of the result is also given as it was before, as `unrefined_<name>`. Only on one device.
+        plan: what to do and to measure; None is the metrics that are on by default.
+        strategy: the strategy that the network was built under; its replicas share each batch.
 
-    Yields:
-        `PairResult` for each valid pair, in order.
+    Raises:
+        UserError: the plan names a metric that there is not.
     """
-    strategy = strategy or tf.distribute.get_strategy()
-    labels = None if labels is None else tuple(labels)
-    # Replicas of this machine, where there are several machines.
-    replicas = len(strategy.experimental_local_results(strategy.run(lambda: tf.constant(0))))
-    run = _measuring(network, labels, tuple(chosen), strategy, per_cascade, 2 if refine_steps else 1, tuple(images))
 
-    def on_device(batch):
+    def __init__(
+        self,
+        network: RecursiveCascadedNetwork,
+        labels: Iterable[int] | None = None,
+        plan: EvaluationPlan | None = None,
+        strategy: tf.distribute.Strategy | None = None,
+    ) -> None:
+        self.network = network
+        self.plan = EvaluationPlan() if plan is None else plan
+        self.strategy = strategy or tf.distribute.get_strategy()
+        self._labels = measurable_labels(labels)
+        self._in_graph, self._in_numpy = self.plan.rows("graph"), self.plan.rows("numpy")
+        # What is measured before registration, too: whatever can get better or worse.
+        self._compared = {
+            name: row for name, row in self._in_graph.items() if any(value.better for value in row.values.values())
+        }
+        self._needs = tuple(dict.fromkeys(name for row in self._in_numpy.values() for name in row.needs))
+        # Replicas of this machine, where there are several machines.
+        one = self.strategy.run(lambda: tf.constant(0))
+        self._replicas = len(self.strategy.experimental_local_results(one))
+        self._run = whole_step(lambda *inputs: self.strategy.run(self._measure, args=inputs))
+
+    def evaluate(
+        self, batches: Iterable[Mapping[str, typing.Any]], images_of: Collection[int] | None = None
+    ) -> Iterator[PairResult]:
+        """Apply the network to every batch and measure.
+
+        Args:
+            batches: Batches with segmentations, landmarks, spacings, `valid`, `ids` and `index`.
+            images_of: indices of the pairs whose images are wanted; None is all.
+
+        Yields:
+            `PairResult` for each valid pair, in order.
+
+        Raises:
+            UserError: a metric gives a value that its row does not name, or one of another shape.
+        """
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            for measured in _one_ahead(pool, lambda batch: self._on_device(batch, images_of), map(dict, batches)):
+                yield from self._results(pool, measured)
+
+    def _on_device(self, batch: dict[str, typing.Any], images_of: Collection[int] | None) -> "_Measured":
+        """Register a batch and measure on it what is measured in the graph."""
         started = time.perf_counter()
-        about = {name: batch.pop(name).numpy() for name in ("valid", "ids", "index")}
-        about |= {name: batch[name].numpy() for name in ("fixed_spacing", "moving_spacing")}
-        if adaptive or refine_steps:
-            output, notes = _improved(network, batch["fixed"], batch["moving"], adaptive, refine_steps)
-            stages, maps, pictures = run(batch, output.stages)
+        pairs = {name: batch.pop(name).numpy() for name in ("valid", "ids", "index")}
+        pairs |= {name: batch[name].numpy() for name in ("fixed_spacing", "moving_spacing")}
+        pairs["landmarks"] = batch["fixed_points"].shape[1]
+        counts: dict[str, np.ndarray] = {}
+        if self.plan.adaptive or self.plan.refine_steps:
+            output, counts = self._improved(batch["fixed"], batch["moving"])
+            *values, images = self._run(batch, output.stages)
         else:
-            notes = {}
-            stages, maps, pictures = run(_split(batch, strategy, replicas))
-        wanted = [i for i in np.flatnonzero(about["valid"]) if images_of is None or about["index"][i] in images_of]
-        stages = [{name: _gather(value, strategy) for name, value in stage.items()} for stage in stages]
-        stages[-1].update(notes)
-        return _Measured(
-            about,
-            stages,
-            tf.nest.map_structure(lambda value: _gather(value, strategy), maps),
-            {i: {name: _pair(value, i, strategy) for name, value in pictures.items()} for i in wanted},
-            time.perf_counter() - started,
+            *values, images = self._run(_split(batch, self.strategy, self._replicas))
+        wanted = [i for i in np.flatnonzero(pairs["valid"]) if images_of is None or pairs["index"][i] in images_of]
+        stages, *others = tf.nest.map_structure(lambda value: _gather(value, self.strategy), values)
+        stages[-1].update(counts)
+        chosen = {i: {name: _pair(value, i, self.strategy) for name, value in images.items()} for i in wanted}
+        return _Measured(pairs, stages, *others, chosen, time.perf_counter() - started)
+
+    def _measure(self, batch: dict[str, tf.Tensor], stages: tuple[Stage, ...] | None = None) -> tuple:
+        """In the graph, for one replica's part of a batch: what `_Measured` holds, of which images all pairs'.
+
+        The stages are the network's unless given: all of them (`per_cascade`), or the last, and with refinement the
+        one before it.
+        """
+        stages = stages or self.network((batch["fixed"], batch["moving"])).stages
+        none = tf.zeros_like(stages[0].flow)
+        unregistered = Stage(none, none, batch["moving"])
+        kept = 2 if self.plan.refine_steps else 1
+        stages = (unregistered, *stages) if self.plan.per_cascade else stages[-kept:]
+        padding = self.network.config.warp_padding
+        first, *scenes = (Scene(batch, stage, self._labels, padding) for stage in (unregistered, *stages))
+        names = {name for row in self._compared.values() for name, value in row.values.items() if value.better}
+        before = measure_in_graph(self._compared, first)
+        return (
+            [measure_in_graph(self._in_graph, scene) for scene in scenes],
+            {name: value for name, value in before.items() if name in names},
+            [scene.is_finite for scene in scenes],
+            {name: getattr(first, name) for name in self._needs if not IMAGES[name].of_stage},
+            [{name: getattr(scene, name) for name in self._needs if IMAGES[name].of_stage} for scene in scenes],
+            {name: getattr(scenes[-1], name) for name in self.plan.images},
         )
 
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-        for measured in _one_ahead(pool, on_device, map(dict, batches)):
-            yield from _results(pool, measured, labels, refine_steps > 0, per_cascade)
+    def _improved(self, fixed: tf.Tensor, moving: tf.Tensor) -> tuple[CascadeOutput, dict[str, np.ndarray]]:
+        """`CascadeOutput` of a batch with adaptive repeats and refinement, and the number of repeats: name -> [B]."""
+        counts = {}
+        if self.plan.adaptive:
+            pairs = [
+                repeat_while_better(self.network, fixed[i : i + 1], moving[i : i + 1]) for i in range(fixed.shape[0])
+            ]
+            output = join([output for output, _ in pairs])
+            counts["rep"] = np.array([rep for _, rep in pairs])
+        else:
+            output = self.network((fixed, moving))
+        if self.plan.refine_steps:
+            output = refine(output, fixed, moving, self.network.config, self.plan.refine_steps)
+        return output, counts
+
+    def _results(self, pool: concurrent.futures.Executor, measured: "_Measured") -> Iterator[PairResult]:
+        """`PairResult` of each valid pair of a batch. The NumPy metrics are measured here, each pair in a thread."""
+        pairs, started = measured.pairs, time.perf_counter()
+        valid = [int(i) for i in np.flatnonzero(pairs["valid"])]
+        stages = list(pool.map(lambda i: self._stages(measured, i), valid))
+        seconds = (measured.seconds + time.perf_counter() - started) / max(len(valid), 1)
+        for i, values in zip(valid, stages, strict=True):
+            yield PairResult(
+                index=int(pairs["index"][i]),
+                fixed_id=pairs["ids"][i][0].decode(),
+                moving_id=pairs["ids"][i][1].decode(),
+                stages=values,
+                before={name: value[i] for name, value in measured.before.items()},
+                seconds=seconds,
+                images={
+                    name: PairImage(_without_channel(array, name), IMAGES[name].kind, IMAGES[name].side)
+                    for name, array in measured.images.get(i, {}).items()
+                },
+                fixed_spacing=pairs["fixed_spacing"][i],
+                moving_spacing=pairs["moving_spacing"][i],
+            )
+
+    def _stages(self, measured: "_Measured", i: int) -> tuple[dict[str, np.ndarray], ...]:
+        """Values of pair i after every stage, the NumPy metrics among them."""
+        labels = (1,) if self._labels is None else self._labels
+        spacings = measured.pairs["fixed_spacing"][i], measured.pairs["moving_spacing"][i]
+        stages = []
+        for values, finite, needed in zip(measured.stages, measured.finite, measured.of_stage, strict=True):
+            images = {name: _without_channel(array[i], name) for name, array in {**measured.of_pair, **needed}.items()}
+            scene = PairScene({name: images[name] for name in self._needs}, labels, *spacings)
+            numpy_values = measure_in_numpy(self._in_numpy, scene, measured.pairs["landmarks"], bool(finite[i]))
+            stages.append({**{name: value[i] for name, value in values.items()}, **numpy_values})
+        if self.plan.refine_steps:
+            *earlier, unrefined, last = stages
+            before = {f"unrefined_{name}": value for name, value in unrefined.items() if name != "similarity_before"}
+            stages = [*((*earlier, unrefined) if self.plan.per_cascade else ()), {**last, **before}]
+        return tuple(stages)
 
 
 class _Measured(typing.NamedTuple):
-    """A batch as it comes from the device, in NumPy: what the pairs are, values of each stage, label maps, images."""
+    """A batch as it comes from the device, in NumPy.
 
-    about: dict
-    stages: list
-    maps: tuple
-    images: dict
+    Attributes:
+        pairs: what the pairs are: `valid`, `ids`, `index`, spacings, and the number of `landmarks`.
+        stages: values of the graph metrics at each stage: name -> [B, ...].
+        before: those before registration.
+        finite: for each stage, bool [B].
+        of_pair, of_stage: the images that NumPy metrics need: those that are the same at every stage, and for each
+            stage the others.
+        images: the images to give, of each pair that they are wanted of.
+        seconds: time that all this took.
+    """
+
+    pairs: dict[str, typing.Any]
+    stages: list[dict[str, np.ndarray]]
+    before: dict[str, np.ndarray]
+    finite: list[np.ndarray]
+    of_pair: dict[str, np.ndarray]
+    of_stage: list[dict[str, np.ndarray]]
+    images: dict[int, dict[str, np.ndarray]]
     seconds: float
 
 
-def _one_ahead(pool, function, items):
+Item, Product = typing.TypeVar("Item"), typing.TypeVar("Product")
+
+
+def _one_ahead(
+    pool: concurrent.futures.Executor, function: Callable[[Item], Product], items: Iterable[Item]
+) -> Iterator[Product]:
     """function(item) for each item, in order; the next one runs in the pool while the last one is being used.
 
-    Never two at once: each takes the whole device and its memory, and a graph of TensorFlow may fail beside itself.
+    Never two at once: each takes the whole device and its memory, and TensorFlow may fail where a graph runs twice.
     """
     running = None
     for item in items:
@@ -231,94 +303,7 @@ def _one_ahead(pool, function, items):
         yield running.result()
 
 
-def _results(pool, measured, labels, refined, per_cascade):
-    """`PairResult` of each valid pair of a batch. The surfaces are measured here, a thread a pair."""
-    about, started = measured.about, time.perf_counter()
-    pairs = np.flatnonzero(about["valid"])
-    if measured.maps:
-        fixed, warped = measured.maps
-        for stage, label_map in zip(measured.stages, warped, strict=True):
-            stage.update(_surfaces(pool, fixed, label_map, labels, about["fixed_spacing"], pairs))
-    stages = _with_unrefined(measured.stages, per_cascade) if refined else measured.stages
-    seconds = (measured.seconds + time.perf_counter() - started) / max(len(pairs), 1)
-    for i in pairs:
-        yield PairResult(
-            int(about["index"][i]),
-            *(text.decode() for text in about["ids"][i]),
-            tuple({name: value[i] for name, value in stage.items()} for stage in stages),
-            seconds,
-            measured.images.get(i, {}),
-            about["fixed_spacing"][i],
-            about["moving_spacing"][i],
-        )
-
-
-# Training evaluates the same network again and again: its graph is made once.
-@functools.lru_cache(maxsize=1)
-def _measuring(network, labels, chosen, strategy, per_cascade, kept, images):
-    """Graph that measures a (distributed) batch: values of each stage, label maps for the surfaces, images.
-
-    The stages are the network's unless given: all of them (`per_cascade`), or the last `kept`.
-    """
-
-    def measure(batch, stages=None):
-        stages = stages or network((batch["fixed"], batch["moving"])).stages
-        if per_cascade:
-            none = tf.zeros_like(stages[0].flow)
-            stages = (Stage(none, none, batch["moving"]), *stages)
-        else:
-            stages = stages[-kept:]
-        scenes = [Scene(batch, stage, labels, network.config.warp_padding) for stage in stages]
-        values = [_measured(scene, chosen) for scene in scenes]
-        maps = (scenes[-1].fixed_seg, [scene.warped_seg for scene in scenes]) if "surface" in chosen else ()
-        return values, maps, {name: IMAGES[name](scenes[-1]) for name in images}
-
-    return tf.function(lambda *seen: strategy.run(measure, args=seen))
-
-
-def _improved(network, fixed, moving, adaptive, steps):
-    """`CascadeOutput` of a batch with adaptive repeats and refinement, and what is to be said of it: name -> [B]."""
-    notes = {}
-    if adaptive:
-        found = [repeat_while_better(network, fixed[i : i + 1], moving[i : i + 1]) for i in range(fixed.shape[0])]
-        output = join([output for output, _ in found])
-        notes["rep"] = np.array([rep for _, rep in found])
-    else:
-        output = network((fixed, moving))
-    if steps:
-        output = refine(output, fixed, moving, network.config, steps)
-    return output, notes
-
-
-def _with_unrefined(stages, per_cascade):
-    """Measured stages of which the last also tells the values of the one before, `unrefined_<name>`."""
-    before = {f"unrefined_{name}": value for name, value in stages[-2].items() if name != "similarity_before"}
-    return [*(stages[:-1] if per_cascade else ()), {**stages[-1], **before}]
-
-
-def _measured(scene, chosen):
-    metrics_here = [_IN_GRAPH[name] for name in chosen if name in _IN_GRAPH]
-    return {name: value for metric in metrics_here for name, value in metric(scene).items()}
-
-
-def _surfaces(pool, fixed, warped, labels, spacing, pairs):
-    """Values of the metric `surface` for a batch: name -> [B, K], from label maps [B, X, Y, Z, 1]."""
-    labels = (1,) if labels is None else labels
-    names = ("hd95", "surface_distance", "hd95_mm", "surface_distance_mm")
-    table = {name: np.full((len(fixed), len(labels)), np.nan, np.float32) for name in names}
-
-    def measure(i):
-        sides = fixed[i, ..., 0], warped[i, ..., 0]
-        table["hd95"][i], table["surface_distance"][i] = metrics.surface_distances(*sides, labels)
-        if not np.isnan(spacing[i]).any():
-            in_mm = metrics.surface_distances(*sides, labels, spacing[i])
-            table["hd95_mm"][i], table["surface_distance_mm"][i] = in_mm
-
-    list(pool.map(measure, pairs))
-    return table
-
-
-def _split(tensors, strategy, n):
+def _split(tensors: Mapping[str, tf.Tensor], strategy: tf.distribute.Strategy, n: int) -> typing.Any:
     """Each share of a batch, in order, for the `n` replicas of this machine."""
 
     def share(context):
@@ -327,13 +312,18 @@ def _split(tensors, strategy, n):
     return strategy.experimental_distribute_values_from_function(share)
 
 
-def _gather(value, strategy):
+def _gather(value: typing.Any, strategy: tf.distribute.Strategy) -> np.ndarray:
     """The replicas' parts of a value as one NumPy array over the whole batch."""
     return np.concatenate([part.numpy() for part in strategy.experimental_local_results(value)])
 
 
-def _pair(value, i, strategy):
+def _pair(value: typing.Any, i: int, strategy: tf.distribute.Strategy) -> np.ndarray:
     """Pair i's part of a value, as a NumPy array."""
     parts = strategy.experimental_local_results(value)
     size = parts[0].shape[0]
     return parts[i // size][i % size].numpy()
+
+
+def _without_channel(array: np.ndarray, name: str) -> np.ndarray:
+    """An image of a pair without the axis of its single channel; a flow keeps its three."""
+    return array if IMAGES[name].kind == "flow" or array.ndim == 3 else array[..., 0]

@@ -15,10 +15,38 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
+from tensorflow.python.framework import ops
 
 TensorFunction = Callable[..., tf.Tensor]
 
 xla_kernel = functools.partial(tf.function, jit_compile=True)
+
+
+def whole_step(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    """A `tf.function` of a whole step, in which every gradient is taken that is ever wanted of it.
+
+    For each custom gradient in a graph, TensorFlow keeps an entry in a table of its own, and with it the graph and all
+    weights that it uses, for as long as the process runs. The entry serves who takes the gradient of the graph from
+    outside; as nobody does here, it is dropped once the graph is made.
+
+    Args:
+        function: the step; no tape may be watching where it is called.
+        options: those of `tf.function`.
+    """
+    entries = getattr(ops.gradient_registry, "_registry", None)
+    if entries is None:
+        raise ImportError("TensorFlow's table of gradients is not where it was; tested with TensorFlow 2.21")
+
+    def traced(*args: Any, **kwargs: Any) -> Any:
+        before = set(entries)
+        try:
+            return function(*args, **kwargs)
+        finally:
+            for name in set(entries) - before:
+                if name.startswith("CustomGradient"):
+                    del entries[name]
+
+    return tf.function(traced, **options)
 
 
 def compiled(function: TensorFunction) -> TensorFunction:

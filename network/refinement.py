@@ -10,7 +10,7 @@ from errors import UserError
 
 from . import metrics
 from .affine import Affine
-from .kernels import ordered_sum
+from .kernels import ordered_sum, whole_step
 from .losses import correlation, similarity_loss, smoothness_loss
 from .recursive_cascaded_networks import CascadeOutput, Stage
 from .spatial_transformer import compose, warp
@@ -73,7 +73,7 @@ def refine(output, fixed, moving, config, steps, on_step=None):
     return CascadeOutput((*output.stages, Stage(flow, composed, warped)), output.affine)
 
 
-@tf.function
+@whole_step
 def _descend(config, first, fixed, moving, state, step, rate):
     """One step of Adam on the control points: the losses [B] before it, and the new (control, first, second moment)."""
     control, mean, square = state

@@ -95,10 +95,13 @@ class Value:
     Attributes:
         unit: 'voxel', 'mm', '' for a number without a unit, ...
         per: 'pair', 'label' or 'landmark': what it is measured on; one number for each.
+        better: 'higher' or 'lower' where that means a better registration, else None. A value of a graph metric that
+            has it is also measured before registration, and eval.py says where it got worse.
     """
 
     unit: str = ""
     per: str = "pair"
+    better: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,20 +109,42 @@ class Metric:
     """Row of a metric.
 
     Attributes:
-        target: the function, or where it is.
+        target: the function, or where it is. In the graph, it takes a `network.scene.Scene` and returns a dict
+            name -> float32 tensor [B], or [B, number of labels or landmarks]; in NumPy, a `network.scene.PairScene`,
+            and the dict has a number, or an array [number of labels or landmarks]. NaN means 'not measured'.
         values: the names of the values that it gives, and what each is.
         where: 'graph' (a function of TensorFlow, computed with the network) or 'numpy' (afterwards, on the CPU).
         default: whether it is measured where no metrics are asked for.
+        needs: the images out of `IMAGES` that a NumPy metric looks at.
     """
 
     target: str | Callable[..., Any]
     values: Mapping[str, Value]
     where: str = "graph"
     default: bool = True
+    needs: tuple[str, ...] = ()
 
     def load(self) -> Callable[..., Any]:
         """The function itself, imported now if it is not yet."""
         return resolve(self.target)
+
+
+@dataclasses.dataclass(frozen=True)
+class Image:
+    """Row of an image that an evaluation can give with each pair: an attribute of `network.scene.Scene`.
+
+    Attributes:
+        kind: 'grey' (0..1), 'labels' (int32, -1 everywhere where the scan has no segmentation), 'flow' (voxels) or
+            'scalar' (any number).
+        side: 'fixed' or 'moving': the scan on whose grid it lies.
+        item: the name under which `--save` offers it; several images may share one.
+        of_stage: whether it depends on the flow, and so differs from cascade to cascade.
+    """
+
+    kind: str
+    side: str
+    item: str
+    of_stage: bool = False
 
 
 def resolve(target: str | Callable[..., Any]) -> Callable[..., Any]:
@@ -190,5 +215,69 @@ SIMILARITIES: Table[Extension] = Table(
     },
 )
 
-# What eval.py can measure on a pair.
-METRICS: Table[Metric] = Table("metric", {})
+_SCORE = Value(per="label", better="higher")
+_VOXELS, _MILLIMETRES = (Value(unit, "label", "lower") for unit in ("voxel", "mm"))
+
+# What eval.py can measure on a pair. docs/metrics.md defines every value.
+METRICS: Table[Metric] = Table(
+    "metric",
+    {
+        "overlap": Metric("network.scene:measure_overlap", {"dice": _SCORE, "jaccard": _SCORE}),
+        "landmarks": Metric(
+            "network.scene:measure_landmarks",
+            {
+                "landmark_distance": Value("voxel", "landmark", "lower"),
+                "landmark_distance_mm": Value("mm", "landmark", "lower"),
+            },
+        ),
+        "jacobian": Metric("network.scene:measure_jacobian", {"jacobian_std": Value()}),
+        "folding": Metric("network.scene:measure_folding", {"folding": Value()}),
+        "sdlogj": Metric("network.scene:measure_sdlogj", {"sdlogj": Value()}),
+        "similarity": Metric(
+            "network.scene:measure_similarity",
+            {"similarity_before": Value(), "similarity": Value(better="higher")},
+        ),
+        "flow_error": Metric("network.scene:measure_flow_error", {"flow_error": Value("voxel", better="lower")}),
+        "surface": Metric(
+            "network.scene:measure_surface",
+            {
+                "hd95": _VOXELS,
+                "surface_distance": _VOXELS,
+                "hd95_mm": _MILLIMETRES,
+                "surface_distance_mm": _MILLIMETRES,
+            },
+            where="numpy",
+            default=False,  # much the slowest
+            needs=("fixed_seg", "warped_seg"),
+        ),
+    },
+)
+
+# What eval.py can save of a pair.
+IMAGES: Table[Image] = Table(
+    "image",
+    {
+        "flow": Image("flow", "fixed", "flow", of_stage=True),
+        "warped": Image("grey", "fixed", "warped", of_stage=True),
+        "fixed_seg": Image("labels", "fixed", "seg"),
+        "moving_seg": Image("labels", "moving", "seg"),
+        "warped_seg": Image("labels", "fixed", "seg", of_stage=True),
+        "moving": Image("grey", "moving", "moving"),
+        "fixed": Image("grey", "fixed", "fixed"),
+        "jacobian": Image("scalar", "fixed", "jacobian", of_stage=True),
+    },
+)
+
+
+def images_of(items: Iterable[str]) -> tuple[str, ...]:
+    """Names of the images that some items of `--save` stand for, each once; a flow brings the image that it warps.
+
+    >>> images_of(["flow", "seg"])
+    ('flow', 'moving', 'fixed_seg', 'moving_seg', 'warped_seg')
+    """
+    found: dict[str, None] = {}
+    for item in items:
+        found.update(dict.fromkeys(name for name, image in IMAGES.items() if image.item == item))
+        if item == "flow":
+            found["moving"] = None
+    return tuple(found)

@@ -11,7 +11,7 @@ import tensorflow as tf
 from errors import UserError
 
 from .augmentation import augment, draw_control_points
-from .kernels import ordered_sum
+from .kernels import ordered_sum, whole_step
 from .losses import cascade_losses
 from .recursive_cascaded_networks import RecursiveCascadedNetwork
 
@@ -75,7 +75,6 @@ def kept_bytes(stem: keras.layers.Layer, image_size: tuple[int, int, int]) -> li
     """
     sizes: list[int] = []
 
-    @tf.function
     def step(fixed: tf.Tensor, moving: tf.Tensor) -> None:
         with tf.GradientTape() as tape:
             tape.watch([fixed, moving])
@@ -91,7 +90,7 @@ def kept_bytes(stem: keras.layers.Layer, image_size: tuple[int, int, int]) -> li
         sizes.extend(t.dtype.size * t.shape.num_elements() for t in used.values() if t.shape.is_fully_defined())
 
     image = tf.TensorSpec((1, *image_size, 1))
-    step.get_concrete_function(image, image)
+    whole_step(step).get_concrete_function(image, image)
     return sizes
 
 
@@ -120,7 +119,7 @@ class Trainer(keras.Model):
 
     def __init__(self, network: RecursiveCascadedNetwork, step: int = 0, jit: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.differentiate = tf.function(self._differentiate, jit_compile=True) if jit else self._differentiate
+        self.differentiate = whole_step(self._differentiate, jit_compile=True) if jit else self._differentiate
         self.network = network
         self.step = step
         self.rate: float | None = None
@@ -184,17 +183,18 @@ class Trainer(keras.Model):
             values = tf.distribute.get_replica_context().all_reduce("SUM", tf.stack(list(terms.values())))
             return dict(zip(terms, tf.unstack(values), strict=True))
 
-        @tf.function
         def run(batch: Batch) -> dict[str, tf.Tensor]:
             terms = strategy.run(step, args=(batch,))
             return {name: strategy.experimental_local_results(values)[0] for name, values in terms.items()}
+
+        whole_run = whole_step(run)
 
         def train_function(iterator: Iterator[Batch]) -> dict[str, tf.Tensor]:
             started = time.perf_counter()
             try:
                 batch = next(iterator)
                 self.seconds_waiting += time.perf_counter() - started
-                terms = run(batch)
+                terms = whole_run(batch)
             except _LOST as error:
                 raise UserError(
                     f"step {self.step + 1}: another worker was lost; see what it said, and start all workers again, "

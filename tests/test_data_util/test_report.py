@@ -14,17 +14,40 @@ from hypothesis import strategies as st
 
 import cli
 from data_util import report
-from data_util.output.records import Records, read_records, remaining
-from data_util.report import check_replaceable, is_finished, merge, write_report
+from data_util.output import tables
+from data_util.output.records import Record, Records, read_records, remaining
+from data_util.output.report_files import check_replaceable, is_finished, write_report
+from data_util.output.settings import Settings, Value
+from data_util.report import merge
 from errors import UserError
 
-SETTINGS = {
-    "report": "run-model-5",
-    "pairs": 3,
-    "labels": {"left": 4, "right": 9},
-    "per_cascade": False,
-    "network": {"rep": 1, "image_size": (8, 8, 8)},
-}
+SETTINGS = Settings(
+    report="run-model-5",
+    checkpoint="run-model-5",
+    dataset="a.json",
+    scheme="2",
+    paired=False,
+    pairs=3,
+    batch=4,
+    network={"rep": 1, "image_size": (8, 8, 8)},
+    rep=1,
+    refine=0,
+    labels={"left": 4, "right": 9},
+    metrics=("overlap", "landmarks"),
+    per_cascade=False,
+    save=(),
+    save_format="nii",
+    figures=0,
+    versions={"python": "3.11.7"},
+    weights="abc",
+    values={
+        "dice": Value(per="label", better="higher"),
+        "jaccard": Value(per="label", better="higher"),
+        "landmark_distance": Value("voxel", "landmark", "lower"),
+        "jacobian_std": Value(),
+        "hd95_mm": Value("mm", "label", "lower"),
+    },
+)
 NAN = float("nan")
 
 
@@ -37,6 +60,7 @@ class Result:
     fixed_id: str = "a_1"
     moving_id: str = "b_2"
     seconds: float = 0.123456789
+    before: dict = dataclasses.field(default_factory=dict)
 
 
 def stage(dice, landmarks, jacobian=0.5):
@@ -73,7 +97,7 @@ def records(tmp_path):
 
 
 def test_text_report_has_zeros_where_nothing_was_measured(records):
-    lines = report.text_report(records).splitlines()
+    lines = tables.text_report(records, SETTINGS).splitlines()
     assert lines[:4] == [
         "a_1 b_2 0.625 0.3125 2.0 0.5",
         "a_1 c_3 0.25 0.125 0.0 1.5",
@@ -91,12 +115,16 @@ def test_text_report_has_zeros_where_nothing_was_measured(records):
 
 
 def test_text_report_without_the_values_it_shows():
-    record = {"index": 0, "fixed": "a", "moving": "b", "seconds": 1, "stages": [{"folding": 0.25}]}
-    assert report.text_report([record]).splitlines()[:3] == ["a b 0.0 0.0 0.0 0.0", "Summary", "Dice score: 0.0 (0.0)"]
+    record = Record(0, "a", "b", 1, ({"folding": np.float32(0.25)},), {})
+    assert tables.text_report([record], SETTINGS).splitlines()[:3] == [
+        "a b 0.0 0.0 0.0 0.0",
+        "Summary",
+        "Dice score: 0.0 (0.0)",
+    ]
 
 
-def test_csv_report_has_a_row_a_pair_and_a_label_and_is_empty_where_nothing_was_measured(records):
-    rows = list(csv.DictReader(report.csv_report(records, SETTINGS).splitlines()))
+def test_csv_report_has_one_row_per_pair_and_per_label_and_is_empty_where_nothing_was_measured(records):
+    rows = list(csv.DictReader(tables.csv_report(records, SETTINGS).splitlines()))
     assert [(row["index"], row["label"]) for row in rows] == [
         (str(i), k) for i in range(3) for k in ("", "left", "right")
     ]
@@ -116,7 +144,7 @@ def test_csv_report_has_a_row_a_pair_and_a_label_and_is_empty_where_nothing_was_
 
 
 def test_json_report_counts_what_was_measured(records):
-    found = json.loads(report.json_report(records, SETTINGS))
+    found = json.loads(tables.json_report(records, SETTINGS))
     assert found["pairs"] == 3
     assert found["settings"]["network"] == {"rep": 1, "image_size": [8, 8, 8]}
     assert found["summary"]["dice"] == {"mean": 0.4375, "std": 0.1875, "count": 2}
@@ -131,7 +159,7 @@ def test_json_report_counts_what_was_measured(records):
 
 def test_every_cascade_in_csv_json_and_figure(tmp_path):
     stages = [stage([0.25, 0.5], [2.0]), stage([0.5, NAN], [1.0]), stage([0.75, 0.75], [NAN])]
-    settings = {**SETTINGS, "pairs": 2, "per_cascade": True}
+    settings = dataclasses.replace(SETTINGS, pairs=2, per_cascade=True)
     records = written(tmp_path / "r.records", [Result(1, stages), Result(0, stages)], settings)
     write_report(tmp_path / "out", *read_records(records.path))
     rows = list(csv.DictReader((tmp_path / "out-cascades.csv").read_text().splitlines()))
@@ -147,11 +175,11 @@ def test_every_cascade_in_csv_json_and_figure(tmp_path):
     final = list(csv.DictReader((tmp_path / "out.csv").read_text().splitlines()))
     assert [row["dice"] for row in final] == ["0.75"] * 6
     assert (tmp_path / "out-cascades.png").read_bytes().startswith(b"\x89PNG")
-    assert "landmark" not in report._cascade_curves(read_records(records.path)[1])
+    assert "landmark" not in tables.cascade_curves(read_records(records.path)[1])
 
 
 def test_no_figure_of_cascades_where_nothing_can_be_drawn(tmp_path):
-    settings = {**SETTINGS, "pairs": 1, "per_cascade": True}
+    settings = dataclasses.replace(SETTINGS, pairs=1, per_cascade=True)
     records = written(tmp_path / "r.records", [Result(0, [{"folding": np.float32(0)}] * 3)], settings)
     write_report(tmp_path / "out", *read_records(records.path))
     assert not (tmp_path / "out-cascades.png").exists()
@@ -218,14 +246,14 @@ def test_records_of_a_stopped_run_are_not_thrown_away(tmp_path):
         ({"pairs": 4}, r"pairs 3, not 4"),
         ({"network": {"rep": 2, "image_size": [8, 8, 8]}}, r"network\.rep 1, not 2"),
         ({"labels": None}, r"labels \{.*\}, not None"),
-        ({"save": ["flow"]}, r"save None, not \['flow'\]"),
+        ({"save": ("flow",)}, r"save \[\], not \['flow'\]"),
     ],
 )
 def test_records_of_other_settings_are_refused(tmp_path, change, message):
     path = written(tmp_path / "r.records", RESULTS[:2]).path
     before = path.read_bytes()
     with pytest.raises(UserError, match=message):
-        Records(path, {**SETTINGS, **change}, resume=True)
+        Records(path, dataclasses.replace(SETTINGS, **change), resume=True)
     assert path.read_bytes() == before
 
 
@@ -242,11 +270,11 @@ def test_an_error_before_the_first_pair_leaves_no_records(tmp_path, done):
 
 def test_records_without_a_pair_stop_nobody(tmp_path):
     written(tmp_path / "r.records", [])
-    written(tmp_path / "r.records", RESULTS, {**SETTINGS, "pairs": 5})
-    assert read_records(tmp_path / "r.records")[0]["pairs"] == 5
+    written(tmp_path / "r.records", RESULTS, dataclasses.replace(SETTINGS, pairs=5))
+    assert read_records(tmp_path / "r.records")[0].pairs == 5
 
 
-@pytest.mark.parametrize("content", ["", "no json\n", '{"a": 1', "\x00\x00\n", "[1]\n"])
+@pytest.mark.parametrize("content", ["no json\n", '{"a": 1', "\x00\x00\n", "[1]\n"])
 def test_a_file_of_something_else_is_refused(tmp_path, content):
     (tmp_path / "r.records").write_text(content)
     with pytest.raises(UserError, match="not a file of evaluation records"):
@@ -255,17 +283,23 @@ def test_a_file_of_something_else_is_refused(tmp_path, content):
         read_records(tmp_path / "other.records")
 
 
+def test_an_empty_file_is_the_start_of_one(tmp_path):
+    (tmp_path / "r.records").write_text("")
+    assert written(tmp_path / "r.records", RESULTS[:1]).done == {0}
+
+
 def test_what_is_not_finite_is_not_measured(tmp_path):
     values = {"dice": np.array([np.inf, 0.5], np.float32), "jacobian_std": np.float32(-np.inf)}
     (record,) = read_records(written(tmp_path / "r.records", [Result(0, [values])]).path)[1]
-    assert record["stages"] == [{"dice": [None, 0.5], "jacobian_std": None}]
+    np.testing.assert_array_equal(record.values["dice"], [NAN, 0.5])
+    assert np.isnan(record.values["jacobian_std"])
 
 
 def test_is_finished(tmp_path):
     assert not is_finished(tmp_path / "out", SETTINGS)
     write_report(tmp_path / "out", *read_records(written(tmp_path / "r.records", RESULTS).path))
     assert is_finished(tmp_path / "out", SETTINGS)
-    assert not is_finished(tmp_path / "out", {**SETTINGS, "labels": None})
+    assert not is_finished(tmp_path / "out", dataclasses.replace(SETTINGS, labels=None))
     for other in ("[1]", "{", "{}"):
         (tmp_path / "out.json").write_text(other)
         assert not is_finished(tmp_path / "out", SETTINGS)
@@ -290,10 +324,10 @@ def test_a_report_of_another_evaluation_is_not_replaced(tmp_path, records):
     path = tmp_path / "run-model-5"
     check_replaceable(path, SETTINGS)
     write_report(path, SETTINGS, records)
-    check_replaceable(path, {**SETTINGS, "batch": 7, "versions": {"python": "4"}})
-    message = r"run-model-5.txt is a report with dataset None, not 'other.json'; give this one a --name"
+    check_replaceable(path, dataclasses.replace(SETTINGS, batch=7, versions={"python": "4"}))
+    message = r"run-model-5.txt is a report with dataset 'a.json', not 'other.json'; give this one a --name"
     with pytest.raises(UserError, match=message):
-        check_replaceable(path, {**SETTINGS, "dataset": "other.json"})
+        check_replaceable(path, dataclasses.replace(SETTINGS, dataset="other.json"))
 
 
 def test_merged_shards_are_the_report_of_one_job(tmp_path):
@@ -308,7 +342,7 @@ def test_merged_shards_are_the_report_of_one_job(tmp_path):
 
 def test_merge_refuses_what_is_not_one_whole_evaluation(tmp_path, capsys):
     first, second = (written(tmp_path / f"{k}.records", RESULTS[k::2]).path for k in range(2))
-    other = written(tmp_path / "o.records", RESULTS[1:2], {**SETTINGS, "network": {"rep": 3}}).path
+    other = written(tmp_path / "o.records", RESULTS[1:2], dataclasses.replace(SETTINGS, network={"rep": 3})).path
     for paths, message in (
         ([first], "2 records of 3 pairs: pair 1 and 0 more are missing"),
         ([first, second, second], "some pairs are there twice"),
@@ -322,3 +356,54 @@ def test_merge_refuses_what_is_not_one_whole_evaluation(tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
         report.main(["merge"])
     assert not list(tmp_path.glob("run-model-5*"))
+
+
+# Files of before, other processes, and what got worse
+
+
+OLD = Path(__file__).parents[1] / "old_reports"
+
+
+@pytest.mark.parametrize("name", ["small-model-7", "small-model-7-repauto-refine3-auto"])
+def test_old_shards_merge_into_the_old_report(tmp_path, name):
+    for path in OLD.glob(f"{name}.shard-*"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    target = merge(sorted(tmp_path.glob("*.records")))
+    assert Path(f"{target}.txt").read_bytes() == (OLD / f"{target.name}.txt").read_bytes()
+    assert Path(f"{target}.csv").read_bytes() == (OLD / f"{target.name}.csv").read_bytes()
+    new, old = (json.loads(path.read_text()) for path in (Path(f"{target}.json"), OLD / f"{target.name}.json"))
+    assert {key: new[key] for key in old if key != "settings"} == {key: old[key] for key in old if key != "settings"}
+    assert {key: new["settings"][key] for key in old["settings"]} == old["settings"]
+
+
+def test_two_processes_do_not_write_one_file(tmp_path):
+    with Records(tmp_path / "r.records", SETTINGS) as records:
+        records.add(RESULTS[0])
+        with pytest.raises(UserError, match="is being written by another process; wait until it is done"):
+            Records(tmp_path / "r.records", SETTINGS, resume=True)
+        records.add(RESULTS[1])
+    assert [record.index for record in read_records(tmp_path / "r.records")[1]] == [0, 1]
+    with Records(tmp_path / "r.records", SETTINGS, resume=True) as records:
+        assert records.done == {0, 1}
+
+
+def test_weights_are_known_by_their_content_and_patch_versions_do_not_count():
+    copied = dataclasses.replace(SETTINGS, written=7.0, versions={"python": "3.11.9"})
+    assert SETTINGS.difference(copied) is None
+    assert "weights 'abc', not 'def'" in SETTINGS.difference(dataclasses.replace(SETTINGS, weights="def"))
+    assert SETTINGS.difference(dataclasses.replace(SETTINGS, versions={"python": "3.12.0"}))
+
+
+def test_the_score_before_stands_beside_the_one_after_and_what_got_worse_is_said(tmp_path):
+    before = {"dice": np.array([0.5, 0.5], np.float32), "landmark_distance": np.array([1.0], np.float32)}
+    results = [Result(k, [stage([0.5 + 0.1 * k, 0.3], [2.0 + k])], before=before) for k in range(3)]
+    _, records = read_records(written(tmp_path / "r.records", results).path)
+    lines = "\n".join(tables.headlines(records, SETTINGS))
+    assert "0.5000 before" in lines
+    assert "0.4500 after" in lines
+    warnings = tables.warnings(records, SETTINGS)
+    assert any("dice 0.5000 -> 0.4500" in line for line in warnings)
+    assert any("landmark_distance 1.0000 -> 3.0000" in line and "3 of 3 pairs" in line for line in warnings)
+    good = [Result(k, [stage([0.9, 0.9], [0.5])], before=before) for k in range(3)]
+    _, records = read_records(written(tmp_path / "g.records", good).path)
+    assert tables.warnings(records, SETTINGS) == []

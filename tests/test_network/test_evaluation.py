@@ -1,18 +1,24 @@
 """Evaluation of a small network: what a pair's result holds, stage by stage, against plain computations."""
 
 import concurrent.futures
+import gc
 import subprocess
 import sys
 import textwrap
 import threading
 import time
+import weakref
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from errors import UserError
 from network import losses, metrics
-from network.evaluation import DEFAULT_METRICS, IMAGES, METRICS, _one_ahead, evaluate
+from network.evaluation import EvaluationPlan, Evaluator, _one_ahead, default_metrics
+from network.registry import IMAGES, METRICS, Metric, Value
 from tests.conftest import GOLDEN
 from tests.test_network.golden import rule_network
 
@@ -65,9 +71,14 @@ def batch():
     return make_batch()
 
 
+def evaluate(network, batches, metrics=None, labels=None, images_of=None, **plan):
+    """The results of an evaluation of such a plan."""
+    return list(Evaluator(network, labels, EvaluationPlan(metrics, **plan)).evaluate(batches, images_of))
+
+
 @pytest.fixture(scope="module")
 def results(network, batch):
-    return list(evaluate(network, [batch], chosen=METRICS, per_cascade=True, images=tuple(IMAGES)))
+    return evaluate(network, [batch], tuple(METRICS), per_cascade=True, images=tuple(IMAGES))
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +141,7 @@ def test_the_stages_differ(results):
 
 
 def test_the_last_stage_is_the_plain_evaluation(network, batch, results):
-    plain = list(evaluate(network, [batch], chosen=METRICS))
+    plain = evaluate(network, [batch], tuple(METRICS))
     for one, other in zip(plain, results, strict=True):
         assert len(one.stages) == 1
         assert set(one.values) == set(other.values)
@@ -147,27 +158,27 @@ def test_what_cannot_be_measured_is_nan(results):
 
 def test_similarity_of_a_constant_image_is_not_measured(network, batch):
     flat = {**batch, "fixed": tf.fill(batch["fixed"].shape, 0.25)}
-    (result, _) = evaluate(network, [flat], chosen=("similarity",))
+    (result, _) = evaluate(network, [flat], ("similarity",))
     assert np.isnan(result.values["similarity"])
     assert np.isnan(result.values["similarity_before"])
 
 
 def test_only_what_was_chosen(network, batch):
-    (result, _) = evaluate(network, [batch], chosen=("folding",))
+    (result, _) = evaluate(network, [batch], ("folding",))
     assert list(result.values) == ["folding"]
     assert result.images == {}
-    assert set(DEFAULT_METRICS) == set(METRICS) - {"surface"}
+    assert set(default_metrics()) == set(METRICS) - {"surface"}
 
 
 def test_labels_are_measured_one_by_one(network, batch):
     segs = {f"{side}_seg": batch[f"{side}_seg"] // 255 * 4 for side in ("fixed", "moving")}
-    (result, _) = evaluate(network, [{**batch, **segs}], labels=[9, 4], chosen=("overlap", "surface"))
+    (result, _) = evaluate(network, [{**batch, **segs}], ("overlap", "surface"), [9, 4])
     for name in ("dice", "jaccard", "hd95", "surface_distance", "hd95_mm", "surface_distance_mm"):
         np.testing.assert_array_equal(np.isnan(result.values[name]), [True, False], err_msg=name)
 
 
 def test_images(results, output, batch):
-    images, fixed_missing = results[0].images, results[1].images
+    images, fixed_missing = ({name: image.array for name, image in r.images.items()} for r in results)
     np.testing.assert_allclose(images["flow"], output.flow[0], atol=1e-3)
     np.testing.assert_allclose(images["warped"], output.warped[0, ..., 0], atol=1e-3)
     np.testing.assert_array_equal(images["fixed"], batch["fixed"][0, ..., 0])
@@ -183,13 +194,15 @@ def test_images(results, output, batch):
 
 
 def test_images_of_some_pairs(network, batch):
-    found = evaluate(network, [batch], chosen=("jacobian",), images=("flow", "warped_seg"), images_of={12, 40})
+    found = evaluate(network, [batch], ("jacobian",), images=("flow", "warped_seg"), images_of={12, 40})
     assert [set(result.images) for result in found] == [set(), {"flow", "warped_seg"}]
 
 
 def test_a_later_evaluation_sees_changed_weights(network, batch):
+    evaluator = Evaluator(network, plan=EvaluationPlan(("similarity",)))
+
     def similarity():
-        return [result.values["similarity"] for result in evaluate(network, [batch], chosen=("similarity",))]
+        return [result.values["similarity"] for result in evaluator.evaluate([batch])]
 
     head = network.cascades[-1].head.kernel
     before, kept = similarity(), head.numpy()
@@ -229,16 +242,18 @@ def test_two_devices_share_a_batch(results, tmp_path):
         tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
         from tests.test_network.golden import rule_network
         from tests.test_network.test_evaluation import SIZE, make_batch
-        from network.evaluation import evaluate
+        from network.evaluation import EvaluationPlan, Evaluator
 
         batch = {{name: tf.concat([value, value[:1]], 0) for name, value in make_batch().items()}}
         strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
         with strategy.scope():
             network = rule_network("VTN", 2, image_size=SIZE, channels=4)
-        found = list(evaluate(network, [batch], None, ("overlap", "surface"), strategy, images=("flow", "moving_seg")))
+        plan = EvaluationPlan(("overlap", "surface"), images=("flow", "moving_seg"))
+        found = list(Evaluator(network, None, plan, strategy).evaluate([batch]))
         assert [r.index for r in found] == [7, 12, 7]
         for k, r in enumerate(found):
-            np.savez({str(tmp_path)!r} + f"/{{k}}.npz", fixed=r.fixed_id, moving=r.moving_id, **r.values, **r.images)
+            np.savez({str(tmp_path)!r} + f"/{{k}}.npz", fixed=r.fixed_id, moving=r.moving_id, **r.values,
+                     **{{name: image.array for name, image in r.images.items()}})
     """
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, cwd=GOLDEN.parents[1]
@@ -250,4 +265,135 @@ def test_two_devices_share_a_batch(results, tmp_path):
             for name in ("dice", "jaccard", "surface_distance", "hd95_mm"):
                 np.testing.assert_allclose(shared[name], alone.values[name], rtol=1e-3, err_msg=name)
             for name in ("flow", "moving_seg"):
-                np.testing.assert_allclose(shared[name], alone.images[name], atol=1e-3, err_msg=name)
+                np.testing.assert_allclose(shared[name], alone.images[name].array, atol=1e-3, err_msg=name)
+
+
+# Before registration
+
+
+def test_before_registration_is_measured_whatever_the_plan(network, batch, results):
+    (alone, _) = evaluate(network, [batch])
+    assert list(alone.before) == [
+        "dice",
+        "jaccard",
+        "landmark_distance",
+        "landmark_distance_mm",
+        "similarity",
+        "flow_error",
+    ]
+    for name, value in alone.before.items():
+        np.testing.assert_allclose(value, results[0].stages[0][name], rtol=1e-6, err_msg=name)
+        assert not np.array_equal(value, alone.values[name]), name
+    (folding, _) = evaluate(network, [batch], ("folding",))
+    assert folding.before == {}
+
+
+def test_refined_results_have_their_before_too(network, batch):
+    (one, _) = evaluate(network, [batch], ("similarity",), refine_steps=1)
+    assert one.before["similarity"] == one.values["similarity_before"]
+    assert "unrefined_similarity" in one.values
+
+
+# What cannot be measured
+
+
+NOWHERE = [np.nan, np.inf, -np.inf]
+
+
+@pytest.mark.parametrize("side", ["fixed", "moving"])
+@pytest.mark.parametrize("value", NOWHERE)
+def test_nothing_is_measured_on_a_pair_with_a_voxel_that_is_not_finite(network, batch, results, side, value):
+    image = batch[side].numpy()
+    image[0, 3, 4, 5, 0] = value
+    found = evaluate(network, [{**batch, side: tf.constant(image)}], tuple(METRICS))
+    values = {**found[0].values, **{f"{name}_before": v for name, v in found[0].before.items()}}
+    assert {name for name, v in values.items() if not np.isnan(v).all()} == set()
+    for name, other in found[1].values.items():  # the pair beside it is measured as ever
+        np.testing.assert_allclose(other, results[1].values[name], rtol=1e-4, err_msg=name)
+
+
+@pytest.mark.parametrize("value", NOWHERE)
+def test_nothing_is_measured_where_the_networks_flow_is_not_finite(batch, value):
+    network = rule_network("VTN", 1, image_size=SIZE, channels=4)
+    kernel = network.cascades[0].head.kernel
+    kernel.assign(tf.fill(kernel.shape, value))
+    (found, _) = evaluate(network, [batch], tuple(METRICS), per_cascade=True)
+    measured = {
+        stage: {name for name, v in values.items() if not np.isnan(v).all()}
+        for stage, values in enumerate(found.stages)
+    }
+    assert measured[2] == set()
+    assert {"dice", "landmark_distance", "hd95"} <= measured[0] & measured[1]
+    assert found.before["dice"] > 0
+
+
+UNUSABLE = st.one_of(st.integers(max_value=0), st.integers(min_value=2**31))
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(unusable=st.lists(UNUSABLE, min_size=1, max_size=3), place=st.integers(0, 2))
+def test_labels_that_are_no_structure_are_not_measured(network, batch, unusable, place):
+    segs = {f"{side}_seg": batch[f"{side}_seg"] // 255 * 4 for side in ("fixed", "moving")}
+    labels = [*unusable[:place], 4, *unusable[place:]]
+    (result, _) = evaluate(network, [{**batch, **segs}], ("overlap", "surface"), labels)
+    (alone, _) = evaluate(network, [{**batch, **segs}], ("overlap", "surface"), [4])
+    for name, value in result.values.items():
+        np.testing.assert_array_equal(value[np.equal(labels, 4)], alone.values[name], err_msg=name)
+        assert np.isnan(value[np.not_equal(labels, 4)]).all(), name
+    assert np.isnan(result.before["dice"][np.not_equal(labels, 4)]).all()
+
+
+# A metric of one's own
+
+
+@pytest.fixture
+def register(monkeypatch):
+    """Add rows to the table of metrics for one test."""
+
+    def add(name, *args, **options):
+        monkeypatch.setitem(METRICS, name, Metric(*args, **options))
+
+    return add
+
+
+def test_a_metric_of_ones_own_is_one_function_and_one_row(network, batch, results, register):
+    register(
+        "size",
+        lambda scene: {"mean_length": tf.reduce_mean(tf.norm(scene.flow, axis=-1), [1, 2, 3])},
+        {"mean_length": Value("voxel")},
+    )
+    register(
+        "volume",
+        lambda pair: {"volume": [(pair.images["warped_seg"] == label).sum() for label in pair.labels]},
+        {"volume": Value("voxel", "label")},
+        where="numpy",
+        needs=("warped_seg",),
+    )
+    (found, _) = evaluate(network, [batch], per_cascade=True)
+    flow, seg = (results[0].images[name].array for name in ("flow", "warped_seg"))
+    np.testing.assert_allclose(found.values["mean_length"], np.linalg.norm(flow, axis=-1).mean(), rtol=1e-4)
+    assert found.stages[0]["mean_length"] == 0
+    np.testing.assert_allclose(found.values["volume"], [(seg == 1).sum()], atol=3)
+    assert list(EvaluationPlan().values())[-2:] == ["mean_length", "volume"]
+
+
+@pytest.mark.parametrize("where", ["graph", "numpy"])
+def test_a_row_that_does_not_fit_its_function_is_named(network, batch, register, where):
+    constant = tf.zeros([3]) if where == "graph" else 0.0
+    register("mine", lambda _: {"a": constant}, {"b": Value()}, where)
+    with pytest.raises(UserError, match="metric 'mine' gives 'a', which its row does not name"):
+        evaluate(network, [batch], ("mine",))
+    register("per_label", lambda _: {"a": constant}, {"a": Value(per="label")}, where)
+    with pytest.raises(UserError, match=r"metric 'per_label': 'a' has shape \(\) for a pair; .* one number per label"):
+        evaluate(network, [batch], ("per_label",))
+    with pytest.raises(UserError, match="metric is 'none'; it must be one of overlap"):
+        evaluate(network, [batch], ("none",))
+
+
+def test_an_evaluation_keeps_no_network_alive(batch):
+    network = rule_network("VTN", 1, image_size=SIZE, channels=4)
+    evaluate(network, [batch], ("similarity",))
+    weight = weakref.ref(network.cascades[0].head)
+    del network
+    gc.collect()
+    assert weight() is None
