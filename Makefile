@@ -1,16 +1,22 @@
-# make quickstart   set up, make phantoms, train a short while, evaluate before and after
-# make sample       the same on two real abdominal CTs (needs a network)
-# make test         set up and pass the tests; make test-slow adds the long ones
-# make lint         check the style; make bench measures speed and memory
+# `make` or `make help` lists the targets.
 PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
 PHANTOMS = datasets/quickstart
 CTS = datasets/sample64
+# Give memory back to the system as soon as it is free: the tests make hundreds of networks in one process.
+FRUGAL = MALLOC_ARENA_MAX=2 MALLOC_MMAP_THRESHOLD_=65536 TF_ONEDNN_USE_SYSTEM_ALLOCATOR=1
 NEWEST = $$(ls -td weights/*_$@* | head -n 1)
 
-.PHONY: quickstart sample test test-slow bench lint
+.DEFAULT_GOAL := help
+.PHONY: help venv quickstart sample test test-slow bench lint
 .DELETE_ON_ERROR:
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+venv: $(VENV)/.ready  ## set up the environment .venv
+	@echo "next: source $(VENV)/bin/activate, then for example python demo.py --help"
 
 $(VENV)/.ready: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
@@ -30,25 +36,27 @@ $(PHANTOMS).json: | $(VENV)/.ready
 $(CTS).json: | $(VENV)/.ready
 	$(RUN) -m data_util.sample -o $(CTS) --size 64 64 64 --overwrite
 
-quickstart: $(PHANTOMS).json
+quickstart: $(PHANTOMS).json  ## set up, make phantoms, train a short while, evaluate before and after
 	$(RUN) train.py -b VoxelMorph -n 2 -d $(PHANTOMS).json -g -1 --batch 1 --round 160 --epochs 1 --val_steps 160 \
 		--val_pairs 4 --lr 4e-4 --net_args "augmentation='identity'" --name $@
 	$(RUN) eval.py -c $(NEWEST) -d $(PHANTOMS).json -g -1 -v 2,known --paired --per_cascade --figures 1
+	@echo "next: look at the figures in evaluate/, then train on scans of your own: README.md, Your own data"
 
-sample: $(CTS).json
+sample: $(CTS).json  ## the same on two real abdominal CTs, which are fetched
 	$(RUN) train.py -b VoxelMorph -n 2 -d $(CTS).json -g -1 --batch 1 --round 200 --epochs 1 --val_steps 200 \
 		--lr 4e-4 --net_args "augmentation='identity'" --name $@
 	$(RUN) eval.py -c $(NEWEST) -d $(CTS).json -g -1 -v 2,known --paired --per_cascade --figures 2
 
-test: $(VENV)/.ready-dev
-	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+test: $(VENV)/.ready-dev  ## set up and pass the tests
+	$(FRUGAL) $(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-test-slow: $(VENV)/.ready-dev
-	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m ""
+test-slow: $(VENV)/.ready-dev  ## pass the long tests too
+	$(FRUGAL) $(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m ""
 
-bench: $(VENV)/.ready
+bench: $(VENV)/.ready  ## measure speed and memory, into docs/
 	$(RUN) -m benchmarks -o docs/benchmarks
 
-lint: $(VENV)/.ready-dev
+lint: $(VENV)/.ready-dev  ## check style and types
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy

@@ -91,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     store = ScanStore(data.files)
     schemes = {name: open_scheme(data, name, paired, store) for name in reports}
     step = prefix.name.removeprefix("model-")
-    repeats = 1 if rep == "auto" else rep
+    repeats = 1 if rep == "auto" else int(rep)
     with strategy.scope():
         network = checkpoints.load_model(
             f"{prefix.parent}:{step}", repeats, data.image_size, args.net_args, **cli.execution(args)

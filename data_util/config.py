@@ -192,7 +192,7 @@ def _read_json(path: Path) -> Any:
         raise UserError(f"{path}: it is nested too deeply; write it as datasets/README.md says") from None
 
 
-def _expect(value, kind, path, what):
+def _expect(value: Any, kind: type, path: Path, what: str) -> Any:
     """`value` where it is of `kind` (a float may be written as an int; true and false are no numbers)."""
     allowed = (int, float) if kind is float else kind
     if not isinstance(value, allowed) or isinstance(value, bool):
@@ -200,13 +200,13 @@ def _expect(value, kind, path, what):
     return value
 
 
-def _known(value, allowed, path, what):
+def _known(value: Mapping[str, Any], allowed: Sequence[str], path: Path, what: str) -> None:
     unknown = [key for key in value if key not in allowed]
     if unknown:
         raise UserError(f"{path}: unknown key '{unknown[0]}' in {what}; allowed are {', '.join(allowed)}")
 
 
-def _table(raw, key, kind, path):
+def _table(raw: Mapping[str, Any], key: str, kind: type, path: Path) -> dict[str, Any]:
     """The object raw[key], which has at least one entry and only values of `kind`."""
     table = _expect(raw[key], dict, path, f"'{key}'")
     if not table:
@@ -214,11 +214,11 @@ def _table(raw, key, kind, path):
     return {name: _expect(value, kind, path, f"{key}.{name}") for name, value in table.items()}
 
 
-def _optional(raw, key, path):
+def _optional(raw: Mapping[str, Any], key: str, path: Path) -> str | None:
     return None if raw.get(key) is None else _expect(raw[key], str, path, f"'{key}'")
 
 
-def _file(key, entry, path):
+def _file(key: str, entry: Mapping[str, Any], path: Path) -> DataFile:
     what = f"files.{key}"
     if key == "" or ("/" in key and key != "/"):
         raise UserError(f"{path}: file key '{key}' cannot be part of a scan id; use a name without '/', or '/' alone")
@@ -235,17 +235,18 @@ def _file(key, entry, path):
     return DataFile(next((c for c in candidates if c.exists()), candidates[0]), kind)
 
 
-def _image_size(size, path):
+def _image_size(size: Any, path: Path) -> tuple[int, int, int]:
     if (
         not isinstance(size, list)
         or len(size) != 3
         or any(not isinstance(s, int) or isinstance(s, bool) or s < 1 for s in size)
     ):
         raise UserError(f"{path}: 'image_size' must be three positive whole numbers, not {json.dumps(size)}")
-    return tuple(size)
+    x, y, z = size
+    return x, y, z
 
 
-def _scheme(name, parts, subsets, path):
+def _scheme(name: str, parts: Mapping[str, Any], subsets: Mapping[str, Any], path: Path) -> dict[str, float]:
     if not parts:
         raise UserError(f"{path}: scheme '{name}' is empty; give it at least one subset with a fraction")
     for subset, fraction in parts.items():
@@ -259,7 +260,7 @@ def _scheme(name, parts, subsets, path):
     return {subset: float(fraction) for subset, fraction in parts.items()}
 
 
-def _task(task, path):
+def _task(task: Any, path: Path) -> tuple[str, ...]:
     tasks = task if isinstance(task, list) else [task]
     if "registration" not in tasks:
         raise UserError(f"{path}: 'task' is {json.dumps(task)}; only \"registration\", or a list with it, is supported")

@@ -6,6 +6,7 @@ A config says with `files.<key>.type` how each of its files is read. A reader of
 """
 
 import abc
+import importlib
 from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -68,11 +69,14 @@ class Reader(abc.ABC):
         """Close the file; the reader is not used afterwards."""
 
 
-def _hdf5(path: Path) -> Reader:
-    from data_util.hdf5 import HDF5Reader  # h5py is not needed to read a config
-
-    return HDF5Reader(path)
+# Type in a config -> what opens a file of that type: a class derived from Reader, or where it is.
+READERS: dict[str, Callable[[Path], Reader] | str] = {"HDF5": "data_util.hdf5:HDF5Reader"}
 
 
-# Type in a config -> what opens a file of that type: a class derived from Reader, or a function of the path.
-READERS: dict[str, Callable[[Path], Reader]] = {"HDF5": _hdf5}
+def open_file(path: Path, kind: str) -> Reader:
+    """Open a file of a data set by the reader of its type, which is imported now if it is not yet."""
+    reader = READERS[kind]
+    if isinstance(reader, str):
+        module, _, name = reader.partition(":")
+        reader = getattr(importlib.import_module(module), name)
+    return reader(path)

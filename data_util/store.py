@@ -13,7 +13,7 @@ import numpy as np
 
 from data_util.config import DataFile
 from data_util.hdf5 import Scan
-from data_util.readers import READERS, Reader
+from data_util.readers import Reader, open_file
 from errors import UserError
 
 INT32 = np.iinfo(np.int32)
@@ -155,7 +155,7 @@ class ScanStore:
                 raise UserError(
                     f"{file.path}: no such {file.type} file; download or make it, or mend its path in the config"
                 )
-            self._readers[file.path] = READERS[file.type](file.path)
+            self._readers[file.path] = open_file(file.path, file.type)
         return self._readers[file.path]
 
     def _existing(self, scan_id: str) -> str:

@@ -87,8 +87,8 @@ class FlowUpConvolution(UpConvolution):
 
     def upsample(self, features: tf.Tensor, kernel: tf.Tensor, shape: tf.Tensor) -> tf.Tensor:
         @tf.custom_gradient
-        def call(features, kernel):
-            def gradient(upstream):
+        def call(features: tf.Tensor, kernel: tf.Tensor) -> Any:
+            def gradient(upstream: tf.Tensor) -> list[tf.Tensor]:
                 with tf.GradientTape() as tape:
                     tape.watch([features, kernel])
                     out = super(FlowUpConvolution, self).upsample(features, kernel, shape)
@@ -197,7 +197,7 @@ def leaky_relu(x: tf.Tensor, slope: float) -> tf.Tensor:
     """max(x, slope * x) for a slope of 0..1; only its output is kept for the backward pass."""
 
     @tf.custom_gradient
-    def call(x):
+    def call(x: tf.Tensor) -> Any:
         # The gradient needs only the sign, which output and input share. The next layer keeps the output anyway, while
         # TensorFlow's own gradient would keep the input beside it.
         out = tf.nn.leaky_relu(tf.stop_gradient(x), slope)

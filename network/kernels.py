@@ -22,7 +22,7 @@ TensorFunction = Callable[..., tf.Tensor]
 xla_kernel = functools.partial(tf.function, jit_compile=True)
 
 
-def whole_step(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+def whole_step(function: Callable[..., Any], **options: Any) -> Any:
     """A `tf.function` of a whole step, in which every gradient is taken that is ever wanted of it.
 
     For each custom gradient in a graph, TensorFlow keeps an entry in a table of its own, and with it the graph and all
@@ -98,7 +98,7 @@ def fork(value: Any, n: int) -> list[Any]:
 
 @tf.custom_gradient
 def _twice(*tensors: tf.Tensor) -> Any:
-    def gradient(*upstream):
+    def gradient(*upstream: tf.Tensor) -> list[tf.Tensor]:
         return _add(upstream[: len(tensors)], upstream[len(tensors) :])
 
     return [tf.identity(tensor) for tensor in 2 * tensors], gradient
@@ -124,7 +124,7 @@ def rematerialized(
 
     @tf.custom_gradient
     def call(first: tf.Tensor, *others: tf.Tensor) -> Any:
-        def gradient(upstream, *_):
+        def gradient(upstream: tf.Tensor, *_: tf.Tensor) -> list[tf.Tensor]:
             # The recomputation must wait for the gradient to arrive; otherwise all cascades would be recomputed, and
             # kept, at once. XLA ignores control dependencies, so the first input is made to depend on the gradient.
             some = tf.reshape(upstream, [-1])[0]

@@ -1,11 +1,13 @@
 """How one scan becomes a volume of a data set: cropped, resampled on a frame, its grey values mapped to 0..255."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from data_util.hdf5 import Scan
 from data_util.making.labels import read_labels
+from data_util.making.sources import Source
 from data_util.scans.frame import Frame
 from data_util.scans.geometry import doubts_about_grey_values, doubts_about_labels, doubts_about_points
 from data_util.scans.images import match_labels, orient, read_native, to_array
@@ -46,11 +48,19 @@ class Recipe:
         return View("LPS", self.crop, self.window, self.percentiles, self.spacing)
 
 
-def make_scan(source, recipe):
-    """Make a scan's volume: (Source, Recipe) -> (Scan, Frame of the volume, Frame of the scan, facts).
+def make_scan(source: Source, recipe: Recipe) -> tuple[Scan, Frame, Frame, dict[str, Any]]:
+    """Make a scan's volume.
 
-    The facts are attributes to keep: `window` (level, width) and, where something may be wrong, `doubts`, a text.
-    Raises UserError where a file cannot be read or used.
+    Args:
+        source: the scan's files.
+        recipe: what to make of it.
+
+    Returns:
+        The scan as the data set has it, the frame of its volume, the frame of the scan, and facts to keep as
+        attributes: `window` (level, width) and, where something may be wrong, `doubts`, a text.
+
+    Raises:
+        UserError: a file cannot be read or used.
     """
     native = read_native(source.image)
     image = orient(native)
@@ -80,13 +90,13 @@ def make_scan(source, recipe):
         points = _points_in(frame, places)
         lost = np.isnan(points).all()
         reasons += doubts_about_points(places, image) or ["no landmark lies in the crop"] * bool(lost)
-    scan = Scan(volume=volume, segmentation=segmentation, points=points, spacing=frame.spacing)
+    scan = Scan(volume=volume, segmentation=segmentation, points=points, spacing=np.array(frame.spacing))
     facts = {"window": shown, **({"doubts": "; ".join(reasons)} if reasons else {})}
     return scan, frame, Frame.of(image), facts
 
 
-def _points_in(frame, places):
+def _points_in(frame: Frame, places: np.ndarray) -> np.ndarray:
     """Landmarks in voxels, float32 [L, 3]; those outside the frame are NaN: nothing can be measured there."""
     points = frame.to_voxel(places)
-    inside = ((points >= 0) & (points <= np.array(frame.size) - 1)).all(axis=1)
+    inside = np.asarray(((points >= 0) & (points <= np.array(frame.size) - 1)).all(axis=1))
     return np.where(inside[:, None], points, np.nan).astype(np.float32)

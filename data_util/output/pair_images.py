@@ -77,7 +77,7 @@ def save_pair(
     arrays = {name: array for name in names if (array := _in_file(result.images[name])) is not None}
     if file_format == "npz":
         spacings = {"fixed_spacing": result.fixed_spacing, "moving_spacing": result.moving_spacing}
-        np.savez_compressed(folder / "images.npz", **arrays, **spacings)
+        np.savez_compressed(folder / "images.npz", **{**arrays, **spacings})  # type: ignore[arg-type]
         return
     spacings = {"fixed": result.fixed_spacing, "moving": result.moving_spacing}
     spacing_known = not np.isnan([*result.fixed_spacing, *result.moving_spacing]).any()

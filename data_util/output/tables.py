@@ -126,7 +126,7 @@ def compare(records: Sequence[Record], settings: Settings) -> list[Comparison]:
         before, after = np.array([row[1:] for row in table], np.float64).T
         sign = 1 if value.better == "higher" else -1
 
-        def losses(before, after, sign=sign):
+        def losses(before: Any, after: Any, sign: int = sign) -> Any:
             return np.maximum(sign * (before - after) - _ROUNDING * np.abs(before), 0)
 
         loss = losses(before, after)
@@ -221,18 +221,18 @@ def _per_label(name: str, settings: Settings) -> bool:
     return settings.per(name) == "label" or settings.per(name.removesuffix("_before")) == "label"
 
 
-def _of_label(values: np.ndarray, k: int) -> np.float32:
+def _of_label(values: np.ndarray, k: int) -> Any:
     """The number of label k; NaN where the value is missing as a whole."""
     return values[k] if values.ndim else values[()]
 
 
-def _mean(values: np.ndarray) -> np.float32:
+def _mean(values: np.ndarray) -> Any:
     """Mean of what was measured, NaN of nothing, in the arithmetic of the original's report."""
     values = np.asarray(values, np.float32)
     return np.nanmean(values) if not np.isnan(values).all() else np.float32(np.nan)
 
 
-def _deviation(values: np.ndarray) -> np.float32:
+def _deviation(values: np.ndarray) -> Any:
     return np.nanstd(values) if not np.isnan(values).all() else np.float32(np.nan)
 
 

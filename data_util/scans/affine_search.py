@@ -84,14 +84,16 @@ def left_over(frame: Frame, fixed: np.ndarray, warped: np.ndarray) -> tuple[floa
     """
     try:
         images = [_on_grids(frame.put(np.asarray(volume, np.float32)))[0] for volume in (fixed, warped)]
-        starts = sorted(_starts(*images, "rigid"), key=lambda start: start[0])[: FINALISTS[1]]
+        starts = sorted(_starts(images[0], images[1], "rigid"), key=lambda start: start[0])[: FINALISTS[1]]
     except UserError:  # nothing to see
         return 0.0, 0.0
     metric = _metric(1.0)
     metric.SetInitialTransform(sitk.AffineTransform(3), inPlace=False)
     now = metric.MetricEvaluate(*images)
-    similarity, found = min((_descend(*images, start, "rigid", 0) for _, start in starts), key=lambda result: result[0])
-    if similarity > 1.1 * now:  # both are negative
+    similarity, found = min(
+        (_descend(images[0], images[1], start, "rigid", 0) for _, start in starts), key=lambda result: result[0]
+    )
+    if found is None or similarity > 1.1 * now:  # both are negative
         return 0.0, 0.0
     matrix = np.reshape(found.GetMatrix(), (3, 3))
     centre = frame.to_physical(np.subtract(frame.size, 1) / 2)

@@ -88,7 +88,7 @@ def doubts_about_grey_values(image: sitk.Image, most: int = 8) -> list[str]:
 def _inside(places: np.ndarray, frame: Frame) -> np.ndarray:
     """Whether places in mm [n, 3] lie in a voxel of a frame: bool [n]."""
     voxels = frame.to_voxel(places)
-    return ((voxels > -0.5) & (voxels < np.array(frame.size) - 0.5)).all(axis=1)
+    return np.asarray(((voxels > -0.5) & (voxels < np.array(frame.size) - 0.5)).all(axis=1))
 
 
 def _corners(frame: Frame) -> np.ndarray:

@@ -7,6 +7,7 @@ superior), and the direction matrix is the identity wherever the scan was not ta
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
@@ -26,7 +27,7 @@ GREY_TYPES = (
     *(sitk.sitkInt8, sitk.sitkUInt8, sitk.sitkInt16, sitk.sitkUInt16, sitk.sitkInt32, sitk.sitkUInt32),
     *(sitk.sitkInt64, sitk.sitkUInt64, sitk.sitkFloat32, sitk.sitkFloat64),
 )
-Source = str | os.PathLike | sitk.Image
+Source = Any  # a path (str, Path) or a SimpleITK image
 
 
 def read_image(source: Source, series: str | None = None, is_label: bool = False) -> sitk.Image:

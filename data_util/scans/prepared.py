@@ -38,13 +38,13 @@ class PreparedScan:
     @property
     def box(self) -> np.ndarray:
         """Corners of the frame in voxels of the image, float64 (low [3], high [3])."""
-        corners = self.frame.to_physical([(0, 0, 0), np.subtract(self.frame.size, 1)])
+        corners = self.frame.to_physical(np.array([(0, 0, 0), np.subtract(self.frame.size, 1)]))
         return np.sort(Frame.of(self.image).to_voxel(corners), axis=0)
 
     def in_lps(self, array: np.ndarray) -> np.ndarray:
         """An array [X, Y, Z] on the frame, or a flow [X, Y, Z, 3], with its axes turned to LPS."""
         signs = np.sign(np.diag(np.linalg.solve(Frame.of(self.image).matrix, self.frame.matrix)))
-        turned = np.flip(array, np.flatnonzero(signs < 0))
+        turned = np.flip(array, tuple(np.flatnonzero(signs < 0).tolist()))
         return turned * signs.astype(np.float32) if array.ndim == 4 else turned
 
 
@@ -67,14 +67,16 @@ def prepare_scan(
     Raises:
         UserError: what `find_region`, `find_frame` and `prepare` raise, with the role in front.
     """
+    unusual: list[str] = []
     try:
         if mask is not None:
-            region, unusual = to_array(match_labels(mask, image)) != 0, []
+            region = to_array(match_labels(mask, image)) != 0
             if not region.any() and sitk.GetArrayViewFromImage(mask).any():
                 raise UserError("the mask marks no voxel where the scan lies; does it have the scan's geometry?")
         else:
             region = find_region(image, view.crop)
-            unusual = [] if region is None else doubts(image, region, view.crop)
+            if region is not None:
+                unusual = doubts(image, region, view.crop)
         frame = find_frame(image, view, size, region)
         volume, shown = prepare(image, frame, view)
     except UserError as error:
