@@ -259,7 +259,7 @@ def evaluate_scheme(
         print(line)
     for line in tables.warnings(finished, settings):
         print(cli.in_red(line))
-    print(f"Report: {target}.txt")
+    print(f"Report: {target}.txt\nnext: look at {target}.csv (one row per pair), or draw pairs by --figures 3")
 
 
 def evaluate_pairs(
@@ -275,6 +275,8 @@ def evaluate_pairs(
     drawn = {k * len(scheme) // figures for k in range(figures)}
     indices = remaining(len(scheme), settings.batch, shard, records.done)
     batches = scheme.evaluation(settings.batch, indices)
+    if indices:
+        print(f"{len(indices)} pairs; the first takes longest, since the network is compiled for it", file=sys.stderr)
     results = evaluator.evaluate(batches, None if settings.save else drawn)
     for result in tqdm.tqdm(results, total=len(indices), desc=settings.report, unit="pair"):
         if result.index in records.done:

@@ -58,51 +58,28 @@ class Scan:
 
 
 @contextmanager
-def new_file(path: Path) -> Iterator[h5py.File]:
+def new_file(path: Path, copy_of: Path | None = None) -> Iterator[h5py.File]:
     """Write a new HDF5 file: it gets its name when the block has ended without an error, and replaces what was there.
 
     Args:
         path: the file's name in the end; its folder must be there.
+        copy_of: the file to begin with a copy of; None to begin with nothing.
 
     Yields:
-        The file, empty and open for writing.
+        The file, open for reading and writing.
 
     Raises:
         UserError: it cannot be written.
     """
     unfinished = Path(f"{path}.{os.getpid()}.tmp")
     try:
-        with h5py.File(unfinished, "w") as file:
+        if copy_of is not None:
+            shutil.copyfile(copy_of, unfinished)
+        with h5py.File(unfinished, "w" if copy_of is None else "r+") as file:
             yield file
         os.replace(unfinished, path)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}; choose another place with -o") from error
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
-@contextmanager
-def changed_copy(path: Path, copy: Path) -> Iterator[h5py.File]:
-    """Give a copy of an HDF5 file to be changed, which gets its name when the block has ended without an error.
-
-    Args:
-        path: the file, which stays as it is.
-        copy: the name of the copy in the end.
-
-    Yields:
-        The copy, open for reading and writing.
-
-    Raises:
-        UserError: it cannot be written.
-    """
-    unfinished = Path(f"{copy}.{os.getpid()}.tmp")
-    try:
-        shutil.copyfile(path, unfinished)
-        with h5py.File(unfinished, "r+") as file:
-            yield file
-        os.replace(unfinished, copy)
-    except OSError as error:
-        raise UserError(f"cannot write {copy} ({error.strerror or error}); is there space beside it?") from error
     finally:
         unfinished.unlink(missing_ok=True)
 

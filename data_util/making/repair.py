@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from data_util.config import DatasetConfig, save_json
-from data_util.hdf5 import changed_copy, replace_array
+from data_util.hdf5 import new_file, replace_array
 from data_util.store import ScanStore
 from errors import UserError
 
@@ -53,7 +53,7 @@ def mend(config: DatasetConfig, findings: Iterable[Any]) -> list[Path]:
         if copy.exists():
             raise UserError(f"{copy} is there already; move or delete it, and give --fix again")
     for file, copy in copies.items():
-        with changed_copy(file, copy) as target:
+        with new_file(copy, copy_of=file) as target:
             for key, member, mended in scans[file]:
                 replace_array(target[key], member, mended(target[key][member][...]))
     for key, data in config.files.items():

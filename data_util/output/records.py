@@ -19,23 +19,12 @@ import math
 import os
 import pathlib
 from collections.abc import Collection, Mapping
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
 import numpy as np
 
 from data_util.output.settings import Settings
 from errors import UserError
-
-
-class PairValues(Protocol):
-    """What is kept of a pair that was evaluated: part of `network.evaluation.PairResult`."""
-
-    index: int
-    fixed_id: str
-    moving_id: str
-    stages: tuple[dict[str, np.ndarray], ...]
-    before: dict[str, np.ndarray]
-    seconds: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,8 +53,8 @@ class Record:
         return self.stages[-1]
 
     @classmethod
-    def of(cls, result: PairValues) -> "Record":
-        """The record of a pair that was just evaluated."""
+    def of(cls, result: Any) -> "Record":
+        """The record of a pair that was just evaluated, a `network.evaluation.PairResult`."""
         return cls.from_dict(
             {
                 "index": result.index,
@@ -145,8 +134,8 @@ class Records:
             )
         return kept
 
-    def add(self, result: PairValues) -> None:
-        """Append a pair; it is on disk when this returns."""
+    def add(self, result: Any) -> None:
+        """Append a pair, a `network.evaluation.PairResult`; it is on disk when this returns."""
         record = Record.of(result)
         self._write(record.to_dict())
         self.done.add(record.index)
