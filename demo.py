@@ -51,13 +51,13 @@ def main(arguments: list[str] | None = None) -> None:
 
     import tqdm
 
+    from data_util.making.labels import read_label_image
     from data_util.output.registration_files import headline, write_output
     from data_util.scans.geometry import doubts_about_labels, doubts_about_points
-    from data_util.scans.images import read_image
     from register import Input, register
 
     print("Reading and registering ...", flush=True)
-    labels = None if args.labels is None else read_image(args.labels, is_label=True)
+    labels = None if args.labels is None else read_label_image(args.labels)
     points = read_landmarks(args)
     devices.devices(args.gpu, batch=1)
     with tqdm.tqdm(total=args.refine, desc="refine", unit="step", disable=not args.refine) as bar:
@@ -125,14 +125,14 @@ def asked_view(args: argparse.Namespace):
 
 def read_landmarks(args: argparse.Namespace):
     """The landmarks of --points in mm (LPS), [n, 3], or None."""
-    from data_util.scans.frame import Frame
     from data_util.scans.images import read_native
-    from data_util.scans.points import read_points
+    from data_util.scans.points import frame_for_voxels, read_points
 
     if args.points is None:
         return None
     in_voxels = args.points_space == "voxel"
-    frame = Frame.of(read_native(args.moving, args.moving_series)) if in_voxels else None
+    native = read_native(args.moving, args.moving_series) if in_voxels else None
+    frame = None if native is None else frame_for_voxels(native, args.points)
     return read_points(args.points, args.points_space, frame)
 
 

@@ -10,8 +10,10 @@ stopped goes on where it was, and where a scan fails the others are still made.
 """
 
 import argparse
+import re
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import h5py
@@ -121,13 +123,28 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def joined_window(argv: Sequence[str]) -> list[str]:
+    """Flags in which a value of --window that begins with a minus is not taken for a flag of its own.
+
+    >>> joined_window(["scans", "--window", "-600,1500"])
+    ['scans', '--window=-600,1500']
+    """
+    joined: list[str] = []
+    for text in argv:
+        if joined and joined[-1] == "--window" and re.match(r"-[0-9.]", text):
+            joined[-1] = f"--window={text}"
+        else:
+            joined.append(str(text))
+    return joined
+
+
 def main(argv: list[str] | None = None) -> None:
     """Run the command.
 
     Args:
         argv: flags; those of the process where None.
     """
-    args = build_parser().parse_args(argv)
+    args = build_parser().parse_args(joined_window(sys.argv[1:] if argv is None else argv))
     recipe = parse_recipe(args)
     if args.workers < 1:
         raise UserError(f"--workers is {args.workers}; it must be a whole number from 1")

@@ -51,6 +51,19 @@ def read_labels(path: str | Path, wanted: Labels) -> sitk.Image:
     return Frame.of(image).put(kept.astype(np.uint8) if kept.max() < 256 else kept)
 
 
+def read_label_image(path: str | Path) -> sitk.Image:
+    """Read a label image with all its labels; values that a resampling moved off a whole number are rounded.
+
+    Returns:
+        Image of uint16 in LPS.
+
+    Raises:
+        UserError: it has values that cannot be labels, or cannot be read.
+    """
+    image = read_image(path, is_label=True)
+    return Frame.of(image).put(_whole(path, to_array(image)))
+
+
 def _whole(path: str | Path, array: np.ndarray) -> np.ndarray:
     """The values of a label image as uint16, where all are whole numbers or very near to them."""
     values = np.unique(array)

@@ -11,7 +11,7 @@ from data_util.making.sources import Source
 from data_util.scans.frame import Frame
 from data_util.scans.geometry import doubts_about_grey_values, doubts_about_labels, doubts_about_points
 from data_util.scans.images import match_labels, orient, read_native, to_array
-from data_util.scans.points import read_points
+from data_util.scans.points import frame_for_voxels, read_points
 from data_util.scans.preprocessing import find_frame, find_region, prepare
 from data_util.scans.regions import doubts
 from data_util.scans.view import View
@@ -86,7 +86,8 @@ def make_scan(source: Source, recipe: Recipe) -> tuple[Scan, Frame, Frame, dict[
             raise UserError(f"{source.label}: marks no voxel of the crop of {source.image}; check the geometry of both")
     points = None
     if source.points is not None:
-        places = read_points(source.points, recipe.points_space, Frame.of(native))
+        voxels = frame_for_voxels(native, source.points) if recipe.points_space == "voxel" else None
+        places = read_points(source.points, recipe.points_space, voxels)
         points = _points_in(frame, places)
         lost = np.isnan(points).all()
         reasons += doubts_about_points(places, image) or ["no landmark lies in the crop"] * bool(lost)

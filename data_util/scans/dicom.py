@@ -41,6 +41,8 @@ SOURCE_TAGS = (
 SAME_DIRECTION = 1e-3  # largest difference of parts of unit vectors
 SAME_SPACING = 1e-3  # relative
 UNEVEN = 0.1  # of the distance between slices
+MISSING = 1.5  # distances between slices; a slice is missing where there is a longer one
+ROUNDED_PLACE = 0.06  # mm; some scanners write places to a tenth of a millimetre
 LEAST_STEP = 0.01  # mm; slices that lie closer are at one place
 NOT_SCANS = ("SEG", "RTDOSE")  # modalities whose series are read only where they are named or alone
 AIR, MOST_HU = -1000, 32767  # HU
@@ -206,6 +208,13 @@ def _check_alike(slices: list[Slice], where: str) -> tuple[np.ndarray, np.ndarra
                 f"{where}: has slices of several sizes or directions, such as {part.file.name}; remove scouts and "
                 "other series from it"
             )
+    for name in ("has_slope", "has_intercept"):
+        without = [part for part in slices if not getattr(part, name)]
+        if 0 < len(without) < len(slices):
+            raise UserError(
+                f"{where}: {without[0].file.name} has no {name.removeprefix('has_')} and other slices "
+                "have one; export the series again"
+            )
     along = middle[0] / np.linalg.norm(middle[0])
     down = middle[1] - (middle[1] @ along) * along
     return along, down / np.linalg.norm(down)
@@ -247,14 +256,14 @@ def _check_even(slices: list[Slice], normal: np.ndarray, where: str) -> np.ndarr
     gaps = np.diff(places @ normal)
     usual = float(np.median(gaps))
     k = int(np.argmax(np.abs(gaps - usual)))
-    if abs(gaps[k] - usual) > UNEVEN * usual:
+    if gaps[k] > MISSING * usual:
         raise UserError(
             f"{where}: slices {k + 1} and {k + 2} lie {gaps[k]:.2f} mm apart, others {usual:.2f}; "
             "add the missing slices, or resample the scan evenly"
         )
     step = (places[-1] - places[0]) / (len(places) - 1)
     off = np.linalg.norm(places - places[0] - np.outer(np.arange(len(places)), step), axis=1)
-    if off.max() > UNEVEN * usual:
+    if off.max() > max(UNEVEN * usual, ROUNDED_PLACE):
         k = int(np.argmax(off))
         raise UserError(
             f"{where}: slice {k + 1} lies {off[k]:.2f} mm from where even slices would put it (they are "

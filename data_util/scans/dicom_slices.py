@@ -51,6 +51,7 @@ class Slice:
         spacing: mm from row to row and from column to column.
         size: rows and columns.
         slope, intercept: grey value = slope * stored number + intercept.
+        has_slope, has_intercept: whether the file tells them; else they are 1 and 0.
     """
 
     file: Path
@@ -61,6 +62,8 @@ class Slice:
     size: tuple[int, int]
     slope: float
     intercept: float
+    has_slope: bool
+    has_intercept: bool
 
 
 class DicomFile:
@@ -114,9 +117,11 @@ def image_header(path: Path) -> Dataset | None:
             keywords = set(dataset.dir())
             kind = str(dataset.file_meta.get("MediaStorageSOPClassUID", "")) if is_dicom(path) else ""
     except Exception as error:  # whatever pydicom makes of a file that is something else
-        if is_dicom(path):
+        if is_dicom(path) or path.suffix.lower() == ".dcm":
             raise UserError(f"{path}: cannot be read as DICOM ({_reason(error)}); copy it again") from error
         return None
+    if not keywords and (is_dicom(path) or path.suffix.lower() == ".dcm"):
+        raise UserError(f"{path}: holds nothing that DICOM knows, so it is damaged or cut short; copy it again")
     if not keywords & {"Rows", "Columns"} and UID(kind).name.endswith("Image Storage"):
         raise UserError(f"{path}: is an image whose header ends too early, so it was cut short; copy it again")
     if not keywords & {"Rows", "Columns"} and not ("ImagePositionPatient" in keywords and is_dicom(path)):
@@ -170,6 +175,9 @@ def slices_of(file: Path, dataset: Dataset, where: str) -> list[Slice]:
         found = (_numbers(place, keyword, count, file, where) for place in _groups(dataset, frame, group))
         return next((values for values in found if values is not None), None)
 
+    groups = dataset.get("PerFrameFunctionalGroupsSequence")
+    if groups is not None and len(groups) != count:
+        raise UserError(f"{where}: {file.name} tells of {count} frames and describes {len(groups)}; export it again")
     slices = []
     for k in range(count):
         position = of(k, "PlanePositionSequence", "ImagePositionPatient", 3)
@@ -198,6 +206,8 @@ def slices_of(file: Path, dataset: Dataset, where: str) -> list[Slice]:
                 (int(dataset.Rows), int(dataset.Columns)),
                 1.0 if slope is None else float(slope[0]),
                 0.0 if intercept is None else float(intercept[0]),
+                slope is not None,
+                intercept is not None,
             )
         )
     return slices
@@ -244,7 +254,7 @@ def _frame_step(file: Path, dataset: Dataset, orientation: np.ndarray, where: st
 def _unit_vectors(orientation: np.ndarray, file: Path, where: str) -> np.ndarray:
     """The two directions of a slice, [2, 3], if they are of length 1 and at right angles."""
     vectors = orientation.reshape(2, 3)
-    if not np.allclose(vectors @ vectors.T, np.eye(2), atol=1e-2):
+    if not np.allclose(vectors @ vectors.T, np.eye(2), atol=2e-3):
         shown = "\\".join(f"{part:g}" for part in orientation)
         raise UserError(
             f"{where}: the {NAMES['ImageOrientationPatient']} of {file.name} is {shown}, not two directions at right "

@@ -145,6 +145,7 @@ class Frame:
         )
 
 
+SET_UPRIGHT = "set_upright"  # metadata of an image that is not on the grid of its file any more
 RIGHT_ANGLES = 5e-4  # largest difference of a matrix of directions from a rotation
 
 
@@ -181,9 +182,12 @@ def upright(image: sitk.Image, is_label: bool = False) -> sitk.Image:
         tuple(float(part) for part in turned.ravel()),
     )
     if is_label:
-        return grid.resample(image, nearest=True)
-    lowest = float(sitk.GetArrayViewFromImage(image).min())
-    if image.GetPixelID() in (sitk.sitkFloat32, sitk.sitkFloat64):
-        return grid.resample(image, outside=lowest)
-    resampled = grid.resample(sitk.Cast(image, sitk.sitkFloat64), outside=lowest)
-    return sitk.Cast(sitk.Round(resampled), image.GetPixelID())  # a cast alone cuts fractions off
+        resampled = grid.resample(image, nearest=True)
+    else:
+        lowest = float(sitk.GetArrayViewFromImage(image).min())
+        resampled = grid.resample(sitk.Cast(image, sitk.sitkFloat64), outside=lowest)
+        if image.GetPixelID() not in (sitk.sitkFloat32, sitk.sitkFloat64):
+            resampled = sitk.Round(resampled)  # a cast alone cuts fractions off
+        resampled = sitk.Cast(resampled, image.GetPixelID())
+    resampled.SetMetaData(SET_UPRIGHT, "yes")
+    return resampled

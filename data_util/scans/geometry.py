@@ -28,13 +28,14 @@ def doubts_about_points(points: np.ndarray, image: sitk.Image) -> list[str]:
     known = np.asarray(points, np.float64).reshape(-1, 3)
     known = known[np.isfinite(known).all(axis=1)]
     frame = Frame.of(image)
-    outside = np.count_nonzero(~_inside(known, frame))
+    is_outside = ~_inside(known, frame)
+    outside = np.count_nonzero(is_outside)
     if 2 * outside <= len(known):
         return []
     spaces = {"ras": known * (-1, -1, 1), "voxel": frame.to_physical(known)}
     likely = [name for name, places in spaces.items() if 2 * np.count_nonzero(_inside(places, frame)) > len(known)]
     remedy = f"are they of --points_space {' or '.join(likely)}" if likely else "are they of this scan, in mm (LPS)"
-    first = ", ".join(f"{mm:g}" for mm in known[0])
+    first = ", ".join(f"{mm:g}" for mm in known[is_outside][0])
     counted = f"all {outside}" if outside == len(known) else f"{outside} of {len(known)}"
     what = "the only landmark lies" if len(known) == 1 else f"{counted} landmarks lie"
     return [f"{what} outside the scan, the first at ({first}) mm; {remedy}?"]

@@ -16,8 +16,9 @@ import re
 from pathlib import Path
 
 import numpy as np
+import SimpleITK as sitk
 
-from data_util.scans.frame import Frame
+from data_util.scans.frame import SET_UPRIGHT, Frame
 from errors import UserError
 
 SPACES = ("lps", "ras", "voxel")
@@ -26,6 +27,24 @@ DELIMITERS = (";", "\t", ",", " ")
 ENCODINGS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}  # by the byte order mark
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 MISSING = ("", "nan")
+
+
+def frame_for_voxels(native: sitk.Image, path: str | Path) -> Frame:
+    """The frame by which landmarks in voxels of a scan's file become places.
+
+    Args:
+        native: the scan as `images.read_native` reads it.
+        path: the table of landmarks, for the message.
+
+    Raises:
+        UserError: the scan's axes are not at right angles in its file, so it was resampled and has other voxels.
+    """
+    if native.HasMetaDataKey(SET_UPRIGHT):
+        raise UserError(
+            f"{path}: landmarks in voxels of a scan whose axes are not at right angles, which was set upright; give "
+            "them in mm"
+        )
+    return Frame.of(native)
 
 
 def read_points(path: str | Path, space: str = "lps", frame: Frame | None = None) -> np.ndarray:

@@ -258,7 +258,7 @@ def test_everything_kept_of_every_cascade(work):
         *(f"{name}{e}" for e in (".txt", ".csv", ".json", "-cascades.csv", "-cascades.png")),
     }
     assert sorted(p.name for p in (folder / name).iterdir()) == sorted([*pairs, f"{pairs[0]}.png", f"{pairs[2]}.png"])
-    images = ["fixed_seg", "flow", "moving", "moving_seg", "warped_seg"]
+    images = ["fixed_seg", "flow_voxels", "moving", "moving_seg", "warped_seg"]
     assert sorted(p.name for p in (folder / name / pairs[3]).iterdir()) == [f"{image}.nii.gz" for image in images]
     flow = sitk.ReadImage(str(folder / name / pairs[2] / "flow.nii.gz"))
     assert (flow.GetSize(), flow.GetNumberOfComponentsPerPixel()) == (SIZE, 3)
