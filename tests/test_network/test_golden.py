@@ -10,6 +10,7 @@ import tensorflow as tf
 from network import checkpoints, metrics
 from network.augmentation import spline_flow, warp_points
 from network.config import CascadeConfig
+from network.kernels import whole_step
 from network.losses import cascade_losses
 from network.recursive_cascaded_networks import build_network
 from network.spatial_transformer import sample_at_points, warp
@@ -68,7 +69,7 @@ def test_forward(name):
     golden, (architecture, labels) = recorded(name), FORWARD[name]
     network, batch = rule_network(*architecture), rule_batch(kind="labels" if labels else "organ")
 
-    @tf.function
+    @whole_step
     def run():
         output = network((batch["fixed"], batch["moving"]))
         return output, cascade_losses(batch["fixed"], output, network.config)
@@ -96,7 +97,7 @@ def test_gradients_and_adam_steps():
     network, batch = rule_network("VTN", 1, augmentation="identity"), rule_batch()
     weights = network.named_weights()
 
-    @tf.function
+    @whole_step
     def gradients():
         with tf.GradientTape() as tape:
             output = network((batch["fixed"], batch["moving"]))
@@ -125,7 +126,7 @@ def train_losses(network, batch, optimizer, steps):
     optimizer.learning_rate = 1e-4
     trainer = Trainer(network)
     trainer.compile(optimizer=optimizer)
-    step = tf.function(trainer.train_step)
+    step = whole_step(trainer.train_step)
     images = {"fixed": batch["fixed"], "moving": batch["moving"]}
     return [float(step(images)["loss"]) for _ in range(steps)]
 
