@@ -174,11 +174,15 @@ def load_dataset_config(path: str | Path) -> DatasetConfig:
 def _read_json(path: Path) -> Any:
     try:
         text = path.read_text(encoding="utf-8-sig")
-        return json.loads(text)
+        content = json.loads(text)
+        json.dumps(content, ensure_ascii=False).encode()  # half of a pair of \u escapes is no text
+        return content
     except FileNotFoundError:
         raise UserError(f"{path}: no such dataset config; give the path of a .json file with -d") from None
     except OSError as error:
         raise UserError(f"{path}: the dataset config cannot be read ({error.strerror})") from error
+    except UnicodeEncodeError as error:
+        raise UserError(f"{path}: has the escape {error.object[error.start]!r}, which is no character") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: the dataset config is not UTF-8 text ({error.reason})") from error
     except json.JSONDecodeError as error:
@@ -188,6 +192,8 @@ def _read_json(path: Path) -> Any:
         raise UserError(
             f"{path}, line {error.lineno}, column {error.colno}: not valid JSON ({error.msg}{hint})"
         ) from error
+    except ValueError:
+        raise UserError(f"{path}: has a number of thousands of digits; write what it should be") from None
     except RecursionError:
         raise UserError(f"{path}: it is nested too deeply; write it as datasets/README.md says") from None
 

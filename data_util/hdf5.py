@@ -181,7 +181,7 @@ class HDF5Reader(Reader):
                 raise UserError(
                     f"{where}: no dataset 'volume' (it has {have}); a scan must be a group with a dataset 'volume'"
                 )
-            arrays = {name: _Array(group[name], where) for name in (*ARRAYS, SPACING) if name in group}
+            arrays = {name: _Array(group[name], name, where) for name in (*ARRAYS, SPACING) if name in group}
             attributes = {name: group.attrs[name] for name in (SPACING, DOUBTS) if name in group.attrs}
             if "flow" in arrays and FLOW_SOURCE in group["flow"].attrs:
                 attributes["flow_source"] = group["flow"].attrs[FLOW_SOURCE]
@@ -191,8 +191,7 @@ class HDF5Reader(Reader):
 class _Array:
     """A dataset of numbers that is read when NumPy asks for its values."""
 
-    def __init__(self, dataset: h5py.Dataset, where: str) -> None:
-        name = dataset.name.rpartition("/")[2]
+    def __init__(self, dataset: h5py.Dataset, name: str, where: str) -> None:
         if not isinstance(dataset, h5py.Dataset):
             raise UserError(f"{where}: '{name}' is no array of numbers; write it again as a dataset of numbers")
         if dataset.shape is None:
@@ -204,11 +203,18 @@ class _Array:
                 "again with gzip (h5repack -f GZIP=4), or name the folder of the filter's plugin in HDF5_PLUGIN_PATH"
             )
         self.shape, self.dtype = dataset.shape, dataset.dtype
-        self._dataset = dataset
+        self._dataset, self._name, self._where = dataset, name, where
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        with hdf5_errors(Path(self._dataset.file.filename)):
-            return np.asarray(self._dataset[()], dtype)
+        try:
+            with hdf5_errors(Path(self._dataset.file.filename)):
+                return np.asarray(self._dataset[()], dtype)
+        except MemoryError as error:
+            size = "x".join(map(str, self.shape))
+            raise UserError(
+                f"{self._where}: '{self._name}' is {size} of {self.dtype}, more than the memory holds; is its size "
+                "right? Else close other programs, or use a machine with more memory"
+            ) from error
 
 
 def _missing_filter(dataset: h5py.Dataset) -> str | None:
@@ -243,6 +249,11 @@ def hdf5_errors(path: Path) -> Iterator[None]:
             raise UserError(
                 f"{path}: is being written, or its writer ended before it closed the file; wait for it, or write the "
                 f"file again ({reason})"
+            ) from error
+        if "component not found" in reason or "can't open file" in reason:
+            raise UserError(
+                f"{path}: has a link to something that is not there; put the linked file back, or copy what it links "
+                f"to into this file ({reason})"
             ) from error
         raise UserError(
             f"{path}: cannot be read as HDF5, perhaps cut off or damaged; get the file again ({reason})"

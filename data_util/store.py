@@ -4,7 +4,8 @@ import difflib
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -187,7 +188,8 @@ class ScanStore:
     def _describe(self, scan_id: str) -> tuple[Description, np.ndarray | None, np.ndarray | None]:
         with self._lock:
             if scan_id not in self._described:
-                self._described[scan_id] = _describe(*self._members(scan_id))
+                with _reader_errors(*self.locate(scan_id)):
+                    self._described[scan_id] = _describe(*self._members(scan_id))
             return self._described[scan_id]
 
     def _array(self, scan_id: str, name: str) -> np.ndarray:
@@ -195,14 +197,32 @@ class ScanStore:
         if (scan_id, name) in self._arrays:
             self._arrays.move_to_end((scan_id, name))
             return self._arrays[scan_id, name]
-        members, where = self._members(scan_id)
-        array = _CHECKED[name](np.asarray(members[name]), where)
+        with _reader_errors(*self.locate(scan_id)):
+            members, where = self._members(scan_id)
+            array = np.asarray(members[name])
+        array = _CHECKED[name](array, where)
         array.flags.writeable = False
         self._arrays[scan_id, name] = array
         self._array_bytes += array.nbytes
         while self._array_bytes > self._cache_bytes:
             self._array_bytes -= self._arrays.popitem(last=False)[1].nbytes
         return array
+
+
+@contextmanager
+def _reader_errors(file: DataFile, key: str) -> Iterator[None]:
+    """Say which scan a reader of one's own failed at; HDF5's says what is wrong itself."""
+    try:
+        yield
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:
+        if file.type == "HDF5":
+            raise
+        reason = (str(error) or "no message").splitlines()[0]
+        raise UserError(
+            f"{file.path}, scan '{key}': the {file.type} reader failed ({type(error).__name__}: {reason})"
+        ) from error
 
 
 def report_id(scan_id: str) -> str:
@@ -245,7 +265,6 @@ def _describe(members: Mapping[str, Any], where: str) -> tuple[Description, np.n
         raise UserError(f"{where}: segmentation is {segmentation.shape}; it must be as its volume, {volume.shape}")
     points, lost = _points(members, where)
     spacing = _spacing(members, where)
-    doubts = members.get("doubts")
     description = Description(
         shape=volume.shape,
         dtype=volume.dtype,
@@ -254,7 +273,7 @@ def _describe(members: Mapping[str, Any], where: str) -> tuple[Description, np.n
         has_segmentation=segmentation is not None,
         has_spacing=spacing is not None,
         flow_source=_flow_source(members, volume.shape, where),
-        doubts=None if doubts is None else _text(doubts) or None,
+        doubts=" ".join(_text(members.get("doubts")).split()) or None,
     )
     return description, points, spacing
 
@@ -279,7 +298,8 @@ def _points(members: Mapping[str, Any], where: str) -> tuple[np.ndarray | None, 
         return None, 0
     if len(member.shape) != 2 or member.shape[1] != 3:
         raise UserError(f"{where}: point is {member.shape}; it must be (number of landmarks, 3)")
-    points = np.array(member, np.float32)
+    with np.errstate(over="ignore"):  # what is too large becomes infinite, which is an error
+        points = np.array(member, np.float32)
     if np.isinf(points).any():
         raise UserError(f"{where}: point has infinite values; store voxel coordinates [x, y, z], NaN for a missing one")
     is_nan = np.isnan(points).any(axis=1)
@@ -328,7 +348,8 @@ def _check_labels(labels: np.ndarray, where: str) -> np.ndarray:
     """Labels as int32 or a smaller type; those stored as floats are rounded where they are nearly whole numbers."""
     if labels.dtype.kind == "f":
         rounded = np.rint(labels)
-        wrong = ~(np.abs(labels - rounded) <= ROUNDED)  # NaN too
+        with np.errstate(invalid="ignore"):  # of infinite ones, which are wrong like NaN
+            wrong = ~(np.abs(labels - rounded) <= ROUNDED)
         if wrong.any():
             raise UserError(
                 f"{where}: segmentation has values that are not whole numbers, such as {float(labels[wrong][0])!r}; "
@@ -336,10 +357,10 @@ def _check_labels(labels: np.ndarray, where: str) -> np.ndarray:
             )
         labels = rounded
     if labels.dtype.kind == "f" or labels.dtype.itemsize >= 4:
-        for value in (labels.min(), labels.max()):
+        for value in (int(labels.min()), int(labels.max())):
             if not INT32.min <= value <= INT32.max:
                 raise UserError(
-                    f"{where}: segmentation has the value {int(value)}; labels are whole numbers up to {INT32.max}: "
+                    f"{where}: segmentation has the value {value}; labels are whole numbers up to {INT32.max}: "
                     "give them smaller ones"
                 )
         labels = labels.astype(np.int32)
@@ -347,6 +368,8 @@ def _check_labels(labels: np.ndarray, where: str) -> np.ndarray:
 
 
 def _check_flow(flow: np.ndarray, where: str) -> np.ndarray:
+    if np.isinf(flow).any():
+        raise UserError(f"{where}: flow has infinite values; write it again, NaN where it is not known")
     return np.asarray(flow, np.float32)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from data_util.config import DatasetConfig, save_json
+from data_util.grey_values import from_unit, to_uint8
 from data_util.hdf5 import new_file, replace_array
 from data_util.store import ScanStore
 from errors import UserError
@@ -15,7 +16,7 @@ from errors import UserError
 # Name -> (member of a scan, what becomes of its array).
 MENDS = {
     "mask": ("segmentation", lambda array: np.where(array != 0, 255, 0).astype(np.uint8)),
-    "scale": ("volume", lambda array: np.rint(array * 255.0).astype(np.uint8)),
+    "scale": ("volume", lambda array: to_uint8(from_unit(array))),
     "uint8": ("volume", lambda array: array.astype(np.uint8)),
 }
 
@@ -43,10 +44,10 @@ def mend(config: DatasetConfig, findings: Iterable[Any]) -> list[Path]:
             _, subset, entry = finding.mend
             content["subsets"][subset].remove(entry)
         elif finding.mend:
-            file, key = ScanStore(config.files).locate(finding.where)
-            if file.type != "HDF5":
-                raise UserError(f"{file.path}: --fix mends HDF5 files only, and this one is read as {file.type}")
-            scans.setdefault(file.path, []).append((key, *MENDS[finding.mend]))
+            data, key = ScanStore(config.files).locate(finding.where)
+            if data.type != "HDF5":
+                raise UserError(f"{data.path}: --fix mends HDF5 files only, and this one is read as {data.type}")
+            scans.setdefault(data.path, []).append((key, *MENDS[finding.mend]))
     copies = {file: file.with_name(f"{file.stem}_fixed{file.suffix}") for file in scans}
     new_config = path.with_name(f"{path.stem}_fixed{path.suffix}")
     for copy in (*copies.values(), new_config):
