@@ -8,6 +8,7 @@ is what may be meant. `--fix` writes a mended copy beside the files and leaves t
 
 import argparse
 import hashlib
+import shlex
 import sys
 from contextlib import suppress
 from dataclasses import dataclass
@@ -30,9 +31,14 @@ COARSE, NEAR_COPY = 12, 0.9995  # blocks along an axis, and the correlation from
 
 @dataclass(frozen=True)
 class Finding:
-    """Something wrong: ERROR or WARNING, where (a scan's id, a subset, a scheme), what, and how --fix mends it.
+    """Something wrong.
 
-    `mend` is one of mend.MENDS for a scan, ("entry", subset, id) for an id to be left out of the config, or None.
+    Attributes:
+        level: ERROR or WARNING.
+        where: a scan's id, a subset or a scheme.
+        what: what is wrong, and the remedy.
+        mend: how --fix mends it: one of `repair.MENDS` for a scan, ("entry", subset, id) for an id to be left out of
+            the config, or None where it does not.
     """
 
     level: str
@@ -78,7 +84,9 @@ class Check:
                 self._look_at(scan_id, hashes)
                 self.readable.append(scan_id)
             except UserError as error:
-                self._add(ERROR, scan_id, f"{error}")
+                file, key = self.store.locate(scan_id)
+                # Without the scan's name, which the table tells: so equal findings are one line.
+                self._add(ERROR, scan_id, f"{error}".removeprefix(f"{file.path}, scan '{key}': "))
         self._compare_copies(hashes)
         self._compare_labels()
         self._count()
@@ -177,8 +185,9 @@ class Check:
         copies = [ids for ids in hashes.values() if len(ids) > 1]
         same = {frozenset((a, b)) for ids in copies for a in ids for b in ids if a != b}
         alike = [pair for pair in near_copies(self._coarse) if frozenset(pair) not in same]
-        known = {scan for scan, about in self._about.items() if about.flow_source is not None}
-        alike = [pair for pair in alike if not known & set(pair)]  # deformed copies by intent
+        # A scan and the one that a known flow made of it may be as alike as they are meant to be.
+        made = {frozenset((scan, about.flow_source)) for scan, about in self._about.items()}
+        alike = [pair for pair in alike if frozenset(pair) not in made]
         training = self._training_schemes()
         trained = {scan for name in training for scan in self._scans_of(name)} - set(self._atlas)
         evaluated = {scan for name in self._schemes if name not in training for scan in self._scans_of(name)}
@@ -369,7 +378,21 @@ def main(argv=None):
     if args.figure:
         draw(check, args.figure)
         print(f"figure: {args.figure}")
+    print(f"next: {next_step(check)}")
     return int(any(finding.level == ERROR for finding in check.findings))
+
+
+def next_step(check: Check) -> str:
+    """What to do after a look at a data set: mend what is wrong, or train."""
+    config = shlex.quote(str(check.config.path))
+    if any(finding.level == ERROR for finding in check.findings):
+        if any(finding.mend for finding in check.findings):
+            return f"python -m data_util.check {config} --fix"
+        return "mend the errors above and look again with the same command"
+    schemes = [scheme for scheme, *_ in check.rows]
+    if "1" in schemes:
+        return f"python train.py -d {config}" + ' --data_args "paired=True"' * check.paired
+    return f"python eval.py -c RUN -d {config} -v {shlex.quote(schemes[0])}" + " --paired" * check.paired
 
 
 if __name__ == "__main__":

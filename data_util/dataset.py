@@ -35,7 +35,10 @@ _BATCHES_AHEAD = 2
 def user_errors():
     """Wrap a loop over a dataset (or a `fit`) in this: a UserError of a reader thread is raised as that UserError.
 
-    TensorFlow hands an exception of a reader on as an error of its own that has only its text.
+    When reading a pair fails, TensorFlow raises an error of its own, of which only the text says what had happened.
+
+    Raises:
+        UserError: reading a pair raised it.
     """
     try:
         yield
@@ -50,10 +53,12 @@ def user_errors():
 class Subset:
     """A subset as one scheme uses it.
 
-    name, fraction: as in the config.
-    ids:            ids of its scans, in order.
-    scans:          what `pairs` counts in: the ids, and the atlas last where it is not one of them.
-    pairs:          sequence of (fixed index, moving index).
+    Attributes:
+        name: as in the config.
+        fraction: its share of the pairs that training draws.
+        ids: ids of its scans, in order.
+        scans: the ids, and the atlas last where it is not one of them.
+        pairs: (fixed, moving), both as indices into `scans`.
     """
 
     name: str
@@ -71,10 +76,21 @@ class Subset:
 def open_scheme(config, scheme, paired=False, store=None):
     """Open scheme `scheme` (its name) of a DatasetConfig; every scan it uses is looked at, but not read.
 
-    Pairs are all ordered pairs of a subset's scans; with `paired`, scans 0 and 1, 2 and 3, .. both ways round; where
-    the config has an atlas, the atlas as the fixed image of every other scan. `store` lets several schemes share a
-    ScanStore. Raises UserError for an unknown scheme, a subset without pairs or, with `paired`, with an odd number of
-    scans, a missing or damaged file or scan, and a volume that is not of the config's image size.
+    Pairs are all ordered pairs of a subset's scans; where the config has an atlas, the atlas as the fixed image of
+    every other scan.
+
+    Args:
+        config: the data set.
+        scheme: name of the scheme.
+        paired: pair scans 0 and 1, 2 and 3, .. both ways round, and no others.
+        store: reads the scans; several schemes may share one. None: a store of its own.
+
+    Returns:
+        The scheme's pairs.
+
+    Raises:
+        UserError: the scheme is unknown, a subset has no pair or, with `paired`, an odd number of scans, a file or a
+            scan is missing or damaged, or a volume is not of the config's image size.
     """
     if scheme not in config.schemes:
         raise UserError(f"{config.path}: no scheme '{scheme}'; known are {', '.join(config.schemes)}")
@@ -113,12 +129,13 @@ def open_scheme(config, scheme, paired=False, store=None):
 class Scheme(Sequence):
     """The pairs of a scheme, subset after subset: `len(scheme)`, `scheme[k] -> (fixed id, moving id)`; see open_scheme.
 
-    image_size: (X, Y, Z).
-    labels:     name -> value in the segmentations, or None.
-    orientation: where the axes of its volumes run to, such as 'LPS'; None where it is unknown.
-    label_values: the values alone, or None.
-    subsets:    tuple of Subset.
-    has_flow:   whether some pair is a scan and the scan it was made from by a known flow.
+    Attributes:
+        image_size: (X, Y, Z).
+        labels: name -> value in the segmentations, or None.
+        orientation: where the axes of its volumes run to, such as 'LPS'; None where it is unknown.
+        label_values: the values alone, or None.
+        subsets: tuple of Subset.
+        has_flow: whether some pair is a scan and the scan it was made from by a known flow.
     """
 
     def __init__(self, config, subsets, store):
@@ -154,12 +171,21 @@ class Scheme(Sequence):
     def training(self, batch, seed, start_step, stop_step, devices=1, worker=0, workers=1):
         """Batches of training steps start_step .. stop_step - 1, counted from 0: keys fixed, moving and seed.
 
-        `batch` pairs make a step. They are divided evenly and in order among the `workers`, of which this is number
-        `worker`, and a worker's share among its devices: the dataset gives one device's part after another, for
-        `devices` in all.
-
-        A step's batch depends on `batch`, `seed` (int) and the step alone, so a run that goes on at a later step sees
+        A step's pairs depend on `batch`, `seed` and the step alone, so a run that is continued at a later step sees
         what it would have seen. Pairs are decoded by several threads and batched ahead of their use.
+
+        Args:
+            batch: pairs of a step, divided evenly and in order among the workers, and a worker's share among its
+                devices.
+            seed: chooses the order of the pairs.
+            start_step: the first step.
+            stop_step: the step after the last one.
+            devices: number of devices of all workers; an element of the dataset is the part of one device.
+            worker: number of this worker.
+            workers: how many there are.
+
+        Returns:
+            A dataset of Batches.
         """
         order = self._order(seed)
         volume = tf.TensorSpec((*self.image_size, 1), tf.float32)
@@ -181,7 +207,15 @@ class Scheme(Sequence):
     def evaluation(self, batch, indices=None):
         """Full Batches of the pairs `indices` (default: all) in that order; the last one is filled up to `batch`.
 
-        Raises UserError where the two scans of a pair have landmarks, but not equally many.
+        Args:
+            batch: number of pairs in a Batch.
+            indices: numbers of pairs; None: all.
+
+        Returns:
+            A dataset of Batches.
+
+        Raises:
+            UserError: the two scans of a pair have landmarks, but not equally many.
         """
         indices = range(len(self)) if indices is None else [range(len(self))[k] for k in indices]
         self._check_landmarks(indices)

@@ -40,8 +40,25 @@ def atlas_pairs(n, atlas):
 def permute(k, n, seed):
     """Element `k` of a pseudo-random permutation of range(n) that `seed` (int or tuple of ints) chooses.
 
-    Needs no memory, and any element is had at once: a Feistel network permutes the smallest 2^(2h) >= n, and what
-    falls outside range(n) is permuted again until it falls inside, which is a permutation of range(n).
+    A Feistel network permutes the smallest 2^(2h) >= n; what falls outside range(n) is permuted again until it falls
+    inside. A NumPy permutation would be shorter, and is not used for two reasons: a run that is continued with -c must
+    draw the pairs that it would have drawn, and --val_pairs must validate the same pairs as before, so the order for a
+    seed may never change; and any element can be computed alone, so a run may continue at any step without memory.
+
+    Args:
+        k: place in the permutation, 0 .. n - 1.
+        n: number of elements.
+        seed: int or tuple of ints.
+
+    Returns:
+        The element, 0 .. n - 1.
+
+    Raises:
+        IndexError: `k` is outside range(n).
+
+    Example:
+        >>> [permute(k, 5, seed=0) for k in range(5)]
+        [2, 1, 4, 0, 3]
     """
     if not 0 <= k < n:
         raise IndexError(f"element {k} of a permutation of {n}")
@@ -59,13 +76,14 @@ def permute(k, n, seed):
 class TrainingOrder:
     """The endless order of training draws: `order[n] -> (subset index, pair index)` for n = 0, 1, 2, ...
 
-    lengths:   number of pairs of each subset.
-    fractions: share of the draws that each subset gets; they add up to 1.
-    seed:      int; the same seed gives the same order, and order[n] does not depend on what was asked before.
-
     Shares are spread evenly (smooth weighted round robin): every draw adds its fraction to each subset's credit, the
-    highest credit wins and pays 1. Within a subset the draws walk through a fresh permutation each round, so no pair
-    comes again before all have come.
+    subset with the highest credit is drawn from and pays 1. Within a subset the draws follow a permutation, and then
+    another one, so that no pair comes again before all have come.
+
+    Args:
+        lengths: number of pairs of each subset.
+        fractions: share of the draws that each subset gets; they add up to 1.
+        seed: the same seed gives the same order, and order[n] does not depend on what was asked before.
     """
 
     def __init__(self, lengths, fractions, seed):

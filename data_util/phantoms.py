@@ -6,6 +6,7 @@ What is drawn is in `data_util.making.anatomy`, the flows in `data_util.making.k
 """
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 
@@ -26,8 +27,21 @@ def write_dataset(prefix, size, n_train, n_pairs, seed, overwrite=False):
     known  `n_pairs` adjacent pairs (s, d), scheme "known": d is s deformed by a known flow, a placement and a smooth
            one together, so that the pair fixed d, moving s has its true flow in the file; the reverse has none.
 
-    No two individuals are alike, and the same arguments give the same set. Raises UserError for a size below 16,
-    fewer than two training scans, no pair, a negative seed, and as `write_scans` does.
+    No two individuals are alike, and the same arguments give the same set.
+
+    Args:
+        prefix: path of both files without their endings.
+        size: voxels along x, y, z, at least 16 each.
+        n_train: number of training scans, at least 2.
+        n_pairs: number of pairs of `val` and of `known`, at least 1.
+        seed: another seed, other individuals; from 0.
+        overwrite: replace files that are there.
+
+    Returns:
+        Paths of the HDF5 file and the config.
+
+    Raises:
+        UserError: a number is too small, or a file is there already (unless `overwrite`) or cannot be written.
     """
     check_size(size)
     if n_train < 2 or n_pairs < 1:
@@ -69,6 +83,7 @@ def main(argv=None):
         f"{data}: {args.train} training scans, {args.pairs} validation pairs, {args.pairs} known pairs, {size} voxels"
     )
     print(f"{config}: the config, for -d")
+    print(f"next: python train.py -d {shlex.quote(str(config))}")
 
 
 if __name__ == "__main__":

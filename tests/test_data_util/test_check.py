@@ -62,6 +62,7 @@ def test_a_good_set_is_counted_and_has_no_fault(folder, capsys):
         "known   known   2      2      2",
         "",
         "sets/p.json: 8 scans, 0 errors, 0 warnings",
+        "next: python train.py -d sets/p.json",
     ]
     assert sorted(p.name for p in pathlib.Path("sets").iterdir()) == ["p.h5", "p.json"]
 
@@ -206,7 +207,7 @@ def test_a_missing_or_damaged_file_is_one_line_and_a_scheme_can_be_looked_at_alo
     assert sum("gone.h5: no such HDF5 file" in line for line in found) == 1
     assert sum("bad.h5: cannot be read as HDF5" in line for line in found) == 1
     assert not any("--fix" in line for line in found)
-    assert lines(capsys, "-v", "2, known", status=0)[-1] == "sets/p.json: 4 scans, 0 errors, 0 warnings"
+    assert lines(capsys, "-v", "2, known", status=0)[-2] == "sets/p.json: 4 scans, 0 errors, 0 warnings"
     assert look("-v", "9") == 1
     assert "no scheme '9'; known are 1, 2, known" in capsys.readouterr().err
 
@@ -227,7 +228,7 @@ def test_fix_writes_a_mended_copy_and_leaves_the_rest_as_it_is(folder, capsys):
     before = [pathlib.Path(f"sets/p.{ending}").read_bytes() for ending in ("h5", "json")]
     found = lines(capsys, "--fix", status=0)
     assert "mended: sets/p_fixed.h5, sets/p_fixed.json" in "\n".join(found).replace(f"{folder}/", "")
-    assert found[-1] == "sets/p_fixed.json: 8 scans, 0 errors, 0 warnings"
+    assert found[-2] == "sets/p_fixed.json: 8 scans, 0 errors, 0 warnings"
     assert [pathlib.Path(f"sets/p.{ending}").read_bytes() for ending in ("h5", "json")] == before
     with h5py.File("sets/p_fixed.h5") as file:
         assert set(file) == set(good)
@@ -246,7 +247,7 @@ def test_fix_mends_nothing_that_could_be_meant_otherwise(folder, capsys):
     change("5", "segmentation", set_voxel(3))
     change("0", "volume", set_voxel(-1000, np.int16))
     found = lines(capsys, "--fix")
-    assert found[-1].startswith("--fix: nothing here can be mended")
+    assert found[-2].startswith("--fix: nothing here can be mended")
     assert sorted(p.name for p in pathlib.Path("sets").iterdir()) == ["p.h5", "p.json"]
 
 
@@ -267,3 +268,31 @@ def test_a_config_that_is_none_is_told(folder, capsys):
     assert "unknown key 'colour'" in capsys.readouterr().err
     with pytest.raises(UserError, match="no such dataset config"):
         check.main(["sets/nothing.json"])
+
+
+def test_a_near_copy_of_a_scan_with_a_known_flow_is_one_and_its_source_is_none(folder, capsys):
+    with h5py.File("sets/p.h5", "r+") as file:  # hardly deformed, as a small known flow does it
+        file["7/volume"][...] = np.clip(file["6/volume"][...], 1, 254)
+    lines(capsys, status=0)
+    with h5py.File("sets/p.h5", "r+") as file:
+        file["0/volume"][...] = np.clip(file["7/volume"][...], 2, 253)
+    found = [line for line in lines(capsys) if line.startswith("error")]
+    assert any("p/0, p/7" in line and "nearly the same volume, and are both trained on" in line for line in found)
+
+
+def test_equal_faults_that_end_the_look_at_a_scan_are_one_line(folder, capsys):
+    for key in ("4", "5"):
+        change(key, "volume", set_voxel(np.nan, np.float32))
+    one(lines(capsys), "error", "p/4, p/5", "  volume has 1 voxels that are NaN or infinite")
+
+
+def test_the_next_step_is_told(folder, capsys):
+    assert lines(capsys, status=0)[-1] == "next: python train.py -d sets/p.json"
+    assert lines(capsys, "--paired", status=0)[-1] == 'next: python train.py -d sets/p.json --data_args "paired=True"'
+    found = lines(capsys, "-v", "known", "--paired", status=0)
+    assert found[-1] == "next: python eval.py -c RUN -d sets/p.json -v known --paired"
+    change("0", "segmentation", lambda a: a // 255)
+    assert lines(capsys)[-1] == "next: python -m data_util.check sets/p.json --fix"
+    assert lines(capsys, "--fix", status=0)[-1] == "next: python train.py -d sets/p_fixed.json"
+    change("0", "segmentation", lambda a: a * 0)
+    assert lines(capsys)[-1] == "next: mend the errors above and look again with the same command"

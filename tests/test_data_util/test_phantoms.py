@@ -294,7 +294,9 @@ def test_counts_and_seeds_that_make_no_set_are_refused(arguments, message, tmp_p
 def test_the_command_writes_a_set_and_says_so(tmp_path, capsys):
     arguments = ["-o", str(tmp_path / "new" / "toy"), "--size", "16", "18", "20", "--train", "2", "--pairs", "1"]
     assert cli.run(phantoms.main, arguments) == 0
-    assert "2 training scans, 1 validation pairs, 1 known pairs, 16x18x20" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "2 training scans, 1 validation pairs, 1 known pairs, 16x18x20" in out
+    assert out.splitlines()[-1] == f"next: python train.py -d {tmp_path / 'new' / 'toy.json'}"
     assert (tmp_path / "new" / "toy.json").exists()
     assert cli.run(phantoms.main, arguments) == 1
     error = capsys.readouterr().err

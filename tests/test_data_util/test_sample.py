@@ -192,6 +192,7 @@ def test_the_set_is_made_of_both_cts_and_their_deformations(downloads, tmp_path,
     out = capsys.readouterr().out
     assert "12 training scans" in out
     assert "4 known pairs" in out
+    assert out.splitlines()[-1] == f"next: python train.py -d {tmp_path / 's' / 'sample.json'}"
     assert sorted(p.name for p in (tmp_path / "s").iterdir()) == ["sample.h5", "sample.json"]
     config = json.loads((tmp_path / "s" / "sample.json").read_text())
     assert config["image_size"] == list(size)
