@@ -143,9 +143,9 @@ class HDF5Reader(Reader):
         """Return the paths of all groups that have a volume."""
         found = []
 
-        def visit(name: str, item: h5py.Group | h5py.Dataset) -> None:
+        def visit(name: str | bytes, item: h5py.Group | h5py.Dataset) -> None:
             if isinstance(item, h5py.Group) and "volume" in item:
-                found.append(name)
+                found.append(_text(name))
 
         with hdf5_errors(self.path):
             self._file.visititems(visit)
@@ -164,7 +164,7 @@ class HDF5Reader(Reader):
                 matches = [
                     f"{parent}/{name}".lstrip("/")
                     for parent in matches
-                    for name in (self._file[parent] if parent else self._file)
+                    for name in map(_text, self._file[parent] if parent else self._file)
                     if fnmatchcase(name, part) and self._file.get(f"{parent}/{name}", getclass=True) is h5py.Group
                 ]
         return matches
@@ -177,7 +177,7 @@ class HDF5Reader(Reader):
             if not isinstance(group, h5py.Group):
                 raise UserError(f"{where}: is a dataset; a scan must be a group with a dataset 'volume'")
             if "volume" not in group:
-                have = ", ".join(group) or "nothing"
+                have = ", ".join(map(_text, group)) or "nothing"
                 raise UserError(
                     f"{where}: no dataset 'volume' (it has {have}); a scan must be a group with a dataset 'volume'"
                 )
@@ -215,6 +215,11 @@ class _Array:
                 f"{self._where}: '{self._name}' is {size} of {self.dtype}, more than the memory holds; is its size "
                 "right? Else close other programs, or use a machine with more memory"
             ) from error
+
+
+def _text(name: str | bytes) -> str:
+    """The name of a member; bytes that are no UTF-8, which h5py gives as they are, are written as escapes."""
+    return name.decode("utf-8", "backslashreplace") if isinstance(name, bytes) else name
 
 
 def _missing_filter(dataset: h5py.Dataset) -> str | None:

@@ -207,6 +207,23 @@ def test_a_reader_of_ones_own_that_fails_is_named_with_the_scan(tmp_path, monkey
 # ------------------------------------------------------------------------------------------------- damaged sets
 
 
+def test_names_in_a_file_that_are_no_text_are_shown_as_escapes(tmp_path, capsys):
+    path = set_of(tmp_path)
+    with h5py.File(tmp_path / "s.h5", "a") as file:
+        h5py.h5g.create(file.id, b"\xff3")
+        file[b"\xff3"]["volume"] = VOLUME
+    store = ScanStore(load_dataset_config(path).files)
+    assert store.ids("s") == ["s/0", "s/1", "s/2", "s/3", "s/\\xff3"]
+    with pytest.raises(UserError, match="no key '4'"):
+        store.describe("s/4")
+    with pytest.raises(UserError, match="no key"):
+        store.describe("s/\\xff3")
+    assert store.expand(["s/[0-3]"]) == ["s/0", "s/1", "s/2", "s/3"]
+    store.close()
+    assert cli.run(check.main, [str(path)]) == 0
+    assert "s/\\xff3 are in no subset" in capsys.readouterr().out
+
+
 @pytest.mark.filterwarnings("error::RuntimeWarning")
 @settings(max_examples=60, deadline=None)
 @given(st.data())
