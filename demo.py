@@ -5,6 +5,7 @@ import os
 import pathlib
 import sys
 import time
+from typing import Any
 
 import cli
 import devices
@@ -114,7 +115,7 @@ def check(args: argparse.Namespace) -> None:
             raise UserError(f"{path}: no such file; check --labels and --points")
 
 
-def asked_view(args: argparse.Namespace):
+def asked_view(args: argparse.Namespace) -> Any:
     """What --preprocess and --orientation ask for: a `View`."""
     from data_util.scans.view import PRESETS, View
 
@@ -123,7 +124,7 @@ def asked_view(args: argparse.Namespace):
     return View(orientation=args.orientation).completed(PRESETS.get(args.preprocess, View()))
 
 
-def read_landmarks(args: argparse.Namespace):
+def read_landmarks(args: argparse.Namespace) -> Any:
     """The landmarks of --points in mm (LPS), [n, 3], or None."""
     from data_util.scans.images import read_native
     from data_util.scans.points import frame_for_voxels, read_points

@@ -10,14 +10,17 @@ import argparse
 import hashlib
 import shlex
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tqdm
 
 from cli import run
-from data_util.config import load_dataset_config
+from data_util.config import DatasetConfig, load_dataset_config
 from data_util.making.repair import mend
 from data_util.output.contact_sheet import sheet_figure
 from data_util.store import ScanStore
@@ -65,20 +68,24 @@ class Check:
         UserError: there is no such scheme.
     """
 
-    def __init__(self, config, schemes=None, paired=False):
+    def __init__(self, config: DatasetConfig, schemes: Sequence[str] | None = None, paired: bool = False) -> None:
         for name in schemes or ():
             if name not in config.schemes:
                 raise UserError(f"{config.path}: no scheme '{name}'; known are {', '.join(config.schemes)}")
         self.config, self.paired = config, paired
-        self.findings, self.rows = [], []
+        self.findings: list[Finding] = []
+        self.rows: list[tuple] = []
         self.store = ScanStore(config.files, CACHE_BYTES)
         self._schemes = {name: config.schemes[name] for name in schemes or config.schemes}
         wanted = {subset for parts in self._schemes.values() for subset in parts}
         self._subsets = {name: self._expand(name) for name in config.subsets if name in wanted}
         self._atlas = [] if config.atlas is None else self._expand("atlas", (config.atlas,))
         self.scans = list(dict.fromkeys(scan for ids in (*self._subsets.values(), self._atlas) for scan in ids))
-        self._about, self._labels, self._coarse, hashes = {}, {}, {}, {}
-        self.readable = []
+        self._about: dict[str, Any] = {}
+        self._labels: dict[str, Any] = {}
+        self._coarse: dict[str, np.ndarray] = {}
+        hashes: dict[Any, list] = {}
+        self.readable: list[str] = []
         for scan_id in tqdm.tqdm(self.scans, desc=config.path.name, unit="scan"):
             try:
                 self._look_at(scan_id, hashes)
@@ -95,10 +102,10 @@ class Check:
             self._find_unused()
         self.store.close()
 
-    def _add(self, level, where, what, mend=None):
+    def _add(self, level: str, where: str, what: str, mend: str | tuple | None = None) -> None:
         self.findings.append(Finding(level, where, what, mend))
 
-    def _expand(self, name, entries=None):
+    def _expand(self, name: str, entries: Sequence[str] | None = None) -> list[str]:
         """The ids of a subset; each entry that gives none is a finding."""
         ids = []
         for entry in self.config.subsets[name] if entries is None else entries:
@@ -109,7 +116,7 @@ class Check:
                 self._add(ERROR, f"subset {name}", f"{error}", ("entry", name, entry) if mendable else None)
         return list(dict.fromkeys(ids))
 
-    def _is_absent(self, entry):
+    def _is_absent(self, entry: str) -> bool:
         """Whether an id's file is there, whole, and the scan is not in it."""
         with suppress(UserError):
             return not any(c in entry for c in "*?[") and not self.store.exists(entry)
@@ -117,7 +124,7 @@ class Check:
 
     # ------------------------------------------------------------------------------------------------- one scan
 
-    def _look_at(self, scan_id, hashes):
+    def _look_at(self, scan_id: str, hashes: dict[bytes, list[str]]) -> None:
         about = self.store.describe(scan_id)
         self._about[scan_id] = about
         if about.shape != self.config.image_size:
@@ -138,7 +145,7 @@ class Check:
         if about.has_segmentation:
             self._look_at_segmentation(scan_id, self.store.read(scan_id).segmentation)
 
-    def _look_at_volume(self, scan_id, volume):
+    def _look_at_volume(self, scan_id: str, volume: np.ndarray) -> None:
         low, high = volume.min(), volume.max()
         if low == high:
             self._add(ERROR, scan_id, f"volume is {low:g} everywhere; look at its source")
@@ -152,7 +159,7 @@ class Check:
             what = f"volume is {volume.dtype}; uint8 is smaller and read faster"
             self._add(WARNING, scan_id, what, "uint8" if whole else None)
 
-    def _look_at_points(self, scan_id, points, shape):
+    def _look_at_points(self, scan_id: str, points: np.ndarray, shape: Sequence[int]) -> None:
         outside = np.flatnonzero(((points < 0) | (points > np.array(shape) - 1)).any(axis=1))
         if len(outside):
             place = ", ".join(f"{part:g}" for part in points[outside[0]])
@@ -163,7 +170,7 @@ class Check:
                 "store voxel coordinates [x, y, z], NaN for a missing one",
             )
 
-    def _look_at_segmentation(self, scan_id, segmentation):
+    def _look_at_segmentation(self, scan_id: str, segmentation: Any) -> None:
         values = [int(value) for value in np.unique(segmentation)]
         inside = [value for value in values if value != 0]
         self._labels[scan_id] = inside
@@ -180,7 +187,7 @@ class Check:
 
     # ------------------------------------------------------------------------------------------------- all scans
 
-    def _compare_copies(self, hashes):
+    def _compare_copies(self, hashes: dict[bytes, list[str]]) -> None:
         """Name scans that are the same, or nearly, worst where one is trained on and another evaluated."""
         copies = [ids for ids in hashes.values() if len(ids) > 1]
         same = {frozenset((a, b)) for ids in copies for a in ids for b in ids if a != b}
@@ -199,13 +206,13 @@ class Check:
             else:
                 self._add(WARNING, listed(ids), f"{what}; keep one of them")
 
-    def _training_schemes(self):
+    def _training_schemes(self) -> list[str]:
         return [name for name in self._schemes if name == "1" or name.startswith("finetune-train-")]
 
-    def _scans_of(self, scheme):
+    def _scans_of(self, scheme: str) -> list[str]:
         return [scan for name in self._schemes[scheme] for scan in self._subsets[name]]
 
-    def _compare_labels(self):
+    def _compare_labels(self) -> None:
         for what, having in (
             ("segmentation", [scan for scan, about in self._about.items() if about.has_segmentation]),
             ("landmarks", [scan for scan, about in self._about.items() if about.landmarks]),
@@ -226,7 +233,7 @@ class Check:
             what = f"segmentations have values that it does not name: {listed(list(map(str, unknown)))}; not scored"
             self._add(WARNING, "segmentation_class_value", what)
 
-    def _count(self):
+    def _count(self) -> None:
         """Count pairs, and see that the scans of a pair go together."""
         for scheme, parts in self._schemes.items():
             for name in parts:
@@ -245,8 +252,8 @@ class Check:
                 for group in neighbours if self.paired else [[*others, *self._atlas] if self._atlas else ids]:
                     self._compare_landmarks(f"scheme {scheme}", group)
 
-    def _compare_landmarks(self, where, ids):
-        counts = {}
+    def _compare_landmarks(self, where: str, ids: Sequence[str]) -> None:
+        counts: dict[int, list[str]] = {}
         for scan_id in ids:
             if scan_id in self._about and self._about[scan_id].landmarks:
                 counts.setdefault(self._about[scan_id].landmarks, []).append(scan_id)
@@ -255,7 +262,7 @@ class Check:
             what = f"landmarks differ in number: {told}; store the same ones in every scan, NaN for a missing one"
             self._add(ERROR, where, what)
 
-    def _compare_schemes(self):
+    def _compare_schemes(self) -> None:
         """Name scans that a scheme for training shares with others."""
         training = self._training_schemes()
         for trained_on in training:
@@ -266,7 +273,7 @@ class Check:
                     what = f"shares {listed(shared)} with scheme {trained_on}, which is trained on; keep them apart"
                     self._add(ERROR, f"scheme {scheme}", what)
 
-    def _find_unused(self):
+    def _find_unused(self) -> None:
         """Name what is in the files and not in the config, or in the config and of no use."""
         for name in ("1", "2"):
             if name not in self.config.schemes:
@@ -288,7 +295,7 @@ def coarse(volume: np.ndarray) -> np.ndarray:
 
     A copy that was resampled, cropped by a voxel or stored in another type looks the same.
     """
-    small = volume.astype(np.float32)
+    small: np.ndarray = volume.astype(np.float32)
     for axis, size in enumerate(volume.shape):
         edges = np.linspace(0, size, min(COARSE, size) + 1).astype(int)
         small = np.add.reduceat(small, edges[:-1], axis=axis) / np.expand_dims(
@@ -314,7 +321,7 @@ def near_copies(looks: dict[str, np.ndarray]) -> list[tuple[str, str]]:
 # ---------------------------------------------------------------------------------------------------- command
 
 
-def draw(check, path):
+def draw(check: Check, path: str | Path) -> None:
     """Draw the mid-slices of the scans that a Check looked at, at most MOST_DRAWN of them, evenly spread."""
     faulty = {finding.where for finding in check.findings if finding.level == ERROR}
     store = ScanStore(check.config.files, CACHE_BYTES)
@@ -326,10 +333,10 @@ def draw(check, path):
     sheet_figure(path, shown, store.read, faulty)
 
 
-def told(check):
+def told(check: Check) -> list[str]:
     """What a Check found, as lines: the table of schemes, the table of findings, equal ones together, and their sum."""
     lines = _table([("scheme", "subset", "scans", "pairs", "paired"), *check.rows])
-    where = {}
+    where: dict[tuple, list[str]] = {}
     for finding in check.findings:
         where.setdefault((finding.level, finding.what, bool(finding.mend)), []).append(finding.where)
     rows = [
@@ -342,12 +349,12 @@ def told(check):
     return [*lines, "", f"{check.config.path}: {len(check.scans)} scans, {counts}"]
 
 
-def _table(rows):
+def _table(rows: Sequence[Sequence[Any]]) -> list[str]:
     widths = [max(len(str(cell)) for cell in column) for column in zip(*rows, strict=True)]
     return ["  ".join(f"{cell!s:<{w}}" for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
-def build_parser():
+def build_parser() -> argparse.ArgumentParser:
     """The command's flags."""
     parser = argparse.ArgumentParser(prog="python -m data_util.check", description="Look a data set over.")
     add = parser.add_argument
@@ -361,7 +368,7 @@ def build_parser():
     return parser
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> int:
     """Run the command; status 1 where there is an error."""
     args = build_parser().parse_args(argv)
     names = [name.strip() for name in args.val_subset.split(",")] if args.val_subset else None

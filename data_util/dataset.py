@@ -15,13 +15,15 @@ A Batch is a dict of tensors; B pairs of volumes X,Y,Z with at most L landmarks:
 
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from data_util.config import DatasetConfig
 from data_util.grey_values import to_unit
 from data_util.pairs import AllPairs, TrainingOrder, adjacent_pairs, atlas_pairs, permute
 from data_util.store import ScanStore, report_id
@@ -32,7 +34,7 @@ _BATCHES_AHEAD = 2
 
 
 @contextmanager
-def user_errors():
+def user_errors() -> Iterator[None]:
     """Wrap a loop over a dataset (or a `fit`) in this: a UserError of a reader thread is raised as that UserError.
 
     When reading a pair fails, TensorFlow raises an error of its own, of which only the text says what had happened.
@@ -67,13 +69,13 @@ class Subset:
     scans: tuple[str, ...]
     pairs: Sequence[tuple[int, int]]
 
-    def pair(self, k):
+    def pair(self, k: int) -> tuple[str, str]:
         """Pair number k as (fixed id, moving id)."""
         fixed, moving = self.pairs[k]
         return self.scans[fixed], self.scans[moving]
 
 
-def open_scheme(config, scheme, paired=False, store=None):
+def open_scheme(config: DatasetConfig, scheme: str, paired: bool = False, store: ScanStore | None = None) -> "Scheme":
     """Open scheme `scheme` (its name) of a DatasetConfig; every scan it uses is looked at, but not read.
 
     Pairs are all ordered pairs of a subset's scans; where the config has an atlas, the atlas as the fixed image of
@@ -102,7 +104,7 @@ def open_scheme(config, scheme, paired=False, store=None):
         ids = scans = tuple(store.expand(config.subsets[name]))
         if config.atlas is not None:
             scans = tuple(dict.fromkeys((*ids, *store.expand([config.atlas]))))
-            pairs = atlas_pairs(len(scans), scans.index(config.atlas))
+            pairs: Any = atlas_pairs(len(scans), scans.index(config.atlas))
         elif paired:
             try:
                 pairs = adjacent_pairs(len(ids))
@@ -138,7 +140,7 @@ class Scheme(Sequence):
         has_flow: whether some pair is a scan and the scan it was made from by a known flow.
     """
 
-    def __init__(self, config, subsets, store):
+    def __init__(self, config: DatasetConfig, subsets: tuple[Subset, ...], store: ScanStore) -> None:
         self.image_size = config.image_size
         self.labels = config.labels
         self.orientation = config.view.orientation
@@ -151,24 +153,33 @@ class Scheme(Sequence):
             not {self._about[scan].flow_source for scan in subset.scans}.isdisjoint(subset.scans) for subset in subsets
         )
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self._starts[-1]
 
-    def __getitem__(self, k):
+    def __getitem__(self, k: int) -> tuple[str, str]:  # type: ignore[override]
         k = range(len(self))[k]
         which = next(i for i, end in enumerate(self._starts[1:]) if k < end)
         return self.subsets[which].pair(k - self._starts[which])
 
-    def sample(self, n, seed):
+    def sample(self, n: int, seed: int) -> list[int]:
         """At most `n` different pair numbers, sorted; the same for the same seed, and all where there are no more."""
         return sorted(permute(k, len(self), seed) for k in range(min(n, len(self))))
 
-    def training_pair_ids(self, batch, seed, step):
+    def training_pair_ids(self, batch: int, seed: int, step: int) -> list[tuple[str, str]]:
         """The pairs of training step `step` (from 0): list of `batch` (fixed id, moving id)."""
         order = self._order(seed)
         return [self._drawn(order, n) for n in range(step * batch, (step + 1) * batch)]
 
-    def training(self, batch, seed, start_step, stop_step, devices=1, worker=0, workers=1):
+    def training(
+        self,
+        batch: int,
+        seed: int,
+        start_step: int,
+        stop_step: int,
+        devices: int = 1,
+        worker: int = 0,
+        workers: int = 1,
+    ) -> tf.data.Dataset:
         """Batches of training steps start_step .. stop_step - 1, counted from 0: keys fixed, moving and seed.
 
         A step's pairs depend on `batch`, `seed` and the step alone, so a run that is continued at a later step sees
@@ -193,7 +204,7 @@ class Scheme(Sequence):
 
         share = batch // workers
 
-        def read(k):
+        def read(k: int) -> dict[str, Any]:
             n = k // share * batch + worker * share + k % share
             fixed, moving = (self._store.read(scan_id, segmentation=False) for scan_id in self._drawn(order, n))
             return {
@@ -204,7 +215,7 @@ class Scheme(Sequence):
 
         return _batches(read, spec, range(start_step * share, stop_step * share), batch // devices)
 
-    def evaluation(self, batch, indices=None):
+    def evaluation(self, batch: int, indices: Sequence[int] | None = None) -> tf.data.Dataset:
         """Full Batches of the pairs `indices` (default: all) in that order; the last one is filled up to `batch`.
 
         Args:
@@ -222,9 +233,11 @@ class Scheme(Sequence):
         landmarks = max(about.landmarks for about in self._about.values())
         spec = self._evaluation_spec(landmarks)
 
-        def read(n):
+        def read(n: int) -> dict[str, Any]:
             k = indices[n] if n < len(indices) else -1
-            sample = {name: np.full(s.shape, _EMPTY[s.dtype], s.dtype.as_numpy_dtype) for name, s in spec.items()}
+            sample: dict[str, Any] = {
+                name: np.full(s.shape, _EMPTY[s.dtype], s.dtype.as_numpy_dtype) for name, s in spec.items()
+            }
             if k < 0:
                 return sample | {"fixed": np.zeros_like(sample["fixed"]), "moving": np.zeros_like(sample["moving"])}
             fixed_id, moving_id = self[k]
@@ -237,7 +250,7 @@ class Scheme(Sequence):
                 if scan.points is not None:
                     sample[f"{side}_points"][: len(scan.points)] = scan.points
                 if scan.spacing is not None:
-                    sample[f"{side}_spacing"] = scan.spacing.astype(np.float32)
+                    sample[f"{side}_spacing"] = np.asarray(scan.spacing, np.float32)
             if true_flow:
                 sample["true_flow"] = fixed.flow
             ids = np.array([report_id(fixed_id), report_id(moving_id)], object)
@@ -246,14 +259,14 @@ class Scheme(Sequence):
         n_batches = -(-len(indices) // batch)
         return _batches(read, spec, range(n_batches * batch), batch)
 
-    def _order(self, seed):
+    def _order(self, seed: int) -> TrainingOrder:
         return TrainingOrder([len(s.pairs) for s in self.subsets], [s.fraction for s in self.subsets], seed)
 
-    def _drawn(self, order, n):
+    def _drawn(self, order: TrainingOrder, n: int) -> tuple[str, str]:
         which, k = order[n]
         return self.subsets[which].pair(k)
 
-    def _check_landmarks(self, indices):
+    def _check_landmarks(self, indices: Sequence[int]) -> None:
         if len({about.landmarks for about in self._about.values()} - {0}) <= 1:
             return
         for fixed, moving in map(self.__getitem__, indices):
@@ -264,7 +277,7 @@ class Scheme(Sequence):
                     "store the same landmarks in both, missing ones as NaN"
                 )
 
-    def _evaluation_spec(self, landmarks):
+    def _evaluation_spec(self, landmarks: int) -> dict[str, tf.TensorSpec]:
         of_pair = {
             "valid": tf.TensorSpec((), tf.bool),
             "ids": tf.TensorSpec((2,), tf.string),
@@ -286,10 +299,12 @@ class Scheme(Sequence):
 _EMPTY = {tf.float32: np.nan, tf.int32: -1, tf.int64: -1, tf.bool: False, tf.string: ""}
 
 
-def _batches(read, spec, numbers, batch):
+def _batches(
+    read: Callable[[int], dict[str, Any]], spec: dict[str, tf.TensorSpec], numbers: range, batch: int
+) -> tf.data.Dataset:
     """Batches of read(n) for n in `numbers`, a range that `batch` divides; `spec`: name -> TensorSpec of one sample."""
 
-    def load(n):
+    def load(n: int) -> dict[str, tf.Tensor]:
         arrays = tf.numpy_function(lambda n: [read(int(n))[k] for k in spec], [n], [s.dtype for s in spec.values()])
         return {k: tf.ensure_shape(a, s.shape) for (k, s), a in zip(spec.items(), arrays, strict=True)}
 
@@ -298,5 +313,5 @@ def _batches(read, spec, numbers, batch):
     return samples.batch(batch, drop_remainder=True).prefetch(_BATCHES_AHEAD)
 
 
-def _size(shape):
+def _size(shape: Sequence[int]) -> str:
     return "x".join(map(str, shape))

@@ -4,7 +4,9 @@ Pairs are sequences: `len(pairs)` and `pairs[k] -> (fixed index, moving index)`,
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from errors import UserError
 
@@ -17,27 +19,27 @@ class AllPairs:
 
     n: int
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self.n * max(self.n - 1, 0)
 
-    def __getitem__(self, k):
+    def __getitem__(self, k: int) -> tuple[int, int]:
         fixed, moving = divmod(range(len(self))[k], self.n - 1)
         return fixed, moving + (moving >= fixed)
 
 
-def adjacent_pairs(n):
+def adjacent_pairs(n: int) -> tuple[tuple[int, int], ...]:
     """Scans 0 and 1, 2 and 3, .. both ways round: ((0,1), (1,0), (2,3), (3,2), ..). An odd `n` is a UserError."""
     if n % 2:
         raise UserError(f"paired needs an even number of scans, two for each pair; there are {n}")
     return tuple((k, k ^ 1) for k in range(n))
 
 
-def atlas_pairs(n, atlas):
+def atlas_pairs(n: int, atlas: int) -> tuple[tuple[int, int], ...]:
     """Scan number `atlas` of `n` as the fixed image of every other: ((atlas,0), (atlas,1), ..)."""
     return tuple((atlas, k) for k in range(n) if k != atlas)
 
 
-def permute(k, n, seed):
+def permute(k: int, n: int, seed: Any) -> int:
     """Element `k` of a pseudo-random permutation of range(n) that `seed` (int or tuple of ints) chooses.
 
     A Feistel network permutes the smallest 2^(2h) >= n; what falls outside range(n) is permuted again until it falls
@@ -86,7 +88,7 @@ class TrainingOrder:
         seed: the same seed gives the same order, and order[n] does not depend on what was asked before.
     """
 
-    def __init__(self, lengths, fractions, seed):
+    def __init__(self, lengths: Sequence[int], fractions: Sequence[float], seed: int) -> None:
         self._lengths = tuple(lengths)
         self._seed = seed
         self._weights = _whole_weights(fractions)
@@ -100,7 +102,7 @@ class TrainingOrder:
             credit[winner] -= period
             drawn[winner] += 1
 
-    def __getitem__(self, n):
+    def __getitem__(self, n: int) -> tuple[int, int]:
         if n < 0:
             raise IndexError(f"draw {n}: draws are counted from 0")
         periods, place = divmod(n, len(self._period))
@@ -109,7 +111,7 @@ class TrainingOrder:
         return subset, permute(k, self._lengths[subset], (self._seed, subset, turn))
 
 
-def _whole_weights(fractions):
+def _whole_weights(fractions: Sequence[float]) -> tuple[int, ...]:
     """The smallest whole numbers in the proportion of `fractions`, to 5e-6: (0.75, 0.25) -> (3, 1)."""
     for total in range(1, 100_001):
         weights = tuple(round(f * total) for f in fractions)

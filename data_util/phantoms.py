@@ -8,18 +8,22 @@ What is drawn is in `data_util.making.anatomy`, the flows in `data_util.making.k
 import argparse
 import shlex
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from cli import run
+from data_util.hdf5 import Scan
 from data_util.making.anatomy import check_size, make_phantom
 from data_util.making.known_flows import individual_flow, known_pair
 from data_util.making.new_set import write_scans
 from errors import UserError
 
 
-def write_dataset(prefix, size, n_train, n_pairs, seed, overwrite=False):
+def write_dataset(
+    prefix: str | Path, size: Sequence[int], n_train: int, n_pairs: int, seed: int, overwrite: bool = False
+) -> tuple[Path, Path]:
     """Write a set of phantoms, PREFIX.h5 and PREFIX.json; return both paths.
 
     train  `n_train` individuals; all ordered pairs are meant (scheme "1").
@@ -52,7 +56,7 @@ def write_dataset(prefix, size, n_train, n_pairs, seed, overwrite=False):
     first_known = n_train + 2 * n_pairs
     total = first_known + 2 * n_pairs
 
-    def scans():
+    def scans() -> Iterator[Scan]:
         for k in range(first_known):
             yield make_phantom(size, [seed, k])
         for k in range(first_known, total, 2):
@@ -65,7 +69,7 @@ def write_dataset(prefix, size, n_train, n_pairs, seed, overwrite=False):
     return write_scans(prefix, scans(), size, "phantom", subsets, schemes, overwrite, **view)
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(prog="python -m data_util.phantoms", description="Write a set of seeded phantoms.")
     parser.add_argument("-o", "--output", default="datasets/phantom", help="prefix of the .h5 and .json (%(default)s)")

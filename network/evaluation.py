@@ -176,11 +176,15 @@ class Evaluator:
             *values, images = self._run(batch, output.stages)
         else:
             *values, images = self._run(_split(batch, self.strategy, self._replicas))
-        wanted = [i for i in np.flatnonzero(pairs["valid"]) if images_of is None or pairs["index"][i] in images_of]
+        wanted = [
+            i for i in np.flatnonzero(pairs["valid"]).tolist() if images_of is None or pairs["index"][i] in images_of
+        ]
         stages, *others = tf.nest.map_structure(lambda value: _gather(value, self.strategy), values)
         stages[-1].update(counts)
         chosen = {i: {name: _pair(value, i, self.strategy) for name, value in images.items()} for i in wanted}
-        return _Measured(pairs, stages, *others, chosen, time.perf_counter() - started)
+        before, finite, of_pair, of_stage = others
+        seconds = time.perf_counter() - started
+        return _Measured(pairs, stages, before, finite, of_pair, of_stage, chosen, seconds)
 
     def _measure(self, batch: dict[str, tf.Tensor], stages: tuple[Stage, ...] | None = None) -> tuple:
         """In the graph, for one replica's part of a batch: what `_Measured` holds, of which images all pairs'.
@@ -284,7 +288,8 @@ class _Measured(typing.NamedTuple):
     seconds: float
 
 
-Item, Product = typing.TypeVar("Item"), typing.TypeVar("Product")
+Item = typing.TypeVar("Item")
+Product = typing.TypeVar("Product")
 
 
 def _one_ahead(
@@ -296,7 +301,7 @@ def _one_ahead(
     """
     running = None
     for item in items:
-        done = [] if running is None else [running.result()]
+        done: list[Product] = [] if running is None else [running.result()]
         running = pool.submit(function, item)
         yield from done
     if running is not None:
@@ -306,7 +311,7 @@ def _one_ahead(
 def _split(tensors: Mapping[str, tf.Tensor], strategy: tf.distribute.Strategy, n: int) -> typing.Any:
     """Each share of a batch, in order, for the `n` replicas of this machine."""
 
-    def share(context):
+    def share(context: tf.distribute.ReplicaContext) -> dict[str, tf.Tensor]:
         return {name: tf.split(value, n)[context.replica_id_in_sync_group % n] for name, value in tensors.items()}
 
     return strategy.experimental_distribute_values_from_function(share)

@@ -3,6 +3,8 @@
 Formulas, units and empty cases of every value are in docs/metrics.md.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import scipy.spatial
 import tensorflow as tf
@@ -14,14 +16,16 @@ from .spatial_transformer import FOREGROUND, sample_at_points, warp, warp_labels
 LEAST_DETERMINANT = 1e-9
 
 
-def label_map(segmentation, labels=None):
+def label_map(segmentation: tf.Tensor, labels: Sequence[int] | None = None) -> tf.Tensor:
     """Segmentation as a map of label values, int32: a 0/255 mask (`labels` None) becomes 0/1; -1 (missing) stays."""
     if labels is not None:
         return segmentation
     return tf.where(segmentation < 0, segmentation, tf.cast(segmentation > FOREGROUND, tf.int32))
 
 
-def carry_labels(segmentation, flow, labels=None, padding=False):
+def carry_labels(
+    segmentation: tf.Tensor, flow: tf.Tensor, labels: Sequence[int] | None = None, padding: bool = False
+) -> tf.Tensor:
     """Label map (as of `label_map`) of a moving segmentation warped linearly, label by label, at a threshold of 128.
 
     Args:
@@ -41,12 +45,12 @@ def carry_labels(segmentation, flow, labels=None, padding=False):
     return tf.where(is_measured(segmentation)[:, None, None, None, None], carried, -1)
 
 
-def is_measured(segmentation):
+def is_measured(segmentation: tf.Tensor) -> tf.Tensor:
     """Whether each scan has a segmentation: bool [B]."""
     return tf.reduce_any(segmentation >= 0, [1, 2, 3, 4])
 
 
-def overlap(fixed, warped, labels=None):
+def overlap(fixed: tf.Tensor, warped: tf.Tensor, labels: Sequence[int] | None = None) -> tuple[tf.Tensor, tf.Tensor]:
     """Dice and Jaccard of two label maps.
 
     Args:
@@ -65,27 +69,29 @@ def overlap(fixed, warped, labels=None):
     return tf.where(measured, dice, float("nan")), tf.where(measured, jaccard, float("nan"))
 
 
-def _label_counts(fixed, warped, labels):
+def _label_counts(fixed: tf.Tensor, warped: tf.Tensor, labels: Sequence[int]) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Voxels of each label in two label maps and in both at once: three int32 [B, K]."""
     # Label values are mapped to 1..K (0 for the rest), so that one histogram counts every label.
     values = tf.constant(sorted(labels), tf.int32)
     order = tf.constant([sorted(labels).index(v) for v in labels])
     bins = len(labels) + 1
 
-    def index(seg):
+    def index(seg: tf.Tensor) -> tf.Tensor:
         seg = tf.reshape(seg, [tf.shape(seg)[0], -1])
         place = tf.minimum(tf.searchsorted(values, tf.reshape(seg, [-1])), len(labels) - 1)
         place = tf.reshape(place, tf.shape(seg))
         return tf.where(tf.gather(values, place) == seg, place + 1, 0)
 
-    def histogram(index):
+    def histogram(index: tf.Tensor) -> tf.Tensor:
         return tf.gather(tf.math.bincount(index, minlength=bins, maxlength=bins, axis=-1)[:, 1:], order, axis=1)
 
     fixed, warped = index(fixed), index(warped)
     return histogram(fixed), histogram(warped), histogram(tf.where(fixed == warped, fixed, 0))
 
 
-def landmark_distances(fixed_points, moving_points, flow, spacing=None):
+def landmark_distances(
+    fixed_points: tf.Tensor, moving_points: tf.Tensor, flow: tf.Tensor, spacing: tf.Tensor | None = None
+) -> tf.Tensor:
     """Distance between each carried fixed landmark and its moving counterpart: float32 [B, L].
 
     A fixed landmark p is carried to p + flow(p). NaN marks a landmark that either scan lacks.
@@ -101,7 +107,7 @@ def landmark_distances(fixed_points, moving_points, flow, spacing=None):
     return tf.norm(apart if spacing is None else apart * spacing[:, None], axis=-1)
 
 
-def _determinant(a, b, c):
+def _determinant(a: tf.Tensor, b: tf.Tensor, c: tf.Tensor) -> tf.Tensor:
     """det(I + J) [...] from the differences of a flow along x, y and z, each [..., 3]."""
     ax, ay, az = 1.0 + a[..., 0], a[..., 1], a[..., 2]
     bx, by, bz = b[..., 0], 1.0 + b[..., 1], b[..., 2]
@@ -109,17 +115,17 @@ def _determinant(a, b, c):
     return ax * (by * cz - bz * cy) - ay * (bx * cz - bz * cx) + az * (bx * cy - by * cx)
 
 
-def _mean(volume):
+def _mean(volume: tf.Tensor) -> tf.Tensor:
     """Mean of a volume [B, X, Y, Z]: [B, 1, 1, 1]. In two steps: XLA sums a whole volume slowly and less exactly."""
     return tf.reduce_mean(tf.reduce_mean(volume, [1, 2], keepdims=True), 3, keepdims=True)
 
 
-def _deviation(volume):
+def _deviation(volume: tf.Tensor) -> tf.Tensor:
     return tf.sqrt(_mean(tf.square(volume - _mean(volume))))[:, 0, 0, 0]
 
 
 @compiled
-def jacobian_std(flow):
+def jacobian_std(flow: tf.Tensor) -> tf.Tensor:
     """Standard deviation of det(I + forward differences of the flow) over the volume: float32 [B].
 
     The determinant is taken where all three differences exist: (X - 1)(Y - 1)(Z - 1) voxels.
@@ -130,7 +136,7 @@ def jacobian_std(flow):
 
 
 @compiled
-def jacobian_determinant(flow):
+def jacobian_determinant(flow: tf.Tensor) -> tf.Tensor:
     """Determinant of the Jacobian of p + flow(p), by central differences: float32 [B, X, Y, Z].
 
     On the outermost voxels the difference across the edge is one-sided.
@@ -138,8 +144,8 @@ def jacobian_determinant(flow):
     return _determinant(*(_central_difference(flow, axis) for axis in (1, 2, 3)))
 
 
-def _central_difference(flow, axis):
-    def along(*ends):
+def _central_difference(flow: tf.Tensor, axis: int) -> tf.Tensor:
+    def along(*ends: int | None) -> tf.Tensor:
         return flow[(slice(None),) * axis + (slice(*ends),)]
 
     first, last = along(1, 2) - along(0, 1), along(-1, None) - along(-2, -1)
@@ -147,7 +153,7 @@ def _central_difference(flow, axis):
 
 
 @compiled
-def folding(determinant):
+def folding(determinant: tf.Tensor) -> tf.Tensor:
     """Share of interior voxels where a determinant [B, X, Y, Z] is not positive, 0..1: float32 [B].
 
     NaN where the determinant is not a number somewhere, or where no voxel is interior.
@@ -158,7 +164,7 @@ def folding(determinant):
 
 
 @compiled
-def sd_log_jacobian(determinant):
+def sd_log_jacobian(determinant: tf.Tensor) -> tf.Tensor:
     """Standard deviation of the logarithm of a determinant [B, X, Y, Z], clipped below at 1e-9: float32 [B].
 
     Over interior voxels; NaN as in `folding`.
@@ -168,7 +174,7 @@ def sd_log_jacobian(determinant):
     return _deviation(tf.math.log(tf.where(inner < LEAST_DETERMINANT, LEAST_DETERMINANT, inner)))
 
 
-def flow_error(flow, true_flow, mask=None):
+def flow_error(flow: tf.Tensor, true_flow: tf.Tensor, mask: tf.Tensor | None = None) -> tf.Tensor:
     """Mean length of flow - true_flow in voxels, over `mask` (bool [B, X, Y, Z, 1]) or everywhere: float32 [B].
 
     NaN where the true flow is unknown (NaN) or the mask is empty.
@@ -180,7 +186,12 @@ def flow_error(flow, true_flow, mask=None):
     return total / tf.reduce_sum(tf.cast(mask, tf.float32), [1, 2, 3, 4])
 
 
-def surface_distances(fixed, warped, labels, spacing=(1.0, 1.0, 1.0)):
+def surface_distances(
+    fixed: np.ndarray,
+    warped: np.ndarray,
+    labels: Sequence[int],
+    spacing: Sequence[float] | np.ndarray = (1.0, 1.0, 1.0),
+) -> tuple[np.ndarray, np.ndarray]:
     """How far the surfaces of each label lie apart in two label maps of one pair, in NumPy and SciPy.
 
     A label's surface is its voxels with one of the six neighbours outside of it, or outside of the volume. Each surface
@@ -206,7 +217,7 @@ def surface_distances(fixed, warped, labels, spacing=(1.0, 1.0, 1.0)):
     return hd95, mean
 
 
-def _surface(label_map):
+def _surface(label_map: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Places [N, 3] and label values [N] of the voxels that differ from a neighbour or lie at the volume's edge."""
     outer = np.zeros(label_map.shape, bool)
     for axis in range(3):
@@ -218,6 +229,6 @@ def _surface(label_map):
     return np.argwhere(outer), label_map[outer]
 
 
-def _nearest(points, others):
+def _nearest(points: np.ndarray, others: np.ndarray) -> np.ndarray:
     """Distance from each of `points` [N, 3] to the nearest of `others` [M, 3]: [N]."""
     return scipy.spatial.KDTree(others).query(points)[0]

@@ -2,6 +2,8 @@
 
 import functools
 import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -10,9 +12,10 @@ from errors import UserError
 
 from . import metrics
 from .affine import Affine
+from .config import CascadeConfig
 from .kernels import ordered_sum, whole_step
 from .losses import correlation, similarity_loss, smoothness_loss
-from .recursive_cascaded_networks import CascadeOutput, Stage
+from .recursive_cascaded_networks import CascadeOutput, RecursiveCascadedNetwork, Stage
 from .spatial_transformer import compose, warp
 from .splines import cubic_weights, tensor_product
 
@@ -23,20 +26,27 @@ SPACINGS = (32, 16, 8, 4)
 RATE = 0.1
 
 
-def identity(moving):
+def identity(moving: tf.Tensor) -> CascadeOutput:
     """`CascadeOutput` of no network: no flow, and `moving` [B, X, Y, Z, 1] as it is. `refine` can start from it."""
     none = tf.zeros([*moving.shape[:4], 3])
     pairs = moving.shape[0]
     return CascadeOutput((Stage(none, none, moving),), Affine(tf.zeros([pairs, 3, 3]), tf.zeros([pairs, 3])))
 
 
-def join(outputs):
+def join(outputs: Sequence[CascadeOutput]) -> CascadeOutput:
     """One `CascadeOutput` of several, pair after pair: of their last stages alone, since their numbers may differ."""
     stage = Stage(*(tf.concat(parts, 0) for parts in zip(*(output.stages[-1] for output in outputs), strict=True)))
     return CascadeOutput((stage,), Affine(*(tf.concat(p, 0) for p in zip(*(o.affine for o in outputs), strict=True))))
 
 
-def refine(output, fixed, moving, config, steps, on_step=None):
+def refine(
+    output: CascadeOutput,
+    fixed: tf.Tensor,
+    moving: tf.Tensor,
+    config: CascadeConfig,
+    steps: int,
+    on_step: Callable | None = None,
+) -> CascadeOutput:
     """Improve a result for these very pairs: one more stage, whose flow is found by descent on the training loss.
 
     The new flow is a sum of cubic B-splines, from none at the start; it is composed with the result's like the flow of
@@ -74,7 +84,15 @@ def refine(output, fixed, moving, config, steps, on_step=None):
 
 
 @whole_step
-def _descend(config, first, fixed, moving, state, step, rate):
+def _descend(
+    config: CascadeConfig,
+    first: tf.Tensor,
+    fixed: tf.Tensor,
+    moving: tf.Tensor,
+    state: tuple,
+    step: tf.Tensor,
+    rate: tf.Tensor,
+) -> tuple[tf.Tensor, tuple]:
     """One step of Adam on the control points: the losses [B] before it, and the new (control, first, second moment)."""
     control, mean, square = state
     with tf.GradientTape() as tape:
@@ -90,18 +108,18 @@ def _descend(config, first, fixed, moving, state, step, rate):
     return loss, (control, mean, square)
 
 
-def _spline_flow(control, splines):
+def _spline_flow(control: list[tf.Tensor], splines: list) -> tf.Tensor:
     """Sum of tensor-product splines: float32 [B, X, Y, Z, 3]."""
     return ordered_sum([tensor_product(c, *matrices) for c, matrices in zip(control, splines, strict=True)])
 
 
 @functools.lru_cache(maxsize=1)
-def _splines(size):
+def _splines(size: tuple[int, int, int]) -> list[list[np.ndarray]]:
     """For each of `SPACINGS` the three matrices, one an axis, from control points to voxels."""
     return [[_spline_matrix(n, spacing) for n in size] for spacing in SPACINGS]
 
 
-def _spline_matrix(n, spacing):
+def _spline_matrix(n: int, spacing: int) -> np.ndarray:
     """Weights at n voxels of the control points of a cubic B-spline, of which one lies before the first voxel.
 
     float32 [n, points]; each row sums to 1.
@@ -115,7 +133,14 @@ def _spline_matrix(n, spacing):
     return matrix
 
 
-def repeat_while_better(network, fixed, moving, threshold=0.001, folding_bound=0.01, most=10):
+def repeat_while_better(
+    network: RecursiveCascadedNetwork,
+    fixed: tf.Tensor,
+    moving: tf.Tensor,
+    threshold: float = 0.001,
+    folding_bound: float = 0.01,
+    most: int = 10,
+) -> tuple[CascadeOutput, int]:
     """Repeat the cascades as often as it helps: once, twice, ... while similarity rises and the flow hardly folds.
 
     Args:
@@ -135,7 +160,7 @@ def repeat_while_better(network, fixed, moving, threshold=0.001, folding_bound=0
         raise UserError(f"{fixed.shape[0]} pairs; repeats are found for one pair at a time")
     if most < 1:
         raise UserError(f"at most {most} repeats; give a whole number from 1")
-    best = None
+    best: Any = None
     for rep in range(1, most + 1):
         output = network((fixed, moving), rep=rep)
         similarity = float(correlation(fixed, output.warped)[0])

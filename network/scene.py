@@ -129,7 +129,7 @@ def measure_similarity(scene: Scene) -> dict[str, tf.Tensor]:
     }
 
 
-def _correlation(fixed, other):
+def _correlation(fixed: tf.Tensor, other: tf.Tensor) -> tf.Tensor:
     """Correlation of two images; NaN where one of them is constant."""
     varied = [tf.reduce_max(image, [1, 2, 3, 4]) > tf.reduce_min(image, [1, 2, 3, 4]) for image in (fixed, other)]
     return tf.where(varied[0] & varied[1], correlation(fixed, other), float("nan"))

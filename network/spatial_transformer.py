@@ -20,6 +20,8 @@ a + (b - a) t on the clamped coordinate, which is exact however far outside a fl
 
 import itertools
 import typing
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -31,13 +33,13 @@ FOREGROUND = 128
 _VOTE = FOREGROUND / 255
 
 
-def identity_grid(size):
+def identity_grid(size: Any) -> tf.Tensor:
     """Voxel coordinates of a grid: float32 [X, Y, Z, 3] for `size` (X, Y, Z)."""
     axes = [tf.range(n, dtype=tf.float32) for n in size]
     return tf.stack(tf.meshgrid(*axes, indexing="ij"), axis=-1)
 
 
-def warp(image, flow, padding=False, fast=True):
+def warp(image: tf.Tensor, flow: tf.Tensor, padding: bool = False, fast: bool = True) -> tf.Tensor:
     """Image read at p + flow(p) for every voxel p of the flow's grid, trilinearly.
 
     Args:
@@ -55,7 +57,7 @@ def warp(image, flow, padding=False, fast=True):
     return _fast_warp(image, flow) if fast else _plain_warp(image, flow)
 
 
-def compose(first, second, padding=False, fast=True):
+def compose(first: tf.Tensor, second: tf.Tensor, padding: bool = False, fast: bool = True) -> tf.Tensor:
     """Flow of `second` followed into `first`: second(p) + first(p + second(p)), float32 [B, X, Y, Z, 3]."""
     if not fast:
         return second + warp(first, second, padding, fast)
@@ -64,12 +66,12 @@ def compose(first, second, padding=False, fast=True):
     return _fast_compose(first, second)
 
 
-def sample_at_points(image, points):
+def sample_at_points(image: tf.Tensor, points: tf.Tensor) -> tf.Tensor:
     """Values of an image (or flow) [B, X, Y, Z, C] at points [B, L, 3] in voxels, zero outside: [B, L, C]."""
     return _interpolate(_pad(image), tf.unstack(points + 1.0, axis=-1))
 
 
-def warp_labels(segmentation, flow, padding=False):
+def warp_labels(segmentation: tf.Tensor, flow: tf.Tensor, padding: bool = False) -> tf.Tensor:
     """Label map carried along a flow: the label that a linear vote of the eight corners elects, 0 where none wins.
 
     The same voxels as warping the 0/255 mask of each label linearly and keeping what exceeds 128: label L wins where
@@ -88,7 +90,7 @@ def warp_labels(segmentation, flow, padding=False):
     return _vote(segmentation, flow)
 
 
-def _pad(image):
+def _pad(image: tf.Tensor) -> tf.Tensor:
     return tf.pad(image, [[0, 0], [1, 1], [1, 1], [1, 1], [0, 0]])
 
 
@@ -104,11 +106,11 @@ class _Cells(typing.NamedTuple):
     steps: tuple
     fractions: tuple
 
-    def index(self, corner):
+    def index_of(self, corner: Sequence[int]) -> tf.Tensor:
         """Indices of a corner in the flattened image."""
         return self.lowest + _offset(self.steps, corner)
 
-    def weight(self, corner):
+    def weight(self, corner: Sequence[int]) -> tf.Tensor:
         """Trilinear weight of a corner, [B, ...]."""
         x, y, z = (t if upper else 1.0 - t for t, upper in zip(self.fractions, corner, strict=True))
         return x * y * z
@@ -117,22 +119,22 @@ class _Cells(typing.NamedTuple):
 _CORNERS = tuple(itertools.product((0, 1), repeat=3))
 
 
-def _offset(steps, corner):
+def _offset(steps: Sequence[Any], corner: Sequence[int]) -> Any:
     """How much the index of a corner exceeds the lowest."""
     return sum(step for step, upper in zip(steps, corner, strict=True) if upper)
 
 
-def _strides(shape):
+def _strides(shape: Any) -> tuple:
     """How much the index in a flattened image of `shape` [B, X, Y, Z, C] grows from voxel to voxel, by axis."""
     return shape[2] * shape[3], shape[3], 1
 
 
-def _steps(shape):
+def _steps(shape: Any) -> tuple:
     """`_Cells.steps` of an image of `shape`."""
     return tuple(tf.minimum(shape[k + 1] - 1, 1) * stride for k, stride in enumerate(_strides(shape)))
 
 
-def _cells(coordinates, shape):
+def _cells(coordinates: Sequence[tf.Tensor], shape: Any) -> _Cells:
     """`_Cells` of an image of `shape` [B, X, Y, Z, C] around coordinates: three tensors [B, ...], for x, y and z."""
     strides = _strides(shape)
     image = tf.range(shape[0]) * (shape[1] * strides[0])
@@ -148,36 +150,36 @@ def _cells(coordinates, shape):
     return _Cells(lowest, _steps(shape), tuple(fractions))
 
 
-def _lerp(low, high, fraction):
+def _lerp(low: tf.Tensor, high: tf.Tensor, fraction: tf.Tensor) -> tf.Tensor:
     return low + (high - low) * fraction
 
 
-def _interpolate(image, coordinates):
+def _interpolate(image: tf.Tensor, coordinates: Sequence[tf.Tensor]) -> tf.Tensor:
     """Trilinear values of image [B, X, Y, Z, C] at coordinates, three tensors [B, ...] in voxels: [B, ..., C]."""
     cells = _cells(coordinates, tf.shape(image))
     flat = tf.reshape(image, [-1, image.shape[-1]])
-    value = {corner: tf.gather(flat, cells.index(corner)) for corner in _CORNERS}
+    value = {corner: tf.gather(flat, cells.index_of(corner)) for corner in _CORNERS}
     tx, ty, tz = (t[..., None] for t in cells.fractions)
     edge = {(i, j): _lerp(value[i, j, 0], value[i, j, 1], tz) for i, j in itertools.product((0, 1), repeat=2)}
     return _lerp(_lerp(edge[0, 0], edge[0, 1], ty), _lerp(edge[1, 0], edge[1, 1], ty), tx)
 
 
-def _looked_at(flow):
+def _looked_at(flow: tf.Tensor) -> list[tf.Tensor]:
     """Coordinates p + flow(p): three tensors [B, X, Y, Z]. A vector an axis, where a whole grid would cost a pass."""
     shape = tf.shape(flow)
     axes = (tf.range(shape[k + 1], dtype=tf.float32) for k in range(3))
     return [flow[..., k] + tf.reshape(axis, [-1] + [1] * (2 - k)) for k, axis in enumerate(axes)]
 
 
-def _plain_warp(image, flow):
+def _plain_warp(image: tf.Tensor, flow: tf.Tensor) -> tf.Tensor:
     return _interpolate(image, _looked_at(flow))
 
 
-def _plain_compose(first, second):
+def _plain_compose(first: tf.Tensor, second: tf.Tensor) -> tf.Tensor:
     return second + _plain_warp(first, second)
 
 
-def _flow_gradient(image, flow, upstream):
+def _flow_gradient(image: tf.Tensor, flow: tf.Tensor, upstream: tf.Tensor) -> tf.Tensor:
     """Gradient of the warp with respect to the flow, [B, X, Y, Z, 3]; zero where the coordinate is clamped."""
     coordinates = _looked_at(flow)
     shape = tf.shape(image)
@@ -186,7 +188,7 @@ def _flow_gradient(image, flow, upstream):
     slopes = [0.0, 0.0, 0.0]
     for channel in range(image.shape[-1]):
         flat = tf.reshape(image[..., channel], [-1])
-        value = {corner: tf.gather(flat, cells.index(corner)) for corner in _CORNERS}
+        value = {corner: tf.gather(flat, cells.index_of(corner)) for corner in _CORNERS}
         edge = {(i, j): _lerp(value[i, j, 0], value[i, j, 1], tz) for i, j in itertools.product((0, 1), repeat=2)}
         rise = {(i, j): value[i, j, 1] - value[i, j, 0] for i, j in edge}
         along = (
@@ -201,7 +203,7 @@ def _flow_gradient(image, flow, upstream):
 
 
 @xla_kernel
-def _image_gradient(image, flow, upstream):
+def _image_gradient(image: tf.Tensor, flow: tf.Tensor, upstream: tf.Tensor) -> tf.Tensor:
     """Gradient of the warp with respect to the image: upstream scattered back by the trilinear weights.
 
     Scattering is a matter of rows, and a row of many numbers costs little more than one of a single number. So the
@@ -213,7 +215,7 @@ def _image_gradient(image, flow, upstream):
     voxels = tf.reduce_prod(shape[:4])
     slabs = [_slabs(a) for a in (*_looked_at(flow), upstream)]
 
-    def add_slab(k, rows):
+    def add_slab(k: tf.Tensor, rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         *coordinates, seen = (tf.gather(a, k, axis=1) for a in slabs)
         cells = _cells(coordinates, shape)
         tx, ty, tz = (t[..., None] for t in cells.fractions)
@@ -221,7 +223,7 @@ def _image_gradient(image, flow, upstream):
         quad = (_CONSTANT_Y + _SLOPE_Y * ty) * (_CONSTANT_Z + _SLOPE_Z * tz)
         for i, weight in enumerate((1.0 - tx, tx)):
             update = (weight * quad)[..., None] * seen[..., None, :]
-            where = tf.reshape(cells.index((i, 0, 0)), [-1, 1])
+            where = tf.reshape(cells.index_of((i, 0, 0)), [-1, 1])
             rows = tf.tensor_scatter_nd_add(rows, where, tf.reshape(update, [-1, len(_QUAD) * channels]))
         return k + 1, rows
 
@@ -239,7 +241,7 @@ def _image_gradient(image, flow, upstream):
 _PLANES = 4
 
 
-def _slabs(volume):
+def _slabs(volume: tf.Tensor) -> tf.Tensor:
     """[B, X, ...] in slabs of planes, [B, X / planes, planes, ...], with zeros at the end of the last one."""
     rest = -tf.shape(volume)[1] % _PLANES
     padded = tf.pad(volume, [[0, 0], [0, rest]] + [[0, 0]] * (volume.shape.rank - 2))
@@ -253,14 +255,14 @@ _CONSTANT_Y, _CONSTANT_Z = ([1.0 - corner[axis] for corner in _QUAD] for axis in
 _SLOPE_Y, _SLOPE_Z = ([2.0 * corner[axis] - 1.0 for corner in _QUAD] for axis in range(2))
 
 
-def _recomputing(forward, flow_gradient):
+def _recomputing(forward: Callable, flow_gradient: Callable) -> Callable:
     """A function of image and flow, in kernels that keep these two alone for the backward pass."""
     forward, flow_gradient = xla_kernel(forward), xla_kernel(flow_gradient)
 
     @tf.custom_gradient
-    def call(image, flow):
+    def call(image: tf.Tensor, flow: tf.Tensor) -> Any:
         # Two separate kernels, so that a gradient which nobody asks for is never computed: the moving image is data.
-        def gradient(upstream):
+        def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             return _image_gradient(image, flow, upstream), flow_gradient(image, flow, upstream)
 
         # Outside a tf.function a tape would look into the kernel and keep all that it computes.
@@ -277,10 +279,10 @@ _fast_compose = _recomputing(
 
 
 @xla_kernel
-def _vote(segmentation, flow):
+def _vote(segmentation: tf.Tensor, flow: tf.Tensor) -> tf.Tensor:
     cells = _cells(_looked_at(flow), tf.shape(segmentation))
     flat = tf.reshape(segmentation, [-1])
-    label = {corner: tf.gather(flat, cells.index(corner)) for corner in _CORNERS}
+    label = {corner: tf.gather(flat, cells.index_of(corner)) for corner in _CORNERS}
     weight = {corner: cells.weight(corner) for corner in _CORNERS}
     elected = tf.zeros_like(label[0, 0, 0])
     for candidate in label.values():
@@ -293,19 +295,19 @@ def _vote(segmentation, flow):
 class Warp(keras.layers.Layer):
     """Layer over `warp`: [image, flow] -> warped image."""
 
-    def __init__(self, padding=False, fast=True, **kwargs):
+    def __init__(self, padding: bool = False, fast: bool = True, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.padding, self.fast = padding, fast
 
-    def call(self, inputs):
+    def call(self, inputs: Any) -> Any:
         image, flow = inputs
         return warp(image, flow, self.padding, self.fast)
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Any) -> tuple:
         image, flow = input_shape
         return (*flow[:-1], image[-1])
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "padding": self.padding, "fast": self.fast}
 
 
@@ -313,6 +315,6 @@ class Warp(keras.layers.Layer):
 class Compose(Warp):
     """Layer over `compose`: [first, second] -> composed flow."""
 
-    def call(self, inputs):
+    def call(self, inputs: Any) -> Any:
         first, second = inputs
         return compose(first, second, self.padding, self.fast)

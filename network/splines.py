@@ -1,9 +1,11 @@
 """Cubic B-splines: of the augmentation, the refinement and the joint histogram."""
 
+from typing import Any
+
 import tensorflow as tf
 
 
-def cubic_weights(u):
+def cubic_weights(u: Any) -> tuple:
     """Weights of the four control points around a place: four arrays or tensors like `u`, which sum to 1.
 
     `u` 0..1 is how far the place lies from the second control point to the third.
@@ -12,7 +14,7 @@ def cubic_weights(u):
     return tuple(weight / 6 for weight in weights)
 
 
-def tensor_product(control, x, y, z):
+def tensor_product(control: tf.Tensor, x: Any, y: Any, z: Any) -> tf.Tensor:
     """Flow float32 [B, X, Y, Z, 3] of control points [B, i, j, k, 3] by matrices [X, i], [Y, j] and [Z, k].
 
     One small product an axis, so the flow costs little more than writing it.

@@ -5,6 +5,9 @@ An individual is the template seen through a flow of its own, and adds lesions, 
 are [x, y, z], oriented as LPS: x runs to the patient's left, y to the back, z to the head.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 from scipy import ndimage
 
@@ -35,20 +38,20 @@ CYST_RADIUS = 0.075
 LANDMARKS = np.concatenate([VESSEL_NODES[1:4], CYSTS])
 
 
-def _distance_to_branch(place, start, end):
+def _distance_to_branch(place: Sequence[np.ndarray], start: np.ndarray, end: np.ndarray) -> np.ndarray:
     along = end - start
     share = sum((place[k] - start[k]) * along[k] for k in range(3)) / (along @ along)
     share = np.clip(share, 0, 1)
     return np.sqrt(sum((place[k] - start[k] - share * along[k]) ** 2 for k in range(3)))
 
 
-def _ellipsoid(place, centre, radii):
+def _ellipsoid(place: Sequence[np.ndarray], centre: Any, radii: Any) -> np.ndarray:
     """Return about how far outside an ellipsoid a place is: negative inside, zero on it."""
     radius = np.sqrt(sum(((place[k] - centre[k]) / radii[k]) ** 2 for k in range(3)))
     return (radius - 1) * np.float32(np.mean(radii))
 
 
-def _draw_body(place, rng, edge):
+def _draw_body(place: Sequence[np.ndarray], rng: np.random.Generator, edge: float) -> tuple[np.ndarray, np.ndarray]:
     """Paint an individual at template places (three arrays [X, Y, Z], -1..1): the image, 0..255, and the organ mask.
 
     Edges are `edge` wide. What is drawn at random differs from one individual to the next; the rest is the template.
@@ -56,7 +59,7 @@ def _draw_body(place, rng, edge):
     x, y, z = place
     image = np.full(x.shape, 6, dtype=np.float32)
 
-    def paint(outside, value, spread=4, within=1):
+    def paint(outside: np.ndarray, value: float, spread: float = 4, within: Any = 1) -> np.ndarray:
         inside = within / (1 + np.exp(np.clip(outside / edge, -30, 30)))
         image[...] += inside * (value + rng.uniform(-spread, spread) - image)
         return inside
@@ -94,7 +97,7 @@ def _draw_body(place, rng, edge):
     return image, organ < 0
 
 
-def make_phantom(size, seed):
+def make_phantom(size: Sequence[int], seed: Any) -> Scan:
     """Make the individual of a seed: a Scan [X, Y, Z] with mask and six landmarks float32 [6, 3].
 
     The landmarks are the three branch points of the organ's vessel tree and the centres of its three cysts; their
@@ -114,7 +117,7 @@ def make_phantom(size, seed):
     )
 
 
-def check_size(size):
+def check_size(size: Sequence[int]) -> None:
     """Raise a UserError where a phantom cannot have so many voxels along x, y, z."""
     if len(size) != 3 or min(size) < SMALLEST_SIZE:
         raise UserError(f"phantom size {tuple(size)}: give three numbers of at least {SMALLEST_SIZE} voxels")

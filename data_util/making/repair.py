@@ -50,9 +50,9 @@ def mend(config: DatasetConfig, findings: Iterable[Any]) -> list[Path]:
             scans.setdefault(data.path, []).append((key, *MENDS[finding.mend]))
     copies = {file: file.with_name(f"{file.stem}_fixed{file.suffix}") for file in scans}
     new_config = path.with_name(f"{path.stem}_fixed{path.suffix}")
-    for copy in (*copies.values(), new_config):
-        if copy.exists():
-            raise UserError(f"{copy} is there already; move or delete it, and give --fix again")
+    for target in (*copies.values(), new_config):
+        if target.exists():
+            raise UserError(f"{target} is there already; move or delete it, and give --fix again")
     for file, copy in copies.items():
         with new_file(copy, copy_of=file) as target:
             for key, member, mended in scans[file]:

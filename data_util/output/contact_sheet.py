@@ -1,5 +1,9 @@
 """Contact sheets: a look at many scans of a data set at once."""
 
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -8,7 +12,9 @@ from data_util.output.figures import MOVING_COLOUR, PLANES, View, save_figure
 COLUMNS, SLICE_INCHES = 3, 1.8  # scans a row, and a slice's width
 
 
-def sheet_figure(path, scan_ids, read, faulty=()):
+def sheet_figure(
+    path: str | Path, scan_ids: Sequence[str], read: Callable[[str], Any], faulty: Collection[str] = ()
+) -> None:
     """Draw axial, coronal and sagittal slices of scans to an image file, every label outlined in its colour.
 
     Slices go through the centre of a scan's labels, or else its middle. Grey values are shown as they are, 0 black and
@@ -42,7 +48,7 @@ def sheet_figure(path, scan_ids, read, faulty=()):
     save_figure(figure, path)
 
 
-def _borders(labels, normal):
+def _borders(labels: np.ndarray, normal: int) -> np.ma.MaskedArray:
     """Number (1..9) of the label at voxels that have a neighbour of another one in their slice, the rest masked out."""
     border = np.zeros(labels.shape, bool)
     for axis in {0, 1, 2} - {normal}:

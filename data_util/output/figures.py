@@ -6,9 +6,13 @@ of an axial and a coronal picture, the front on top of an axial and on the left 
 the other two. A picture is an array [row, column], row 0 on top.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -30,7 +34,7 @@ class Plane:
     along: int
     upwards: bool
 
-    def cut(self, volume, index):
+    def cut(self, volume: np.ndarray, index: int) -> np.ndarray:
         """Return the picture [row, column (, channel)] at an index along the normal."""
         picture = np.take(volume, index, axis=self.normal).swapaxes(0, 1)
         return picture[::-1] if self.upwards else picture
@@ -39,13 +43,13 @@ class Plane:
 PLANES = (Plane("axial", 2, 0, 1, False), Plane("coronal", 1, 0, 2, True), Plane("sagittal", 0, 1, 2, True))
 
 
-def mid_slices(volume, centre=None):
+def mid_slices(volume: np.ndarray, centre: Sequence[int] | None = None) -> list[np.ndarray]:
     """Return the axial, coronal and sagittal picture through the middle, or through `centre` (three indices)."""
     centre = [n // 2 for n in volume.shape[:3]] if centre is None else centre
     return [plane.cut(volume, centre[plane.normal]) for plane in PLANES]
 
 
-def flow_colours(flow, limit=None):
+def flow_colours(flow: np.ndarray, limit: float | None = None) -> np.ndarray:
     """Return a flow's colours, uint8 [..., 3]: red, green, blue for its parts along x, y, z.
 
     A part of -limit voxels gives 0, none 128, +limit 255, and more is clipped; so no displacement is mid grey. Without
@@ -55,7 +59,7 @@ def flow_colours(flow, limit=None):
     return np.floor(128 + 127.999 * np.clip(flow / (limit or 1), -1, 1)).astype(np.uint8)
 
 
-def warped_grid_image(flow, step=8, plane=PLANES[0]):
+def warped_grid_image(flow: np.ndarray, step: float = 8, plane: Plane = PLANES[0]) -> np.ndarray:
     """Return what the warp makes of grid lines painted on the moving image: a picture, uint8, white on black.
 
     The lines are `step` voxels apart and about two voxels wide; the picture lies in the plane through the middle of
@@ -69,7 +73,9 @@ def warped_grid_image(flow, step=8, plane=PLANES[0]):
     return (255 * np.clip(1.5 - np.minimum(*distances), 0, 1)).astype(np.uint8)
 
 
-def training_pictures(fixed, moving, warped, flow):
+def training_pictures(
+    fixed: np.ndarray, moving: np.ndarray, warped: np.ndarray, flow: np.ndarray
+) -> dict[str, np.ndarray]:
     """Axial mid-slices of volumes 0..1 and the warped grid, as TensorBoard shows them: name -> uint8 [H, W, 1]."""
     volumes = {"fixed": fixed, "moving": moving, "warped": warped}
     pictures = {name: (255 * mid_slices(volume)[0]).astype(np.uint8) for name, volume in volumes.items()}
@@ -77,15 +83,24 @@ def training_pictures(fixed, moving, warped, flow):
     return {name: picture[..., None] for name, picture in pictures.items()}
 
 
-def places(flow, plane, index):
+def places(flow: np.ndarray, plane: Plane, index: int) -> tuple[np.ndarray, np.ndarray]:
     """Return two pictures: where each voxel of a plane reads the moving image, along the plane's two axes in voxels."""
     picture = plane.cut(np.moveaxis(np.indices(flow.shape[:3]), 0, -1) + flow, index)
     return picture[..., plane.across], picture[..., plane.along]
 
 
 def pair_figure(
-    path, fixed, moving, warped, flow, fixed_seg=None, moving_seg=None, warped_seg=None, spacing=(1, 1, 1), title=None
-):
+    path: str | Path,
+    fixed: np.ndarray,
+    moving: np.ndarray,
+    warped: np.ndarray,
+    flow: np.ndarray,
+    fixed_seg: np.ndarray | None = None,
+    moving_seg: np.ndarray | None = None,
+    warped_seg: np.ndarray | None = None,
+    spacing: Sequence[float] = (1, 1, 1),
+    title: str | None = None,
+) -> None:
     """Draw a registered pair to an image file: rows are the three planes, columns the images and what lies between.
 
     fixed, moving, warped  [X, Y, Z], 0..255; `warped` is the moving image as warped by `flow`.
@@ -151,7 +166,7 @@ def pair_figure(
     save_figure(figure, path)
 
 
-def _centre(fixed, fixed_seg):
+def _centre(fixed: np.ndarray, fixed_seg: np.ndarray | None) -> list[int]:
     """Return the index of each of PLANES along its normal."""
     if fixed_seg is None or not np.any(fixed_seg):
         centre = [n // 2 for n in fixed.shape]
@@ -166,19 +181,21 @@ class View:
 
     plane: Plane
     index: int
-    spacing: tuple
+    spacing: Sequence[float]
 
-    def show(self, axis, volume, **options):
+    def show(self, axis: Axes, volume: np.ndarray, **options: Any) -> Any:
+        """Draw the slice of a volume; `options` are those of `Axes.imshow`, whose image is returned."""
         aspect = self.spacing[self.plane.along] / self.spacing[self.plane.across]
         axis.set(xticks=[], yticks=[])
         return axis.imshow(self.plane.cut(volume, self.index), aspect=aspect, interpolation="nearest", **options)
 
-    def outline(self, axis, labels, colour, width=1):
+    def outline(self, axis: Axes, labels: np.ndarray | None, colour: str, width: float = 1) -> None:
+        """Draw the outline of all labels together; nothing where there are none."""
         if labels is not None and np.any(picture := self.plane.cut(labels, self.index)):
             axis.contour(picture != 0, levels=[0.5], colors=[colour], linewidths=width)
 
 
-def flow_key(axis, limit):
+def flow_key(axis: Axes, limit: float) -> None:
     """Draw the flow's colours from -limit to limit voxels, a strip for each of x, y, z."""
     along = np.zeros((3, 101, 3))
     for k in range(3):
@@ -190,7 +207,7 @@ def flow_key(axis, limit):
     axis.tick_params(axis="x", labelsize=8)
 
 
-def curves_figure(path, table):
+def curves_figure(path: str | Path, table: Mapping[str, np.ndarray]) -> None:
     """Draw a training's curves to an image file.
 
     table  column name -> values, one a row of the log; NaN where a row has none. It has `step` and `loss`; other
@@ -231,7 +248,7 @@ def curves_figure(path, table):
     save_figure(figure, path)
 
 
-def cascade_figure(path, table):
+def cascade_figure(path: str | Path, table: Mapping[str, np.ndarray]) -> None:
     """Draw what was measured after every cascade to an image file: the mean over pairs, and a band of one deviation.
 
     table  name of a value -> array [cascade, pair], NaN where not measured; cascade 0 is before registration, 1 affine.
@@ -252,7 +269,7 @@ def cascade_figure(path, table):
     save_figure(figure, path)
 
 
-def save_figure(figure, path):
+def save_figure(figure: Figure, path: str | Path) -> None:
     """Write a figure to an image file. Raises UserError where it cannot be written."""
     FigureCanvasAgg(figure)
     try:

@@ -13,7 +13,7 @@ fixed image to a place in `moving.nii.gz` beside it. Where one is unknown, it is
 import os
 import pathlib
 from collections.abc import Collection, Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -98,7 +98,7 @@ def draw_pair(folder: str | os.PathLike, result: Pair) -> None:
         UserError: the file cannot be written.
     """
     pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
-    images = {name: _in_file(result.images[name]) for name in FIGURE_IMAGES}
+    images: dict[str, Any] = {name: _in_file(result.images[name]) for name in FIGURE_IMAGES}
     title = f"fixed {result.fixed_id}, moving {result.moving_id}"
     path = pathlib.Path(folder) / f"{pair_name(result)}.png"
     pair_figure(path, **images, spacing=_known(result.fixed_spacing), title=title)

@@ -3,8 +3,12 @@
 Conventions are those of `figures`: volumes [x, y, z] in LPS, shown as radiologists look at them.
 """
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import matplotlib.image
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from scipy import ndimage
@@ -16,6 +20,7 @@ from data_util.output.figures import (
     MOVING_COLOUR,
     PLANES,
     ROW_HEIGHTS,
+    Plane,
     View,
     flow_colours,
     flow_key,
@@ -31,18 +36,20 @@ EDGE_SIGMA = 1.5  # voxels; the edges are those of the smoothed volume
 TILES = 6  # tiles of the checkerboard along the longest side
 
 
-def slices_figure(path, volume, spacing=(1, 1, 1)):
+def slices_figure(path: str | Path, volume: np.ndarray, spacing: Sequence[float] = (1, 1, 1)) -> None:
     """Draw 16 axial slices of a volume 0..255, evenly from the feet to the head, to an image file."""
     figure = Figure(figsize=(12, 12 * volume.shape[1] * spacing[1] / (volume.shape[0] * spacing[0])))
     figure.subplots_adjust(0.01, 0.01, 0.99, 0.98, wspace=0.03, hspace=0.1)
     axes = figure.subplots(4, 4).ravel()
-    for axis, index in zip(axes, np.linspace(0, volume.shape[2] - 1, len(axes)).round().astype(int), strict=True):
+    for axis, index in zip(
+        axes, np.linspace(0, volume.shape[2] - 1, len(axes)).round().astype(int).tolist(), strict=True
+    ):
         View(PLANES[0], index, spacing).show(axis, volume, cmap="gray", vmin=0, vmax=255)
         axis.set_title(f"z = {index}", fontsize=8, pad=2)
     save_figure(figure, path)
 
 
-def flow_image(path, flow):
+def flow_image(path: str | Path, flow: np.ndarray) -> None:
     """Write the middle axial slice of a flow [X, Y, Z, 3] in voxels as a picture, a pixel a voxel.
 
     Red, green and blue tell the size of the displacement along x, y and z, whatever its sign: white is none, and
@@ -55,7 +62,15 @@ def flow_image(path, flow):
         raise UserError(f"cannot write the picture {path}: {error}; check its folder") from error
 
 
-def summary_figure(path, scans, volumes, flow, spacing, title, doubts=()):
+def summary_figure(
+    path: str | Path,
+    scans: Sequence[tuple],
+    volumes: Sequence[np.ndarray],
+    flow: np.ndarray,
+    spacing: Sequence[float],
+    title: str,
+    doubts: Sequence[str] = (),
+) -> None:
     """Draw what was registered and how well to an image file: rows are the three planes.
 
     scans    two (image, spacing, region, box, window): fixed and moving scan [x, y, z], mm a voxel, bool region or
@@ -94,7 +109,7 @@ def summary_figure(path, scans, volumes, flow, spacing, title, doubts=()):
     steps = [max(2, round(lengths.max() / 16 / mm)) for mm in spacing]
     for row, plane in zip(rows, PLANES, strict=True):
         for axis, scan, colour in zip(row, scans, (FIXED_COLOUR, MOVING_COLOUR), strict=False):
-            _show_scan(axis, plane, *scan, colour)
+            _show_scan(axis, plane, *scan, colour)  # type: ignore[call-arg]
         view = View(plane, fixed.shape[plane.normal] // 2, spacing)
         for axis, volume in zip(row[2:6], (*boards, moving, warped), strict=True):
             view.show(axis, volume, cmap="gray", vmin=0, vmax=255)
@@ -115,7 +130,16 @@ def summary_figure(path, scans, volumes, flow, spacing, title, doubts=()):
     save_figure(figure, path)
 
 
-def _show_scan(axis, plane, image, spacing, region, box, shown, colour):
+def _show_scan(
+    axis: Axes,
+    plane: Plane,
+    image: np.ndarray,
+    spacing: Sequence[float],
+    region: np.ndarray | None,
+    box: np.ndarray,
+    shown: tuple[float, float],
+    colour: str,
+) -> None:
     """Show a scan through the middle of the box that the network saw, with the box and the region."""
     low, high = box
     level, width = shown
@@ -128,7 +152,7 @@ def _show_scan(axis, plane, image, spacing, region, box, shown, colour):
     axis.add_patch(Rectangle(corner, size[plane.across] + 1, size[plane.along] + 1, fill=False, color=BOX_COLOUR))
 
 
-def _checkerboard(first, second, spacing):
+def _checkerboard(first: np.ndarray, second: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
     """Tiles of two volumes in turn, cubes in mm."""
     side = np.max(np.multiply(first.shape, spacing)) / TILES
     tiles = [(np.arange(n) * mm // side).astype(int) for n, mm in zip(first.shape, spacing, strict=True)]

@@ -14,8 +14,10 @@ On the grid that the network saw, those of the original:
     flow_k.png                          the composed flow of the cascades up to k; 0 is the affine one
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
@@ -30,7 +32,7 @@ from data_util.scans.pair_transform import resample_labels
 from data_util.scans.prepared import PreparedScan
 
 
-def write_output(folder, result, labels=None, points=None):
+def write_output(folder: Path, result: Any, labels: sitk.Image | None = None, points: np.ndarray | None = None) -> None:
     """Write everything of a `register.Registration` into a folder that is there, but for its report.
 
     Args:
@@ -41,7 +43,6 @@ def write_output(folder, result, labels=None, points=None):
 
     Raises UserError where a file cannot be written.
     """
-    folder = Path(folder)
     write_image(result.warped, folder / "warped.nii.gz")
     write_image(result.displacement, folder / "displacement.nii.gz")
     sitk.WriteTransform(result.transform.affine, str(folder / "affine.tfm"))
@@ -56,7 +57,7 @@ def write_output(folder, result, labels=None, points=None):
     draw(folder, result)
 
 
-def write_series_of(folder, result):
+def write_series_of(folder: Path, result: Any) -> None:
     """Write the DICOM series: both scans on their frames, and the moving one on the fixed frame after each cascade.
 
     They have the scans' own grey values, read once from the scan in full resolution.
@@ -73,7 +74,7 @@ def write_series_of(folder, result):
         write_series(orient(warped), folder / f"warped_moving_{k}", in_fixed, f"warped_moving_{k}")
 
 
-def draw(folder, result):
+def draw(folder: Path, result: Any) -> None:
     """Draw the pictures: slices of the volumes, the flow after each cascade, and the summary."""
     fixed, moving = result.fixed, result.moving
     volumes = [scan.in_lps(scan.volume) for scan in (fixed, moving)]
@@ -94,7 +95,7 @@ def draw(folder, result):
     )
 
 
-def headline(report):
+def headline(report: Mapping[str, Any]) -> str:
     """Say in a line how similar the volumes are before and after, and how much of the flow folds."""
     similarity, folded = report["similarity"], 100 * report["folding"][-1]
     return f"Correlation {similarity[0]:.3f} -> {similarity[-1]:.3f}, folding {folded:.2f} %"

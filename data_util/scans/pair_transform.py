@@ -5,8 +5,10 @@ that shows the same. So a fixed landmark p lies at p + displacement(p) in the mo
 there gives the warped scan. A moving landmark is carried to the fixed scan by the inverse. Points are [n, 3] in mm.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
@@ -36,7 +38,7 @@ class PairTransform:
     flow: np.ndarray
 
     @cached_property
-    def _affine(self):
+    def _affine(self) -> tuple[np.ndarray, np.ndarray]:
         """Matrix [3, 3] and offset [3] in mm: place -> matrix @ place + offset."""
         linear = self.matrix.astype(np.float64) + np.eye(3)
         centre = (np.array(self.fixed.size) - 1) / 2
@@ -46,7 +48,7 @@ class PairTransform:
         return matrix, self.moving.matrix @ constant + self.moving.origin - matrix @ np.array(self.fixed.origin)
 
     @cached_property
-    def _rest(self):
+    def _rest(self) -> np.ndarray:
         """What the deformable cascades add to the affine one, in mm of the moving scan: float32 [3, X, Y, Z]."""
         size = self.flow.shape[:3]
         centred = [np.arange(n) - (n - 1) / 2 for n in size]
@@ -54,7 +56,7 @@ class PairTransform:
         return np.tensordot(self.moving.matrix, rest, axes=1).astype(np.float32)
 
     @property
-    def affine(self):
+    def affine(self) -> sitk.AffineTransform:
         """The affine cascade alone: SimpleITK transform from fixed to moving places."""
         matrix, offset = self._affine
         transform = sitk.AffineTransform(3)
@@ -62,13 +64,13 @@ class PairTransform:
         transform.SetTranslation(offset)
         return transform
 
-    def to_moving(self, points):
+    def to_moving(self, points: np.ndarray) -> np.ndarray:
         """Places in the moving scan of places in the fixed scan."""
         points = np.asarray(points, np.float64)
         matrix, offset = self._affine
         return points @ matrix.T + offset + self._rest_at(points)
 
-    def to_fixed(self, points):
+    def to_fixed(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Places in the fixed scan of places in the moving scan, and the error of each: ([n, 3], [n] in mm).
 
         By fixed-point iteration. The error is how far the place found, led to the moving scan, is from its point: near
@@ -85,7 +87,7 @@ class PairTransform:
             found -= np.linalg.solve(matrix, error.T).T
         return found, np.linalg.norm(self.to_moving(found) - points, axis=1)
 
-    def _rest_at(self, points):
+    def _rest_at(self, points: np.ndarray) -> np.ndarray:
         voxels = self.fixed.to_voxel(points).T
         parts = [ndimage.map_coordinates(part, voxels, order=1, mode="nearest") for part in self._rest]
         return np.stack(parts, axis=-1)
@@ -105,7 +107,7 @@ class PairTransform:
             ValueError: the axes of the two frames are not parallel.
         """
         along = np.abs(np.linalg.solve(self.fixed.matrix, frame.matrix)).argmax(axis=0)  # fixed axis of each axis
-        ordered = frame.permuted(np.argsort(along))
+        ordered = frame.permuted([int(axis) for axis in np.argsort(along)])
         first = self.fixed.to_voxel(ordered.to_physical((0, 0, 0)))
         steps = np.linalg.solve(self.fixed.matrix, ordered.matrix)
         if not np.allclose(steps, np.diag(np.diag(steps)), atol=1e-4):
@@ -123,7 +125,7 @@ class PairTransform:
             field += part
         return np.moveaxis(field, 0, -1).transpose(*along, 3)
 
-    def warp(self, image, frame, outside=None):
+    def warp(self, image: sitk.Image, frame: Frame, outside: float | None = None) -> tuple[sitk.Image, sitk.Image]:
         """Read the moving scan on a frame whose axes lie along the fixed frame's, linearly, once: (warped, field).
 
         Both are SimpleITK images on that frame: of the scan's pixel type, and of displacements in mm. What lies outside
@@ -138,24 +140,26 @@ class PairTransform:
         return sitk.Cast(warped, image.GetPixelID()), field
 
 
-def resample_labels(labels, field):
+def resample_labels(labels: sitk.Image, field: sitk.Image) -> sitk.Image:
     """Carry a label image of the moving scan along a displacement field, to its grid: nearest voxel, 0 outside."""
     return _read_at(labels, field, sitk.sitkNearestNeighbor, 0)
 
 
-def _read_at(image, field, interpolator, outside):
+def _read_at(image: sitk.Image, field: sitk.Image, interpolator: int, outside: float | None) -> sitk.Image:
     frame = Frame.of(field)
     return sitk.Warp(image, field, interpolator, frame.size, frame.origin, frame.spacing, frame.direction, outside)
 
 
-def _linear_weights(places, count):
+def _linear_weights(places: np.ndarray, count: int) -> np.ndarray:
     """Matrix [n, count], float32, that reads `count` values linearly at places in voxels, the edge repeated."""
     places = np.clip(places, 0, count - 1)
     distance = np.abs(places[:, None] - np.arange(count))
     return np.maximum(1 - distance, 0).astype(np.float32)
 
 
-def _linear(constant, matrix, axes):
+def _linear(
+    constant: Any, matrix: np.ndarray, axes: Sequence[np.ndarray]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Four float32 arrays [3, X or 1, Y or 1, Z or 1] with the sum constant + matrix @ (x, y, z) on a grid's axes."""
     x, y, z = (np.outer(matrix[:, k], axis).astype(np.float32) for k, axis in enumerate(axes))
     first = np.asarray(constant, np.float32)[:, None, None, None]

@@ -4,6 +4,9 @@ Scans are three-dimensional SimpleITK images in LPS, masks are bool [x, y, z] on
 can be wrong: `doubts` says what about it is unusual.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import SimpleITK as sitk
 from scipy import ndimage, signal
@@ -41,7 +44,7 @@ HEAD_LENGTH = 200  # mm; below it is neck
 USUAL_VOLUMES = {"liver": (300, 4000), "body": (500, 150000), "brain": (1000, 8000)}
 
 
-def liver_mask(image):
+def liver_mask(image: sitk.Image) -> np.ndarray:
     """Find the liver of a CT (HU): the largest region that a grey range of LIVER_RANGES fills.
 
     The scan is smoothed (Gaussian, 2 voxels); a range marks voxels; in every axial slice a voxel stays where most of
@@ -74,7 +77,7 @@ def liver_mask(image):
     return _refined(*best, block, grey.shape)
 
 
-def check_hounsfield(image):
+def check_hounsfield(image: sitk.Image) -> None:
     """Raise UserError where a scan is no CT in Hounsfield units: by its DICOM modality, or without any air."""
     modality = image.GetMetaData(MODALITY) if image.HasMetaDataKey(MODALITY) else ""
     if modality not in ("", "CT"):
@@ -87,7 +90,7 @@ def check_hounsfield(image):
         )
 
 
-def _disk(radii):
+def _disk(radii: np.ndarray) -> np.ndarray:
     """Share of every pixel that a disk of `radii` pixels [2] covers, [2m+1, 2n+1], to sum 1."""
     fine = 9  # samples a pixel and axis
     reach = np.ceil(radii - 0.5).astype(int)
@@ -100,7 +103,7 @@ def _disk(radii):
     return covered / covered.sum()
 
 
-def _block_means(mask, block):
+def _block_means(mask: np.ndarray, block: np.ndarray) -> np.ndarray:
     """Share of marked voxels in each in-plane block of `block` voxels; the edge is repeated to whole blocks."""
     width = [(0, -n % b) for n, b in zip(mask.shape, block, strict=False)]
     mask = np.pad(mask, [*width, (0, 0)], mode="edge")
@@ -108,14 +111,14 @@ def _block_means(mask, block):
     return mask.reshape(x, block[0], y, block[1], -1).mean(axis=(1, 3), dtype=np.float32)
 
 
-def _share_in_disk(mask, disk):
+def _share_in_disk(mask: np.ndarray, disk: np.ndarray) -> np.ndarray:
     """Mean of every axial slice over the disk around each pixel, the edge repeated."""
     reach = [(n // 2, n // 2) for n in disk.shape]
     padded = np.pad(mask, [*reach, (0, 0)], mode="edge")
     return signal.fftconvolve(padded, disk[..., None].astype(np.float32), mode="valid", axes=(0, 1))
 
 
-def _largest_region(mask):
+def _largest_region(mask: np.ndarray) -> np.ndarray:
     """Return the largest region whose voxels are joined by their faces; empty where the mask is."""
     labels, count = ndimage.label(mask)
     if count == 0:
@@ -123,7 +126,7 @@ def _largest_region(mask):
     return labels == np.argmax(np.bincount(labels.ravel())[1:]) + 1
 
 
-def _refined(share, region, block, shape):
+def _refined(share: np.ndarray, region: np.ndarray, block: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     """Interpolate shares of blocks to voxels, around a region, and return the largest region above one half."""
     mask = np.zeros(shape, bool)
     low, high = [], []
@@ -139,7 +142,7 @@ def _refined(share, region, block, shape):
     return mask
 
 
-def body_mask(image):
+def body_mask(image: sitk.Image) -> np.ndarray:
     """Find the body in a CT or MR: the largest bright region, parted from the table, with everything that it encloses.
 
     Bright is above -300 HU in a CT, else above Otsu's threshold. Raises UserError where no region reaches 200 ml.
@@ -162,7 +165,7 @@ def body_mask(image):
     return to_array(frame.resample(coarse.put(region.astype(np.float32)))) > 0.5
 
 
-def brain_mask(image):
+def brain_mask(image: sitk.Image) -> np.ndarray:
     """Find the head in a scan of it, or the brain in one without skull: `body_mask`, and of it the uppermost 200 mm."""
     mask = body_mask(image)
     top = np.flatnonzero(mask.any(axis=(0, 1)))[-1] + 1
@@ -170,7 +173,7 @@ def brain_mask(image):
     return mask
 
 
-def _otsu(grey):
+def _otsu(grey: np.ndarray) -> float:
     """Threshold between the 1st and 99th percentile that parts values best: with most variance between two means."""
     ends = np.percentile(grey, (1, 99))
     if ends[0] == ends[1]:
@@ -183,7 +186,7 @@ def _otsu(grey):
     return edges[1 + np.argmax(between)]
 
 
-def _ball(radii):
+def _ball(radii: np.ndarray) -> np.ndarray:
     grids = np.meshgrid(*[np.arange(-int(r), int(r) + 1) / r for r in radii], indexing="ij")
     return sum(grid**2 for grid in grids) <= 1
 
@@ -191,7 +194,7 @@ def _ball(radii):
 REGIONS = {"liver": liver_mask, "body": body_mask, "brain": brain_mask}
 
 
-def doubts(image, mask, kind):
+def doubts(image: sitk.Image, mask: Any, kind: Any) -> list[str]:
     """Say what is unusual about a region, in volume and place: a list of short sentences, empty where nothing is.
 
     Args:
