@@ -207,6 +207,7 @@ class _Clock:
         self._last = time.perf_counter()
 
     def stop(self, step: str) -> None:
+        """Add the time since the last stop to a step."""
         now = time.perf_counter()
         self.seconds[step] = round(self.seconds.get(step, 0) + now - self._last, 3)
         self._last = now

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import itertools
-import json
 import math
 import pathlib
 import shlex
@@ -368,33 +366,10 @@ def make_run(args: argparse.Namespace, config: CascadeConfig, source: pathlib.Pa
     else:
         stem = datetime.datetime.now().strftime("%b%d-%H%M")
     plugin = {} if args.plugin is None else {"plugin": pathlib.Path(args.plugin).name}
-    try:
-        run = new_folder(stem, f"_{args.name}" if args.name else "")
-        try:
-            (LOGS / args.logs).mkdir(parents=True, exist_ok=True)
-        except OSError:
-            run.rmdir()
-            raise
-        (run / "args.json").write_text(json.dumps(vars(args), indent=2))
-        (run / "config.json").write_text(json.dumps({**config.to_dict(), "data": view.to_dict(), **plugin}, indent=2))
-    except OSError as error:
-        raise UserError(
-            f"cannot write to {error.filename} ({error.strerror}); make the folder writable, or run where it is"
-        ) from error
-    return run
+    content = {"args.json": vars(args), "config.json": {**config.to_dict(), "data": view.to_dict(), **plugin}}
+    from network.runs import new_run
 
-
-def new_folder(stem: str, suffix: str) -> pathlib.Path:
-    """A folder in weights/ that was not there: the stem and suffix, with _1, _2, ... between where taken."""
-    WEIGHTS.mkdir(exist_ok=True)
-    names = (stem + (f"_{attempt}" if attempt else "") + suffix for attempt in itertools.count())
-    while True:
-        run = WEIGHTS / next(names)
-        try:
-            run.mkdir()
-            return run
-        except FileExistsError:
-            continue
+    return new_run(WEIGHTS, stem, f"_{args.name}" if args.name else "", content, LOGS / args.logs)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ import tqdm
 from cli import run
 from data_util.config import DatasetConfig, load_dataset_config
 from data_util.making.repair import mend
+from data_util.near_copies import coarse, near_copies
 from data_util.output.contact_sheet import sheet_figure
 from data_util.store import ScanStore
 from errors import UserError, listed
@@ -29,7 +30,6 @@ from errors import UserError, listed
 ERROR, WARNING = "error", "warning"
 MOST_DRAWN = 48  # scans of a contact sheet
 CACHE_BYTES = 2**28
-COARSE, NEAR_COPY = 12, 0.9995  # blocks along an axis, and the correlation from which two scans are near copies
 
 
 @dataclass(frozen=True)
@@ -288,37 +288,6 @@ class Check:
                 unused = [scan for scan in self.store.ids(key) if scan not in used]
                 if unused:
                     self._add(WARNING, f"file {file.path}", f"{listed(unused)} are in no subset")
-
-
-def coarse(volume: np.ndarray) -> np.ndarray:
-    """What a volume looks like from afar, float32 [n], of mean 0 and length 1; NaN where it is constant.
-
-    A copy that was resampled, cropped by a voxel or stored in another type looks the same.
-    """
-    small: np.ndarray = volume.astype(np.float32)
-    for axis, size in enumerate(volume.shape):
-        edges = np.linspace(0, size, min(COARSE, size) + 1).astype(int)
-        small = np.add.reduceat(small, edges[:-1], axis=axis) / np.expand_dims(
-            np.diff(edges), tuple({0, 1, 2} - {axis})
-        ).astype(np.float32)
-    small = small.ravel() - small.mean()
-    with np.errstate(invalid="ignore"):
-        return small / np.linalg.norm(small)
-
-
-def near_copies(looks: dict[str, np.ndarray]) -> list[tuple[str, str]]:
-    """Pairs of scans that look the same from afar, by their `coarse` volumes."""
-    pairs = []
-    names = [name for name, look in looks.items() if np.isfinite(look).all()]
-    for k, name in enumerate(names):
-        others = [other for other in names[k + 1 :] if looks[other].shape == looks[name].shape]
-        if others:
-            similar = np.stack([looks[other] for other in others]) @ looks[name] > NEAR_COPY
-            pairs += [(name, other) for other, is_near in zip(others, similar, strict=True) if is_near]
-    return pairs
-
-
-# ---------------------------------------------------------------------------------------------------- command
 
 
 def draw(check: Check, path: str | Path) -> None:

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
-from .spatial_transformer import identity_grid, warp
-from .splines import cubic_weights, tensor_product
+from .spatial_transformer import warp
+from .splines import spline_matrix, tensor_product
 
 CONTROL_POINTS = 5
 MAX_OFFSET = 0.4  # of the distance of size / 4 between control points
@@ -43,47 +43,13 @@ def spline_flow(control: tf.Tensor, size: Sequence[int]) -> tf.Tensor:
     The control points span the volume, size / 4 apart, and those beyond it are zero. As in the original, the first
     axis of `control` runs along y and the second along x.
     """
-    return tensor_product(tf.transpose(control, [0, 2, 1, 3, 4]), *(tf.constant(_spline_matrix(n)) for n in size))
-
-
-def _spline_matrix(n: int) -> np.ndarray:
-    """Weights of the five control points along one axis at each of n voxels: float32 [n, 5]."""
     segments = CONTROL_POINTS - 1
-    position = (np.arange(n) + 0.5) / n * segments
-    segment = np.minimum(np.floor(position).astype(int), segments - 1)
-    u = position - segment
-    # A zero control point on either side, dropped again below, gives every segment its four neighbours.
-    matrix = np.zeros((n, CONTROL_POINTS + 2))
-    for k, weight in enumerate(cubic_weights(u)):
-        matrix[np.arange(n), segment + k] = weight
-    return matrix[:, 1:-1].astype(np.float32)
+    places = [(np.arange(n) + 0.5) / n * segments for n in size]
+    matrices = [spline_matrix(place, segments)[:, 1:-1] for place in places]  # without those beyond the volume
+    return tensor_product(tf.transpose(control, [0, 2, 1, 3, 4]), *map(tf.constant, matrices))
 
 
 def augment(batch: dict[str, tf.Tensor], control: tf.Tensor) -> dict[str, tf.Tensor]:
-    """Batch with its moving side deformed by the field of `control`: image, segmentation and landmarks, if there.
-
-    A landmark goes to the voxel whose displaced place lies nearest to it. Missing segmentations (-1) and landmarks
-    (NaN) stay missing.
-    """
-    size = batch["moving"].shape[1:4]
-    flow = spline_flow(control, size)
-    augmented = {**batch, "moving": warp(batch["moving"], flow)}
-    if "moving_seg" in batch:
-        warped = warp(tf.cast(batch["moving_seg"], tf.float32), flow)
-        augmented["moving_seg"] = tf.cast(tf.round(warped), tf.int32)
-    if "moving_points" in batch:
-        augmented["moving_points"] = warp_points(batch["moving_points"], flow)
-    return augmented
-
-
-def warp_points(points: tf.Tensor, flow: tf.Tensor) -> tf.Tensor:
-    """For each point [B, L, 3] the voxel p with p + flow(p) nearest to it, float32 [B, L, 3]; NaN stays NaN."""
-    displaced = tf.reshape(identity_grid(flow.shape[1:4]) + flow, [tf.shape(flow)[0], -1, 3])
-
-    def nearest(point: tf.Tensor) -> tf.Tensor:
-        return tf.argmin(tf.reduce_sum(tf.square(displaced - point[:, None]), axis=-1), axis=1)
-
-    index = tf.map_fn(nearest, tf.transpose(points, [1, 0, 2]), fn_output_signature=tf.int64)
-    voxel = tf.unravel_index(tf.reshape(tf.transpose(index), [-1]), tf.constant(flow.shape[1:4], tf.int64))
-    voxel = tf.reshape(tf.transpose(voxel), tf.shape(points))
-    return tf.where(tf.math.is_nan(points), points, tf.cast(voxel, tf.float32))
+    """Batch of training whose moving images are deformed by the field of `control`."""
+    flow = spline_flow(control, batch["moving"].shape[1:4])
+    return {**batch, "moving": warp(batch["moving"], flow)}

@@ -86,6 +86,8 @@ class FlowUpConvolution(UpConvolution):
     """
 
     def upsample(self, features: tf.Tensor, kernel: tf.Tensor, shape: tf.Tensor) -> tf.Tensor:
+        """The output of `UpConvolution.upsample`, with the same gradient, computed faster."""
+
         @tf.custom_gradient
         def call(features: tf.Tensor, kernel: tf.Tensor) -> Any:
             def gradient(upstream: tf.Tensor) -> list[tf.Tensor]:

@@ -17,7 +17,7 @@ from .kernels import ordered_sum, whole_step
 from .losses import correlation, similarity_loss, smoothness_loss
 from .recursive_cascaded_networks import CascadeOutput, RecursiveCascadedNetwork, Stage
 from .spatial_transformer import compose, warp
-from .splines import cubic_weights, tensor_product
+from .splines import spline_matrix, tensor_product
 
 # Distances between the control points of the refining flow, in voxels. The flow is the sum of a spline of each: the
 # wide ones carry it across the volume in a few steps, the narrow ones fit what is left.
@@ -115,22 +115,11 @@ def _spline_flow(control: list[tf.Tensor], splines: list) -> tf.Tensor:
 
 @functools.lru_cache(maxsize=1)
 def _splines(size: tuple[int, int, int]) -> list[list[np.ndarray]]:
-    """For each of `SPACINGS` the three matrices, one an axis, from control points to voxels."""
-    return [[_spline_matrix(n, spacing) for n in size] for spacing in SPACINGS]
+    """For each of `SPACINGS` the three matrices, one an axis, from control points to voxels.
 
-
-def _spline_matrix(n: int, spacing: int) -> np.ndarray:
-    """Weights at n voxels of the control points of a cubic B-spline, of which one lies before the first voxel.
-
-    float32 [n, points]; each row sums to 1.
+    The second control point lies at the first voxel.
     """
-    position = np.arange(n) / spacing
-    segment = np.floor(position).astype(int)
-    u = position - segment
-    matrix = np.zeros((n, segment[-1] + 4), np.float32)
-    for k, weight in enumerate(cubic_weights(u)):
-        matrix[np.arange(n), segment + k] = weight
-    return matrix
+    return [[spline_matrix(np.arange(n) / mesh, (n - 1) // mesh + 1) for n in size] for mesh in SPACINGS]
 
 
 def repeat_while_better(

@@ -8,6 +8,7 @@ import json
 import os
 import pathlib
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from errors import UserError
@@ -159,3 +160,49 @@ def _read_json(path: pathlib.Path) -> dict[str, Any] | None:
     if not isinstance(values, dict):
         raise UserError(f"{path} is not a JSON object; restore the file from its source")
     return values
+
+
+def new_run(
+    folder: pathlib.Path, stem: str, suffix: str, content: Mapping[str, Mapping[str, Any]], logs: pathlib.Path
+) -> pathlib.Path:
+    """Make folder/<stem><suffix>, or <stem>_1<suffix>, <stem>_2<suffix>, ... where that is there already.
+
+    Args:
+        folder: folder of runs, made where it is not there.
+        stem, suffix: the two parts of its name.
+        content: the JSON files to write into it: name -> content.
+        logs: folder that the run's curves will be written to, made where it is not there.
+
+    Returns:
+        The new folder.
+
+    Raises:
+        UserError: a folder or file cannot be written; no folder is left behind then.
+    """
+    try:
+        folder.mkdir(exist_ok=True)
+        run = _new_folder(folder, stem, suffix)
+        try:
+            logs.mkdir(parents=True, exist_ok=True)
+        except OSError:
+            run.rmdir()
+            raise
+        for name, values in content.items():
+            (run / name).write_text(json.dumps(values, indent=2))
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {error.filename} ({error.strerror}); make the folder writable, or run where it is"
+        ) from error
+    return run
+
+
+def _new_folder(folder: pathlib.Path, stem: str, suffix: str) -> pathlib.Path:
+    """A folder that was not there: two runs that start at once never share one."""
+    attempt = 0
+    while True:
+        run = folder / f"{stem}{f'_{attempt}' if attempt else ''}{suffix}"
+        try:
+            run.mkdir()
+            return run
+        except FileExistsError:
+            attempt += 1

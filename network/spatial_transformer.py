@@ -23,7 +23,6 @@ import typing
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import keras
 import tensorflow as tf
 
 from .kernels import xla_kernel
@@ -289,32 +288,3 @@ def _vote(segmentation: tf.Tensor, flow: tf.Tensor) -> tf.Tensor:
         votes = sum(tf.where(label[corner] == candidate, weight[corner], 0.0) for corner in _CORNERS)
         elected = tf.where(votes > _VOTE, candidate, elected)
     return elected[..., None]
-
-
-@keras.saving.register_keras_serializable("registration")
-class Warp(keras.layers.Layer):
-    """Layer over `warp`: [image, flow] -> warped image."""
-
-    def __init__(self, padding: bool = False, fast: bool = True, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.padding, self.fast = padding, fast
-
-    def call(self, inputs: Any) -> Any:
-        image, flow = inputs
-        return warp(image, flow, self.padding, self.fast)
-
-    def compute_output_shape(self, input_shape: Any) -> tuple:
-        image, flow = input_shape
-        return (*flow[:-1], image[-1])
-
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "padding": self.padding, "fast": self.fast}
-
-
-@keras.saving.register_keras_serializable("registration")
-class Compose(Warp):
-    """Layer over `compose`: [first, second] -> composed flow."""
-
-    def call(self, inputs: Any) -> Any:
-        first, second = inputs
-        return compose(first, second, self.padding, self.fast)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 
@@ -12,6 +13,18 @@ def cubic_weights(u: Any) -> tuple:
     """
     weights = (1 - u) ** 3, 3 * u**3 - 6 * u**2 + 4, -3 * u**3 + 3 * u**2 + 3 * u + 1, u**3
     return tuple(weight / 6 for weight in weights)
+
+
+def spline_matrix(position: np.ndarray, segments: int) -> np.ndarray:
+    """Weights of the control points at n positions on one axis: float32 [n, segments + 3]; each row sums to 1.
+
+    Control points lie at -1, 0, 1, .. segments + 1, and the spline runs from 0 to `segments`, as `position` does.
+    """
+    segment = np.minimum(np.floor(position).astype(int), segments - 1)
+    matrix = np.zeros((len(position), segments + 3), np.float32)
+    for k, weight in enumerate(cubic_weights(position - segment)):
+        matrix[np.arange(len(position)), segment + k] = weight
+    return matrix
 
 
 def tensor_product(control: tf.Tensor, x: Any, y: Any, z: Any) -> tf.Tensor:

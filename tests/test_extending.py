@@ -1,11 +1,14 @@
 """The examples of docs/extending.md, as plugins of runs."""
 
+import csv
 import json
 import pathlib
 
+import h5py
 import keras
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import tensorflow as tf
 
 import cli
@@ -16,8 +19,9 @@ from errors import UserError
 from network import checkpoints, training
 from network.config import CascadeConfig
 from network.recursive_cascaded_networks import build_network
-from network.registry import BASE_NETWORKS, SIMILARITIES, Extension
+from network.registry import BASE_NETWORKS, METRICS, SIMILARITIES, Extension
 from tests.examples import example
+from tests.test_network.golden import rule_network
 from tests.test_network.test_training import batch_of, trainer_of
 
 
@@ -129,6 +133,43 @@ def test_a_run_with_a_plugin_is_trained_evaluated_and_asks_for_it(plugins, tmp_p
     finally:
         BASE_NETWORKS["Small"] = row
     assert "give it again, as --plugin mine_network.py" in capsys.readouterr().err
+
+
+def test_a_metric_of_ones_own_is_in_every_table(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    pathlib.Path("mine_metric.py").write_text(example("A metric"))
+    size = (16, 18, 20)
+    write_dataset("p", size, 2, 2, 0)
+    with h5py.File("p.h5", "a") as file:
+        for group in file.values():
+            group.attrs["spacing"] = (1.0, 2.0, 0.5)
+    network = rule_network("VTN", 1, image_size=size, channels=4)
+    run = pathlib.Path("weights/run")
+    run.mkdir(parents=True)
+    checkpoints.save(run, network, training.adam(network), 1)
+    (run / "config.json").write_text(json.dumps(network.config.to_dict()))
+    flags = ["-c", "run", "-d", "p.json", "-g", "-1", "--plugin", "mine_metric.py", "--save", "flow,seg"]
+    try:
+        assert cli.run(eval_script.main, [*flags, "--metrics", "length,centres", "--per_cascade"]) == 0
+    finally:
+        for name in ("length", "centres"):
+            METRICS.pop(name, None)
+    (table,) = pathlib.Path("evaluate").glob("*[!s].csv")
+    (row, *_) = csv.DictReader(table.read_text().splitlines())
+    (folder,) = (path for path in pathlib.Path("evaluate").rglob(f"*{row['fixed']}_{row['moving']}*") if path.is_dir())
+    images = {name: sitk.ReadImage(str(folder / f"{name}.nii.gz")) for name in ("flow", "fixed_seg", "warped_seg")}
+    flow = sitk.GetArrayFromImage(images["flow"]) / images["flow"].GetSpacing()
+    assert float(row["flow_length"]) == pytest.approx(np.linalg.norm(flow, axis=-1).mean(), rel=1e-3)
+    centres = []
+    for name in ("fixed_seg", "warped_seg"):
+        shape = sitk.LabelShapeStatisticsImageFilter()
+        shape.Execute(sitk.Cast(images[name] != 0, sitk.sitkUInt8))
+        centres.append(shape.GetCentroid(1))
+    assert float(row["centre_distance_mm"]) == pytest.approx(np.linalg.norm(np.subtract(*centres)), rel=1e-3)
+    summary = table.with_suffix(".json").read_text()
+    assert '"flow_length"' in summary
+    assert '"centre_distance_mm"' in summary
+    assert "centre_distance_mm" in next(pathlib.Path("evaluate").glob("*-cascades.csv")).read_text()
 
 
 class Hidden(keras.layers.Layer):

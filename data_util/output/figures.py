@@ -207,47 +207,6 @@ def flow_key(axis: Axes, limit: float) -> None:
     axis.tick_params(axis="x", labelsize=8)
 
 
-def curves_figure(path: str | Path, table: Mapping[str, np.ndarray]) -> None:
-    """Draw a training's curves to an image file.
-
-    table  column name -> values, one a row of the log; NaN where a row has none. It has `step` and `loss`; other
-           columns whose name ends in `loss` are drawn with it, on a logarithmic scale unless one has a value below
-           zero, and columns with `dice` in their name in a second panel from 0 to 1. The rest is left out.
-
-    Raises UserError where `step` or `loss` is missing or the file cannot be written.
-    """
-    for name in ("step", "loss"):
-        if name not in table:
-            raise UserError(
-                f"a log with columns {', '.join(table)} has no column '{name}'; it is needed to draw curves"
-            )
-    losses = [name for name in table if name.endswith("loss")]
-    scores = [name for name in table if "dice" in name.lower()]
-    panels = [names for names in (losses, scores) if names]
-    figure = Figure(figsize=(6.5 * len(panels), 4.2), layout="constrained")
-    step = np.asarray(table["step"], dtype=float)
-    for axis, names in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        for name in names:
-            values = np.asarray(table[name], dtype=float)
-            there = np.isfinite(values)
-            axis.plot(
-                step[there],
-                values[there],
-                label=name,
-                linewidth=2 if name == "loss" else 1,
-                marker="." if there.sum() < 40 else None,
-            )
-        axis.set_xlabel("step")
-        axis.grid(alpha=0.3)
-        axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1), ncols=1 + len(names) // 16)
-        axis.set_title("loss and its terms" if names is losses else "validation Dice")
-        if names is scores:
-            axis.set_ylim(0, 1)
-        elif not any(np.less(table[name], 0).any() for name in names):
-            axis.set_yscale("log")
-    save_figure(figure, path)
-
-
 def cascade_figure(path: str | Path, table: Mapping[str, np.ndarray]) -> None:
     """Draw what was measured after every cascade to an image file: the mean over pairs, and a band of one deviation.
 

@@ -17,7 +17,6 @@ from network.config import CascadeConfig
 from network.kernels import whole_step
 from network.recursive_cascaded_networks import RecursiveCascadedNetwork, build_network
 from network.registry import BASE_NETWORKS
-from network.spatial_transformer import Compose, Warp
 
 SIZES = [(32, 16, 24), (13, 18, 35)]
 
@@ -36,8 +35,6 @@ def cascades(size, **options):
 
 # name -> (layer for a size, its inputs for a size)
 CASES = {
-    "Warp": (lambda size: Warp(padding=True), lambda size: [noise(2, *size, 2), noise(2, *size, 3) * 4]),
-    "Compose": (lambda size: Compose(fast=False), lambda size: [noise(2, *size, 3) * 2, noise(2, *size, 3) * 4]),
     "Encoder": (lambda size: Encoder(channels=2), lambda size: noise(2, *size, 2)),
     "UpConvolution": (
         lambda size: UpConvolution(5),

@@ -12,6 +12,7 @@ from network.config import CascadeConfig
 from network.recursive_cascaded_networks import build_network
 from network.registry import SIMILARITIES
 from network.spatial_transformer import warp
+from network.splines import spline_matrix
 from tests.test_network.golden import rule_network
 
 SIZE = (26, 22, 18)
@@ -42,7 +43,7 @@ def network():
 @pytest.mark.parametrize("spacing", [4, 7])
 def test_splines_against_scipy(spacing):
     control = np.random.default_rng(0).normal(size=40)
-    matrix = refinement._spline_matrix(22, spacing)
+    matrix = spline_matrix(np.arange(22) / spacing, 21 // spacing + 1)
     # Point k lies at (k - 1) * spacing.
     knots = (np.arange(44) - 3) * spacing
     expected = BSpline(knots, control, 3)(np.arange(22))

@@ -7,7 +7,6 @@ from data_util.making.known_flows import deform, smooth_flow, warp
 from data_util.output.figures import (
     PLANES,
     _centre,
-    curves_figure,
     flow_colours,
     mid_slices,
     pair_figure,
@@ -100,9 +99,14 @@ def test_a_pair_figure_is_written_with_and_without_labels(tmp_path, pair):
     assert outlines.sum() > 50
 
 
+def pair_of(volume):
+    """Images of a pair of which nothing moved."""
+    return volume, volume, volume, np.zeros((*volume.shape, 3)), volume, volume, volume
+
+
 def test_a_pair_figure_of_nothing_moved_and_an_empty_label_is_written(tmp_path):
     empty = np.zeros((8, 9, 10), np.uint8)
-    pair_figure(tmp_path / "a.png", empty, empty, empty, np.zeros((8, 9, 10, 3)), empty, empty, empty)
+    pair_figure(tmp_path / "a.png", *pair_of(empty))
     assert (tmp_path / "a.png").stat().st_size > 1000
 
 
@@ -116,19 +120,4 @@ def test_planes_go_through_the_centre_of_the_fixed_label():
 @pytest.mark.parametrize("name", ["gone/a.png", "a.ending"])
 def test_a_figure_that_cannot_be_written_is_an_error(tmp_path, name):
     with pytest.raises(UserError, match="cannot write the figure"):
-        curves_figure(tmp_path / name, {"step": [1, 2], "loss": [1, 0.5]})
-
-
-@pytest.mark.parametrize("extra", [{}, {"1_reg_loss": [0.0, -1e-3, 0.1]}, {"val_dice": [np.nan, 0.5, np.nan]}])
-def test_curves_are_drawn_with_gaps(tmp_path, extra):
-    curves_figure(tmp_path / "a.png", {"step": [0, 1, 2], "loss": [1, np.nan, 0.5], "lr": [1, 1, 1], **extra})
-    width = imread(tmp_path / "a.png").shape[1]
-    assert (width > 1000) == ("val_dice" in extra)
-
-
-@pytest.mark.parametrize("missing", ["step", "loss"])
-def test_curves_need_step_and_loss(tmp_path, missing):
-    table = {"step": [1], "loss": [1]}
-    del table[missing]
-    with pytest.raises(UserError, match=f"no column '{missing}'"):
-        curves_figure(tmp_path / "a.png", table)
+        pair_figure(tmp_path / name, *pair_of(np.zeros((8, 9, 10), np.uint8)))
