@@ -258,8 +258,8 @@ class Check:
             if scan_id in self._about and self._about[scan_id].landmarks:
                 counts.setdefault(self._about[scan_id].landmarks, []).append(scan_id)
         if len(counts) > 1:
-            told = ", ".join(f"{count} in {listed(scans, 3)}" for count, scans in sorted(counts.items()))
-            what = f"landmarks differ in number: {told}; store the same ones in every scan, NaN for a missing one"
+            numbers = ", ".join(f"{count} in {listed(scans, 3)}" for count, scans in sorted(counts.items()))
+            what = f"landmarks differ in number: {numbers}; store the same ones in every scan, NaN for a missing one"
             self._add(ERROR, where, what)
 
     def _compare_schemes(self) -> None:
@@ -302,7 +302,7 @@ def draw(check: Check, path: str | Path) -> None:
     sheet_figure(path, shown, store.read, faulty)
 
 
-def told(check: Check) -> list[str]:
+def report_lines(check: Check) -> list[str]:
     """What a Check found, as lines: the table of schemes, the table of findings, equal ones together, and their sum."""
     lines = _table([("scheme", "subset", "scans", "pairs", "paired"), *check.rows])
     where: dict[tuple, list[str]] = {}
@@ -342,13 +342,13 @@ def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     names = [name.strip() for name in args.val_subset.split(",")] if args.val_subset else None
     check = Check(load_dataset_config(args.config), names, args.paired)
-    print("\n".join(told(check)))
+    print("\n".join(report_lines(check)))
     if args.fix:
         if any(finding.mend for finding in check.findings):
             *files, config = mend(check.config, check.findings)
             print(f"mended: {', '.join(map(str, (*files, config)))}; looked over again:\n")
             check = Check(load_dataset_config(config), names, args.paired)
-            print("\n".join(told(check)))
+            print("\n".join(report_lines(check)))
         else:
             print("--fix: nothing here can be mended without knowing what was meant; nothing was written")
     if args.figure:

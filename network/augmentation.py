@@ -21,7 +21,7 @@ def draw_control_points(seeds: tf.Tensor, size: Sequence[int]) -> tf.Tensor:
     Each is sign(u)|u|^3 with u uniform, at most 0.4 in size, times a quarter of the image size.
 
     Args:
-        seeds: int32 [B, 2], one seed a pair: the same seed gives the same field on every device.
+        seeds: int32 [B, 2], one seed per pair: the same seed gives the same field on every device.
         size: (X, Y, Z) of the image.
 
     Returns:

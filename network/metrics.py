@@ -12,7 +12,7 @@ import tensorflow as tf
 from .kernels import compiled
 from .spatial_transformer import FOREGROUND, sample_at_points, warp, warp_labels
 
-# What the logarithm of the determinant sees of a fold.
+# A folded voxel has a determinant of 0 or less, which has no logarithm: this value is taken instead.
 LEAST_DETERMINANT = 1e-9
 
 
@@ -170,7 +170,7 @@ def sd_log_jacobian(determinant: tf.Tensor) -> tf.Tensor:
     Over interior voxels; NaN as in `folding`.
     """
     inner = determinant[:, 1:-1, 1:-1, 1:-1]
-    # Not tf.maximum, which compiled forgets a NaN.
+    # Not tf.maximum: compiled by XLA, it gives the other number where one is NaN.
     return _deviation(tf.math.log(tf.where(inner < LEAST_DETERMINANT, LEAST_DETERMINANT, inner)))
 
 

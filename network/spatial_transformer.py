@@ -205,7 +205,7 @@ def _flow_gradient(image: tf.Tensor, flow: tf.Tensor, upstream: tf.Tensor) -> tf
 def _image_gradient(image: tf.Tensor, flow: tf.Tensor, upstream: tf.Tensor) -> tf.Tensor:
     """Gradient of the warp with respect to the image: upstream scattered back by the trilinear weights.
 
-    Scattering is a matter of rows, and a row of many numbers costs little more than one of a single number. So the
+    A row of many numbers is scattered in little more time than a single number. So the
     four corners of a cell in the y-z plane go in one row, to the lowest; what belongs to the upper ones is shifted
     there afterwards, which is a plain sum of arrays. The rows are made for a few planes at a time, as a volume of them
     would take more memory than all else in a training step.
@@ -215,13 +215,13 @@ def _image_gradient(image: tf.Tensor, flow: tf.Tensor, upstream: tf.Tensor) -> t
     slabs = [_slabs(a) for a in (*_looked_at(flow), upstream)]
 
     def add_slab(k: tf.Tensor, rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        *coordinates, seen = (tf.gather(a, k, axis=1) for a in slabs)
+        *coordinates, gradient = (tf.gather(a, k, axis=1) for a in slabs)
         cells = _cells(coordinates, shape)
         tx, ty, tz = (t[..., None] for t in cells.fractions)
         # Weights 1 - t and t as constant + slope * t: a choice between two formulas an element is slow.
         quad = (_CONSTANT_Y + _SLOPE_Y * ty) * (_CONSTANT_Z + _SLOPE_Z * tz)
         for i, weight in enumerate((1.0 - tx, tx)):
-            update = (weight * quad)[..., None] * seen[..., None, :]
+            update = (weight * quad)[..., None] * gradient[..., None, :]
             where = tf.reshape(cells.index_of((i, 0, 0)), [-1, 1])
             rows = tf.tensor_scatter_nd_add(rows, where, tf.reshape(update, [-1, len(_QUAD) * channels]))
         return k + 1, rows
@@ -264,7 +264,7 @@ def _recomputing(forward: Callable, flow_gradient: Callable) -> Callable:
         def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             return _image_gradient(image, flow, upstream), flow_gradient(image, flow, upstream)
 
-        # Outside a tf.function a tape would look into the kernel and keep all that it computes.
+        # Without stop_gradient, an eager tape would record the operations of the kernel and keep their results.
         return forward(tf.stop_gradient(image), tf.stop_gradient(flow)), gradient
 
     return call
