@@ -44,6 +44,7 @@ UNEVEN = 0.1  # of the distance between slices
 MISSING = 1.5  # distances between slices; a slice is missing where there is a longer one
 ROUNDED_PLACE = 0.06  # mm; some scanners write places to a tenth of a millimetre
 LEAST_STEP = 0.01  # mm; slices that lie closer are at one place
+APPLE_DOUBLE = "._"  # files that a Mac leaves beside each file on a foreign disk begin with it
 NOT_SCANS = ("SEG", "RTDOSE")  # modalities whose series are read only where they are named or alone
 AIR, MOST_HU = -1000, 32767  # HU
 
@@ -115,7 +116,7 @@ def _files(folder: Path) -> Iterator[Path]:
             continue
         visited.add(place)
         subfolders.sort()
-        for path in (Path(name, file) for file in sorted(files)):
+        for path in (Path(name, file) for file in sorted(files) if not file.startswith(APPLE_DOUBLE)):
             if path.is_symlink() and not path.exists():
                 raise UserError(f"{path}: this link leads to nothing, and a slice may be missing; mend or remove it")
             if path.is_file():

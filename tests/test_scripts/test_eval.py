@@ -260,7 +260,7 @@ def test_everything_kept_of_every_cascade(work):
     assert sorted(p.name for p in (folder / name).iterdir()) == sorted([*pairs, f"{pairs[0]}.png", f"{pairs[2]}.png"])
     images = ["fixed_seg", "flow_voxels", "moving", "moving_seg", "warped_seg"]
     assert sorted(p.name for p in (folder / name / pairs[3]).iterdir()) == [f"{image}.nii.gz" for image in images]
-    flow = sitk.ReadImage(str(folder / name / pairs[2] / "flow.nii.gz"))
+    flow = sitk.ReadImage(str(folder / name / pairs[0] / "flow.nii.gz"))
     assert (flow.GetSize(), flow.GetNumberOfComponentsPerPixel()) == (SIZE, 3)
     np.testing.assert_allclose(flow.GetSpacing(), SPACING, rtol=1e-6)
     segs = [
@@ -270,6 +270,10 @@ def test_everything_kept_of_every_cascade(work):
     cascades = list(csv.DictReader((folder / f"{name}-cascades.csv").read_text().splitlines()))
     final = list(csv.DictReader((folder / f"{name}.csv").read_text().splitlines()))
     assert [row["cascade"] for row in cascades] == ["0", "1", "2"] * 4
+    before = {"dice_before": "dice", "jaccard_before": "jaccard"}  # what the table of cascades has as its cascade 0
+    assert [{name: row[value] for name, value in before.items()} for row in cascades[::3]] == [
+        {name: row.pop(name) for name in before} for row in final
+    ]
     assert [{k: v for k, v in row.items() if k != "cascade"} for row in cascades[2::3]] == final
     for row, seg in ((cascades[0], segs[1]), (cascades[2], segs[2])):
         dice = 2 * (segs[0] & seg).sum() / (segs[0].sum() + seg.sum())
