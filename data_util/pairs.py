@@ -28,7 +28,11 @@ class AllPairs:
 
 
 def adjacent_pairs(n: int) -> tuple[tuple[int, int], ...]:
-    """Scans 0 and 1, 2 and 3, .. both ways round: ((0,1), (1,0), (2,3), (3,2), ..). An odd `n` is a UserError."""
+    """Scans 0 and 1, 2 and 3, .. both ways round: ((0,1), (1,0), (2,3), (3,2), ..).
+
+    Raises:
+        UserError: `n` is odd.
+    """
     if n % 2:
         raise UserError(f"paired needs an even number of scans, two for each pair; there are {n}")
     return tuple((k, k ^ 1) for k in range(n))

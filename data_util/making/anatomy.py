@@ -101,8 +101,17 @@ def make_phantom(size: Sequence[int], seed: Any) -> Scan:
     """Make the individual of a seed: a Scan [X, Y, Z] with mask and six landmarks float32 [6, 3].
 
     The landmarks are the three branch points of the organ's vessel tree and the centres of its three cysts; their
-    order is the same in everyone. `seed` is anything that numpy.random.default_rng takes. Raises UserError for a
-    size below 16 voxels along an axis.
+    order is the same in everyone.
+
+    Args:
+        size: (X, Y, Z).
+        seed: anything that numpy.random.default_rng takes.
+
+    Returns:
+        The Scan.
+
+    Raises:
+        UserError: the size is below 16 voxels along an axis.
     """
     check_size(size)
     rng = np.random.default_rng(seed)

@@ -84,8 +84,15 @@ def warp(volume: Any, flow: np.ndarray) -> np.ndarray:
 def carry_points(points: np.ndarray, flow: np.ndarray) -> np.ndarray:
     """Return where the points of a source lie in the scan deformed by `flow`: q with q + flow(q) = point.
 
-    [n, 3] float32, exact to 0.001 voxel for the flow read linearly between voxels. Raises ValueError where the
-    flow cannot be inverted at a point.
+    Args:
+        points: [n, 3] in voxels of the source.
+        flow: [X, Y, Z, 3] in voxels.
+
+    Returns:
+        [n, 3] float32, exact to 0.001 voxel for the flow read linearly between voxels.
+
+    Raises:
+        ValueError: the flow cannot be inverted at a point.
     """
     points = np.asarray(points, dtype=np.float64)
 

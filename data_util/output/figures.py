@@ -103,13 +103,20 @@ def pair_figure(
 ) -> None:
     """Draw a registered pair to an image file: rows are the three planes, columns the images and what lies between.
 
-    fixed, moving, warped  [X, Y, Z], 0..255; `warped` is the moving image as warped by `flow`.
-    flow                   [X, Y, Z, 3] in voxels.
-    fixed_seg, ...         label masks [X, Y, Z], non-zero inside; outlined, the fixed one green, the others red.
-    spacing                mm a voxel, for the right proportions.
-
     The planes go through the centre of the fixed label where there is one, else through the middle. The grid is that
-    of the moving image as the warp moves it, drawn over the warped image. Raises UserError where it cannot be written.
+    of the moving image as the warp moves it, drawn over the warped image.
+
+    Args:
+        path: the image file.
+        fixed, moving, warped: [X, Y, Z], 0..255; `warped` is the moving image as warped by `flow`.
+        flow: [X, Y, Z, 3] in voxels.
+        fixed_seg, moving_seg, warped_seg: label masks [X, Y, Z], non-zero inside; outlined, the fixed one green, the
+            others red.
+        spacing: mm per voxel, for the right proportions.
+        title: what stands above.
+
+    Raises:
+        UserError: the file cannot be written.
     """
     before, after = np.subtract(fixed, moving, dtype=np.float32), np.subtract(fixed, warped, dtype=np.float32)
     limit = float(np.abs(flow).max())
@@ -210,10 +217,13 @@ def flow_key(axis: Axes, limit: float) -> None:
 def cascade_figure(path: str | Path, table: Mapping[str, np.ndarray]) -> None:
     """Draw what was measured after every cascade to an image file: the mean over pairs, and a band of one deviation.
 
-    table  name of a value -> array [cascade, pair], NaN where not measured; cascade 0 is before registration, 1 affine.
-           Each has a panel, of the pairs for which every cascade was measured; there must be one.
+    Args:
+        path: the image file.
+        table: name of a value -> array [cascade, pair], NaN where not measured; cascade 0 is before registration, 1
+            affine. Each has a panel, of the pairs for which every cascade was measured; there must be one.
 
-    Raises UserError where the file cannot be written.
+    Raises:
+        UserError: the file cannot be written.
     """
     figure = Figure(figsize=(5 * len(table), 3.6), layout="constrained")
     for axis, (name, values) in zip(figure.subplots(1, len(table), squeeze=False)[0], table.items(), strict=True):
@@ -229,7 +239,11 @@ def cascade_figure(path: str | Path, table: Mapping[str, np.ndarray]) -> None:
 
 
 def save_figure(figure: Figure, path: str | Path) -> None:
-    """Write a figure to an image file. Raises UserError where it cannot be written."""
+    """Write a figure to an image file.
+
+    Raises:
+        UserError: it cannot be written.
+    """
     FigureCanvasAgg(figure)
     try:
         figure.savefig(path, dpi=110)

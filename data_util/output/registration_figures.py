@@ -50,10 +50,13 @@ def slices_figure(path: str | Path, volume: np.ndarray, spacing: Sequence[float]
 
 
 def flow_image(path: str | Path, flow: np.ndarray) -> None:
-    """Write the middle axial slice of a flow [X, Y, Z, 3] in voxels as a picture, a pixel a voxel.
+    """Write the middle axial slice of a flow [X, Y, Z, 3] in voxels as a picture, one pixel per voxel.
 
     Red, green and blue tell the size of the displacement along x, y and z, whatever its sign: white is none, and
-    every 15 voxels it falls to 1/e. Raises UserError where it cannot be written.
+    every 15 voxels it falls to 1/e.
+
+    Raises:
+        UserError: it cannot be written.
     """
     picture = np.exp(-np.abs(PLANES[0].cut(flow, flow.shape[2] // 2)) / FADING)
     try:
@@ -73,16 +76,22 @@ def summary_figure(
 ) -> None:
     """Draw what was registered and how well to an image file: rows are the three planes.
 
-    scans    two (image, spacing, region, box, window): fixed and moving scan [x, y, z], mm a voxel, bool region or
-             None, corners (low, high) in voxels of what the network saw, and the (level, width) to show it in.
-    volumes  fixed, moving and warped volume [X, Y, Z], 0..255.
-    flow     composed flow [X, Y, Z, 3] in voxels.
-    spacing  mm a voxel of the fixed volume.
-    doubts   sentences on what may be wrong, drawn in red.
-
     Columns: both scans with the region (green, red) and the box (blue); the checkerboard of fixed and moving, and of
     fixed and warped; the edges of the fixed volume on the moving and on the warped one; the flow; the deformed grid
-    over the warped volume. Raises UserError where the file cannot be written.
+    over the warped volume.
+
+    Args:
+        path: the image file.
+        scans: two (image, spacing, region, box, window): fixed and moving scan [x, y, z], mm per voxel, bool region or
+            None, corners (low, high) in voxels of what the network saw, and the (level, width) to show it in.
+        volumes: fixed, moving and warped volume [X, Y, Z], 0..255.
+        flow: composed flow [X, Y, Z, 3] in voxels.
+        spacing: mm per voxel of the fixed volume.
+        title: what stands above.
+        doubts: sentences on what may be wrong, drawn in red.
+
+    Raises:
+        UserError: the file cannot be written.
     """
     fixed, moving, warped = volumes
     heads = (

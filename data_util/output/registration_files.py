@@ -41,7 +41,8 @@ def write_output(folder: Path, result: Any, labels: sitk.Image | None = None, po
         labels: SimpleITK image of the moving scan's labels, or None.
         points: landmarks of the moving scan in mm (LPS), [n, 3], NaN where one is missing, or None.
 
-    Raises UserError where a file cannot be written.
+    Raises:
+        UserError: a file cannot be written.
     """
     write_image(result.warped, folder / "warped.nii.gz")
     write_image(result.displacement, folder / "displacement.nii.gz")

@@ -52,7 +52,14 @@ def liver_mask(image: sitk.Image) -> np.ndarray:
     largest over all ranges, in their order, is the liver. A range that marks fewer voxels than the best so far is
     skipped. Majorities are counted on blocks of about 3 mm, and their share is interpolated back to voxels.
 
-    Raises UserError where the image is no CT in HU or no region reaches 50 ml.
+    Args:
+        image: the scan, in LPS.
+
+    Returns:
+        bool [x, y, z] on its grid.
+
+    Raises:
+        UserError: the image is no CT in HU, or no region reaches 50 ml.
     """
     check_hounsfield(image)
     grey = ndimage.gaussian_filter(to_array(image).astype(np.float32), LIVER_SIGMA, mode="nearest")
@@ -78,7 +85,11 @@ def liver_mask(image: sitk.Image) -> np.ndarray:
 
 
 def check_hounsfield(image: sitk.Image) -> None:
-    """Raise UserError where a scan is no CT in Hounsfield units: by its DICOM modality, or without any air."""
+    """Refuse a scan that is no CT in Hounsfield units.
+
+    Raises:
+        UserError: its DICOM modality is another, or it shows no air.
+    """
     modality = image.GetMetaData(MODALITY) if image.HasMetaDataKey(MODALITY) else ""
     if modality not in ("", "CT"):
         raise UserError(f"the scan is {modality}, and liver and body are for CT; preprocess by brain or none")
@@ -145,7 +156,16 @@ def _refined(share: np.ndarray, region: np.ndarray, block: np.ndarray, shape: Se
 def body_mask(image: sitk.Image) -> np.ndarray:
     """Find the body in a CT or MR: the largest bright region, parted from the table, with everything that it encloses.
 
-    Bright is above -300 HU in a CT, else above Otsu's threshold. Raises UserError where no region reaches 200 ml.
+    Bright is above -300 HU in a CT, else above Otsu's threshold.
+
+    Args:
+        image: the scan, in LPS.
+
+    Returns:
+        bool [x, y, z] on its grid.
+
+    Raises:
+        UserError: no region reaches 200 ml.
     """
     frame = Frame.of(image)
     size = np.ceil(np.array(frame.size) * frame.spacing / BODY_GRID).astype(int)
