@@ -81,7 +81,7 @@ class Check:
         self._subsets = {name: self._expand(name) for name in config.subsets if name in wanted}
         self._atlas = [] if config.atlas is None else self._expand("atlas", (config.atlas,))
         self.scans = list(dict.fromkeys(scan for ids in (*self._subsets.values(), self._atlas) for scan in ids))
-        self._about: dict[str, Any] = {}
+        self._descriptions: dict[str, Any] = {}
         self._labels: dict[str, Any] = {}
         self._coarse: dict[str, np.ndarray] = {}
         hashes: dict[Any, list] = {}
@@ -125,24 +125,24 @@ class Check:
     # ------------------------------------------------------------------------------------------------- one scan
 
     def _look_at(self, scan_id: str, hashes: dict[bytes, list[str]]) -> None:
-        about = self.store.describe(scan_id)
-        self._about[scan_id] = about
-        if about.shape != self.config.image_size:
-            size, wanted = ("x".join(map(str, shape)) for shape in (about.shape, self.config.image_size))
+        description = self.store.describe(scan_id)
+        self._descriptions[scan_id] = description
+        if description.shape != self.config.image_size:
+            size, wanted = ("x".join(map(str, shape)) for shape in (description.shape, self.config.image_size))
             self._add(ERROR, scan_id, f"volume is {size}, but image_size is {wanted}; resample it or change image_size")
-        if about.lost_landmarks:
-            self._add(WARNING, scan_id, f"all its {about.lost_landmarks} landmarks are missing (NaN)")
-        if about.doubts:
-            self._add(WARNING, scan_id, f"look at this scan: {about.doubts}")
-        if about.flow_source is not None:
-            self.store.describe(about.flow_source)
+        if description.lost_landmarks:
+            self._add(WARNING, scan_id, f"all its {description.lost_landmarks} landmarks are missing (NaN)")
+        if description.doubts:
+            self._add(WARNING, scan_id, f"look at this scan: {description.doubts}")
+        if description.flow_source is not None:
+            self.store.describe(description.flow_source)
         scan = self.store.read(scan_id, segmentation=False)
         hashes.setdefault(hashlib.blake2b(scan.volume.tobytes(), digest_size=16).digest(), []).append(scan_id)
         self._coarse[scan_id] = coarse(scan.volume)
         self._look_at_volume(scan_id, scan.volume)
         if scan.points is not None:
-            self._look_at_points(scan_id, scan.points, about.shape)
-        if about.has_segmentation:
+            self._look_at_points(scan_id, scan.points, description.shape)
+        if description.has_segmentation:
             self._look_at_segmentation(scan_id, self.store.read(scan_id).segmentation)
 
     def _look_at_volume(self, scan_id: str, volume: np.ndarray) -> None:
@@ -193,7 +193,7 @@ class Check:
         same = {frozenset((a, b)) for ids in copies for a in ids for b in ids if a != b}
         alike = [pair for pair in near_copies(self._coarse) if frozenset(pair) not in same]
         # A scan and the one that a known flow made of it may be as alike as they are meant to be.
-        made = {frozenset((scan, about.flow_source)) for scan, about in self._about.items()}
+        made = {frozenset((scan, description.flow_source)) for scan, description in self._descriptions.items()}
         alike = [pair for pair in alike if frozenset(pair) not in made]
         training = self._training_schemes()
         trained = {scan for name in training for scan in self._scans_of(name)} - set(self._atlas)
@@ -214,11 +214,14 @@ class Check:
 
     def _compare_labels(self) -> None:
         for what, having in (
-            ("segmentation", [scan for scan, about in self._about.items() if about.has_segmentation]),
-            ("landmarks", [scan for scan, about in self._about.items() if about.landmarks]),
+            (
+                "segmentation",
+                [scan for scan, description in self._descriptions.items() if description.has_segmentation],
+            ),
+            ("landmarks", [scan for scan, description in self._descriptions.items() if description.landmarks]),
         ):
             for name, ids in self._subsets.items():
-                without = [scan for scan in ids if scan in self._about and scan not in having]
+                without = [scan for scan in ids if scan in self._descriptions and scan not in having]
                 if without and any(scan in having for scan in ids):
                     self._add(WARNING, f"subset {name}", f"no {what} in {listed(without)}; their pairs are not scored")
         if self.config.labels is None:
@@ -255,8 +258,8 @@ class Check:
     def _compare_landmarks(self, where: str, ids: Sequence[str]) -> None:
         counts: dict[int, list[str]] = {}
         for scan_id in ids:
-            if scan_id in self._about and self._about[scan_id].landmarks:
-                counts.setdefault(self._about[scan_id].landmarks, []).append(scan_id)
+            if scan_id in self._descriptions and self._descriptions[scan_id].landmarks:
+                counts.setdefault(self._descriptions[scan_id].landmarks, []).append(scan_id)
         if len(counts) > 1:
             numbers = ", ".join(f"{count} in {listed(scans, 3)}" for count, scans in sorted(counts.items()))
             what = f"landmarks differ in number: {numbers}; store the same ones in every scan, NaN for a missing one"

@@ -148,9 +148,10 @@ class Scheme(Sequence):
         self.subsets = subsets
         self._store = store
         self._starts = (0, *itertools.accumulate(len(s.pairs) for s in subsets))
-        self._about = {scan: store.describe(scan) for subset in subsets for scan in subset.scans}
+        self._descriptions = {scan: store.describe(scan) for subset in subsets for scan in subset.scans}
         self.has_flow = any(
-            not {self._about[scan].flow_source for scan in subset.scans}.isdisjoint(subset.scans) for subset in subsets
+            not {self._descriptions[scan].flow_source for scan in subset.scans}.isdisjoint(subset.scans)
+            for subset in subsets
         )
 
     def __len__(self) -> int:
@@ -230,7 +231,7 @@ class Scheme(Sequence):
         """
         indices = range(len(self)) if indices is None else [range(len(self))[k] for k in indices]
         self._check_landmarks(indices)
-        landmarks = max(about.landmarks for about in self._about.values())
+        landmarks = max(description.landmarks for description in self._descriptions.values())
         spec = self._evaluation_spec(landmarks)
 
         def read(n: int) -> dict[str, Any]:
@@ -241,7 +242,7 @@ class Scheme(Sequence):
             if k < 0:
                 return sample | {"fixed": np.zeros_like(sample["fixed"]), "moving": np.zeros_like(sample["moving"])}
             fixed_id, moving_id = self[k]
-            true_flow = self._about[fixed_id].flow_source == moving_id
+            true_flow = self._descriptions[fixed_id].flow_source == moving_id
             fixed = self._store.read(fixed_id, flow=true_flow)
             for side, scan in (("fixed", fixed), ("moving", self._store.read(moving_id))):
                 sample[side] = to_unit(scan.volume)[..., None]
@@ -267,10 +268,10 @@ class Scheme(Sequence):
         return self.subsets[which].pair(k)
 
     def _check_landmarks(self, indices: Sequence[int]) -> None:
-        if len({about.landmarks for about in self._about.values()} - {0}) <= 1:
+        if len({description.landmarks for description in self._descriptions.values()} - {0}) <= 1:
             return
         for fixed, moving in map(self.__getitem__, indices):
-            counts = self._about[fixed].landmarks, self._about[moving].landmarks
+            counts = self._descriptions[fixed].landmarks, self._descriptions[moving].landmarks
             if all(counts) and counts[0] != counts[1]:
                 raise UserError(
                     f"scans '{fixed}' and '{moving}' make a pair but have {counts[0]} and {counts[1]} landmarks; "

@@ -235,12 +235,12 @@ def declared_options(base_network: str, similarity: str) -> dict[str, Option]:
     """
     found: dict[str, Option] = {}
     for table, name in ((BASE_NETWORKS, base_network), (SIMILARITIES, similarity)):
-        for option, about in table.find(name).options.items():
+        for option, row in table.find(name).options.items():
             if option in found or option in _known_names():
                 raise UserError(
                     f"{table.kind} {name!r} declares the option {option!r}, a name that is taken: rename it"
                 )
-            found[option] = about
+            found[option] = row
     return found
 
 

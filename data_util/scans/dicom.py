@@ -247,8 +247,8 @@ def _named(part: Slice) -> str:
 def _content(part: Slice, files: dict[Path, DicomFile]) -> bytes:
     """A hash of a slice's grey values and place."""
     stored = files[part.file].stored[part.number]
-    about = f"{part.slope} {part.intercept} {np.round(part.position, 3)}"
-    return hashlib.blake2b(stored.tobytes() + about.encode()).digest()
+    tags = f"{part.slope} {part.intercept} {np.round(part.position, 3)}"
+    return hashlib.blake2b(stored.tobytes() + tags.encode()).digest()
 
 
 def _check_even(slices: list[Slice], normal: np.ndarray, where: str) -> np.ndarray:
