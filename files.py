@@ -124,9 +124,10 @@ def writing(path: str | os.PathLike, *failures: type[Exception]) -> Iterator[Non
     Raises:
         UserError: anything of that was raised.
     """
+    expected: tuple[type[Exception], ...] = (OSError, *failures)
     try:
         yield
-    except (OSError, *failures) as error:
+    except expected as error:
         raise UserError(cannot_write(path, error)) from error
 
 
