@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> None:
     from data_util.making.labels import read_label_image
     from data_util.output.registration_files import headline, write_output
     from data_util.scans.geometry import doubts_about_labels, doubts_about_points
-    from register import Input, register
+    from registration import Input, register
 
     print("Reading and registering ...", flush=True)
     labels = None if args.labels is None else read_label_image(args.labels)

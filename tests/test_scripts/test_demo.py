@@ -16,7 +16,7 @@ from scipy import ndimage
 
 import cli
 import demo
-import register as register_module
+import registration
 from data_util.output import registration_files
 from data_util.scans.frame import Frame
 from data_util.scans.images import read_image, to_array
@@ -25,7 +25,7 @@ from data_util.scans.view import PRESETS, View
 from errors import UserError
 from network import checkpoints
 from network.training import adam
-from register import Input, register
+from registration import Input, register
 from tests import cases
 from tests.test_data_util.scans.test_dicom import write_slices
 from tests.test_data_util.scans.test_pair_transform import oblique
@@ -322,7 +322,7 @@ def test_mistakes_are_one_line_and_leave_nothing(work, capsys, arguments, messag
 
 
 def test_an_output_folder_is_replaced_only_whole_and_only_when_asked(work, registered, capsys, monkeypatch):
-    monkeypatch.setattr(register_module, "register", lambda *_, **__: registered)
+    monkeypatch.setattr(registration, "register", lambda *_, **__: registered)
     monkeypatch.setattr(registration_files, "draw", lambda *_: None)
     (work / "output").mkdir()  # an empty folder may be filled
     assert run(*PAIR) == 0
@@ -373,9 +373,9 @@ def test_files_that_come_during_the_work_are_kept(work, registered, capsys, monk
         return replace(registered, report=deepcopy(registered.report))
 
     monkeypatch.setattr(registration_files, "draw", lambda *_: None)
-    monkeypatch.setattr(register_module, "register", lambda *_, **__: replace(registered, report={**registered.report}))
+    monkeypatch.setattr(registration, "register", lambda *_, **__: replace(registered, report={**registered.report}))
     assert run(*PAIR) == 0
-    monkeypatch.setattr(register_module, "register", intrude)
+    monkeypatch.setattr(registration, "register", intrude)
     assert run(*PAIR, "--overwrite") == 1
     assert "so the result is in output-1" in capsys.readouterr().err
     assert (work / "output" / "late.txt").read_text() == "precious"
@@ -384,7 +384,7 @@ def test_files_that_come_during_the_work_are_kept(work, registered, capsys, monk
 
 @pytest.mark.parametrize("output", [".", "..", "./", "fixed", "results/.."])
 def test_an_output_that_would_replace_what_is_read_or_stood_in_is_refused_at_once(work, capsys, monkeypatch, output):
-    monkeypatch.setattr(register_module, "register", None)
+    monkeypatch.setattr(registration, "register", None)
     (work / "results").mkdir()
     assert run(*PAIR, "-o", output, "--overwrite") == 1
     assert "would be replaced; name another folder" in capsys.readouterr().err
@@ -394,7 +394,7 @@ def test_an_output_that_would_replace_what_is_read_or_stood_in_is_refused_at_onc
 def quick(registered, monkeypatch):
     """demo.py with its registration done before, and without pictures."""
     monkeypatch.setattr(
-        register_module, "register", lambda *_, **__: replace(registered, report=deepcopy(registered.report))
+        registration, "register", lambda *_, **__: replace(registered, report=deepcopy(registered.report))
     )
     monkeypatch.setattr(registration_files, "draw", lambda *_: None)
 

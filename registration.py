@@ -1,0 +1,394 @@
+"""Register two raw scans from Python: DICOM or NIfTI in, the warped scan and its displacement field out.
+
+    from register import Input, register
+
+    result = register("fixed/", "moving.nii.gz", "weights/VTN-10-liver")
+    result.warped, result.displacement      # SimpleITK images on the voxels of the fixed file
+    result.transform.to_moving(points)      # landmarks [n, 3] in mm
+
+Without a model, two brain scans: `register("a.nii.gz", "b.nii.gz", view="brain", refine=100)`.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import SimpleITK as sitk
+
+from data_util.config import load_dataset_config
+from data_util.grey_values import from_unit, to_unit
+from data_util.output.registration_report import describe, doubts
+from data_util.scans import affine_search
+from data_util.scans.frame import Frame
+from data_util.scans.images import orient, read_image, read_native
+from data_util.scans.pair_transform import PairTransform
+from data_util.scans.prepared import PreparedScan, prepare_scan
+from data_util.scans.preprocessing import prepare
+from data_util.scans.view import PRESETS, View
+from errors import UserError
+
+AUTO = "auto"  # repeats
+AFFINE_KINDS = ("none", *affine_search.KINDS)
+
+
+@dataclass(frozen=True)
+class Input:
+    """What to read of one scan.
+
+    Attributes:
+        scan: DICOM folder or image file (str or Path), or SimpleITK image.
+        mask: label image (file or SimpleITK image), the organ where it is not 0; None to find it.
+        series: id of a series in the DICOM folder; None for the one with most slices.
+    """
+
+    scan: Any
+    mask: Any = None
+    series: str | None = None
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to register.
+
+    Attributes:
+        affine: map found by grey values before anything else: 'rigid', 'similarity', 'affine' or 'none'. None is
+            'affine' without a network, and 'none' with one, which has an affine cascade of its own.
+        rep: how often each deformable cascade is applied, or 'auto': as often as it helps.
+        refine: steps of optimisation of the result for this very pair, after the network or without one.
+        image_size: (X, Y, Z) to work at; None is the run's, or 128 x 128 x 128 without a run.
+        net_args: options of the network and its loss, as on the command line.
+        precision, fast_reconstruction: how to compute, as on the command line.
+    """
+
+    affine: str | None = None
+    rep: int | str = 1
+    refine: int = 0
+    image_size: tuple[int, int, int] | None = None
+    net_args: str | None = ""
+    precision: str = "float32"
+    fast_reconstruction: bool = True
+
+
+@dataclass(frozen=True, eq=False)
+class Registration:
+    """Two registered scans.
+
+    Attributes:
+        fixed, moving: `PreparedScan`.
+        stages: what was found after each cascade, and after refinement: a tuple of `network` stages (`flow`,
+            `composed_flow` float32 [X, Y, Z, 3] in voxels and `warped` float32 [X, Y, Z] in 0..1, NumPy) on
+            `fixed.frame`. Stage 0 is affine.
+        transform: `PairTransform` from places in the fixed scan to places in the moving one, in mm.
+        warped: the moving scan on the voxels of the fixed scan's file, interpolated once: SimpleITK image.
+        displacement: the transform as a displacement field in mm (LPS) on the same voxels: SimpleITK image of vectors.
+        report: settings, similarity, folding, doubts and seconds; fit for JSON.
+    """
+
+    fixed: PreparedScan
+    moving: PreparedScan
+    stages: tuple
+    transform: PairTransform
+    warped: sitk.Image
+    displacement: sitk.Image
+    report: dict[str, Any]
+
+
+def register(
+    fixed: Any,
+    moving: Any,
+    checkpoint: Any = None,
+    view: View | str | None = None,
+    on_step: Callable | None = None,
+    **options: Any,
+) -> Registration:
+    """Register a moving scan to a fixed one.
+
+    Args:
+        fixed, moving: DICOM folder, image file, SimpleITK image, or `Input`, which can also name a mask and a series.
+        checkpoint: run of the network, as in `network.load_model`, or a model that it loaded; None to register without.
+        view: what the network is to see: a `View` or one of `view.PRESETS`. What it leaves open, or all of it where it
+            is None, is as the run was trained.
+        on_step: function of (step, loss) called after every step of refinement.
+        options: how to register, by the names of `Options`.
+
+    Returns:
+        `Registration`.
+
+    Raises:
+        UserError: nothing to register with, an unknown view or kind, and what `read_native`, `prepare_scan`,
+            `find_affine` and `load_model` raise.
+    """
+    chosen = _options(options)
+    kind = _check(checkpoint, view, chosen)
+    clock = _Clock()
+    inputs = [source if isinstance(source, Input) else Input(source) for source in (fixed, moving)]
+    scans = [_read(role, source) for role, source in zip(("fixed", "moving"), inputs, strict=True)]
+    clock.stop("read")
+    model = _find_model(checkpoint, chosen)
+    view, remarks = _chosen_view(view, model)
+    clock.stop("load")
+    fixed, moving = (
+        prepare_scan(role, *scan, view, model.config.image_size)
+        for role, scan in zip(("fixed", "moving"), scans, strict=True)
+    )
+    clock.stop("preprocess")
+    frame, volume = (moving.frame, moving.volume) if kind == "none" else _aligned(fixed, moving, view, kind, model)
+    kind = "none" if frame is moving.frame else kind
+    clock.stop("affine")
+    network = _load(model)
+    clock.stop("load")
+    pair = _tensor(fixed.volume), _tensor(volume)
+    output, rep = _apply(network, *pair, chosen.rep)
+    clock.stop("network")
+    if chosen.refine:
+        from network import refinement
+
+        output = refinement.refine(output, *pair, model.config, chosen.refine, on_step)
+        clock.stop("refine")
+    stages = tuple(type(stage)(*_arrays(stage)) for stage in output.stages)
+    affine = output.affine.matrix[0].numpy(), output.affine.shift[0].numpy()
+    transform = PairTransform(fixed.frame, frame, *affine, stages[-1].composed_flow)
+    warped, displacement = transform.warp(moving.image, fixed.file_frame)
+    clock.stop("warp")
+    measured = _measure(pair[0], _tensor(moving.volume), output.stages)
+    left_over = (
+        affine_search.left_over(fixed.frame, fixed.volume, from_unit(stages[-1].warped)) if kind == "none" else None
+    )
+    clock.stop("measure")
+    report = {
+        "settings": _settings(inputs, model, view, kind, replace(chosen, rep=rep)),
+        "fixed": describe(fixed),
+        "moving": describe(moving),
+        "doubts": [*remarks, *doubts(fixed, moving, measured, left_over)],
+        **measured,
+        "seconds": clock.seconds,
+    }
+    return Registration(fixed, moving, stages, transform, warped, displacement, report)
+
+
+def _options(given: dict[str, Any]) -> Options:
+    """The options that are given by name."""
+    known = [field.name for field in fields(Options)]
+    unknown = [name for name in given if name not in known]
+    if unknown:
+        raise UserError(
+            f"register() has no option {unknown[0]!r}; known are {', '.join(known)}; a mask and a series "
+            "go into Input, what the network sees into view"
+        )
+    return Options(**given)
+
+
+def _check(checkpoint: Any, view: View | str | None, options: Options) -> str:
+    """The kind of affine map to find first.
+
+    Raises:
+        UserError: an option is outside its range, or there is nothing to register with.
+    """
+    if isinstance(view, str) and view not in PRESETS:
+        raise UserError(f"unknown kind of scan {view!r}; known are {', '.join(PRESETS)}")
+    if options.affine not in (None, *AFFINE_KINDS):
+        raise UserError(f"unknown kind of affine map {options.affine!r}; known are {', '.join(AFFINE_KINDS)}")
+    if options.refine < 0:
+        raise UserError(f"{options.refine} steps of refinement; give a whole number from 0")
+    kind = options.affine or ("none" if checkpoint is not None else "affine")
+    if checkpoint is None and not options.refine and options.affine in (None, "none"):
+        raise UserError("nothing to register with: give a checkpoint, steps of refinement, or a kind of affine map")
+    return kind
+
+
+class _Clock:
+    """Adds up the wall time of named steps."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def stop(self, step: str) -> None:
+        """Add the time since the last stop to a step."""
+        now = time.perf_counter()
+        self.seconds[step] = round(self.seconds.get(step, 0) + now - self._last, 3)
+        self._last = now
+
+
+def _read(role: str, source: Input) -> tuple[sitk.Image, Frame, sitk.Image | None]:
+    """The scan in LPS, the frame of its file, and its mask."""
+    try:
+        native = read_native(source.scan, source.series)
+        return orient(native), Frame.of(native), None if source.mask is None else read_image(source.mask, is_label=True)
+    except UserError as error:
+        raise UserError(f"{role} scan: {error}") from error
+
+
+class _Model(NamedTuple):
+    """A network that is given or to be loaded, or none.
+
+    Attributes:
+        network: a loaded one, or None.
+        prefix: path of its checkpoint, or None.
+        config: its options; of the loss alone where there is no network.
+        view: how it sees scans, as far as its run knows.
+    """
+
+    network: Any
+    prefix: Path | None
+    config: Any
+    view: View
+
+
+def _find_model(checkpoint: Any, options: Options) -> _Model:
+    """What `checkpoint` names, not loaded yet."""
+    from network import CascadeConfig, checkpoints
+
+    if checkpoint is not None and hasattr(checkpoint, "config"):  # a loaded network
+        network, prefix = checkpoint, getattr(checkpoint, "checkpoint", None)
+        if options.image_size not in (None, network.config.image_size):
+            raise UserError(f"the loaded model works at {network.config.image_size}, not {options.image_size}")
+        if options.net_args:
+            raise UserError(f"net_args {options.net_args!r} change a model while it is loaded: give them to load_model")
+        return _Model(network, prefix, network.config, View() if prefix is None else run_view(prefix.parent))
+    prefix, config, view = None, CascadeConfig(), View()
+    if checkpoint is not None:
+        prefix = checkpoints.find_checkpoint(checkpoint)
+        config = checkpoints.load_cascade_config(prefix.parent)
+        view = run_view(prefix.parent)
+    config = config.with_net_args(options.net_args)
+    config = config.executed(precision=options.precision, fast_reconstruction=options.fast_reconstruction)
+    return _Model(None, prefix, config.replace(image_size=options.image_size or config.image_size), view)
+
+
+def run_view(folder: Path) -> View:
+    """How the network of a run sees scans, as far as the run knows.
+
+    A run keeps it in its config.json. One that does not (a published run, for instance) names the data config that it
+    was trained on, which may be here and tell.
+
+    Args:
+        folder: the run.
+
+    Raises:
+        UserError: a file of the run is damaged.
+    """
+    from network import checkpoints
+
+    values = checkpoints.load_data(folder)
+    if values is not None:
+        return View.from_dict(values, Path(folder) / checkpoints.CONFIG_FILE)
+    dataset = checkpoints.load_args(folder).get("dataset")
+    if not isinstance(dataset, str) or not Path(dataset).is_file():
+        return View()
+    return load_dataset_config(dataset).view
+
+
+def _chosen_view(asked: View | str | None, model: _Model) -> tuple[View, list[str]]:
+    """The view to take, and what is to be said about what it takes for granted."""
+    remarks = []
+    view = PRESETS[asked] if isinstance(asked, str) else asked or View()
+    if view.crop is None:
+        view = view.completed(model.view)
+    if view.crop is None:
+        view = view.completed(PRESETS["liver"])
+        if model.prefix is not None:
+            remarks.append(
+                "the run does not say what its volumes show, so the scans were prepared as livers; if that is wrong, "
+                "say it with --preprocess"
+            )
+    if view.window is None and view.percentiles is None and view.crop in PRESETS:
+        view = view.completed(PRESETS[view.crop])
+    view = view.completed(View(orientation=model.view.orientation))
+    if view.orientation is None and model.prefix is not None:
+        remarks.append(
+            "the run does not say where the axes of its volumes run to, so they were taken as LPS; if that is wrong, "
+            "say it with --orientation (RPI for the published liver models)"
+        )
+    return view.completed(View(orientation="LPS")), remarks
+
+
+def _aligned(
+    fixed: PreparedScan, moving: PreparedScan, view: View, kind: str, model: _Model
+) -> tuple[Frame, np.ndarray]:
+    """The moving volume brought to the fixed one by an affine map, with its frame in the moving scan.
+
+    Where the two volumes as they were cropped are more alike already, they stay as they are.
+    """
+    from network.losses import similarity_loss
+
+    try:
+        found = affine_search.find_affine(fixed.image, moving.image, kind)
+        offset = np.array(found.TransformPoint((0.0, 0.0, 0.0)))
+        frame = fixed.frame.mapped(np.reshape(found.GetMatrix(), (3, 3)), offset)
+        volume, _ = prepare(moving.image, frame, view)
+    except UserError:  # no map is found, or nothing of the moving scan lies where it leads
+        return moving.frame, moving.volume
+    loss = similarity_loss(model.config)
+    cropped, mapped = (float(loss(_tensor(fixed.volume), _tensor(v))[0]) for v in (moving.volume, volume))
+    return (frame, volume) if mapped < cropped else (moving.frame, moving.volume)
+
+
+def _load(model: _Model) -> Any:
+    """The model's network, or None."""
+    if model.network is not None or model.prefix is None:
+        return model.network
+    from network import checkpoints
+
+    return checkpoints.open_model(model.prefix, model.config)
+
+
+def _tensor(volume: np.ndarray) -> Any:
+    import tensorflow as tf
+
+    return tf.constant(to_unit(volume)[None, ..., None])
+
+
+def _arrays(stage: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The parts of a stage of one pair, in NumPy and without batch and channel."""
+    return stage.flow[0].numpy(), stage.composed_flow[0].numpy(), stage.warped[0, ..., 0].numpy()
+
+
+def _apply(network: Any, fixed: Any, moving: Any, rep: int | str) -> tuple[Any, int]:
+    """`CascadeOutput` of a pair, and how often each cascade was applied: 0 without a network."""
+    from network import refinement
+
+    if network is None:
+        return refinement.identity(moving), 0
+    if rep == AUTO:
+        return refinement.repeat_while_better(network, fixed, moving)
+    return network((fixed, moving), rep=rep), int(rep)
+
+
+def _measure(fixed: Any, moving: Any, stages: Any) -> dict[str, Any]:
+    """Similarity and folding before registration and after each stage."""
+    from network import losses, metrics
+
+    similarity = [losses.correlation(fixed, image) for image in (moving, *(stage.warped for stage in stages))]
+    folding = [metrics.folding(metrics.jacobian_determinant(stage.composed_flow)) for stage in stages]
+    return {
+        "similarity": [round(float(value[0]), 6) for value in similarity],
+        "folding": [0.0, *(round(float(share[0]), 8) for share in folding)],
+        "jacobian_std": round(float(metrics.jacobian_std(stages[-1].composed_flow)[0]), 6),
+    }
+
+
+def _settings(inputs: list[Input], model: _Model, view: View, kind: str, options: Options) -> dict[str, Any]:
+    fixed, moving = inputs
+    return {
+        "fixed": _name(fixed.scan),
+        "moving": _name(moving.scan),
+        "fixed_series": fixed.series,
+        "moving_series": moving.series,
+        "fixed_mask": _name(fixed.mask),
+        "moving_mask": _name(moving.mask),
+        "checkpoint": None if model.prefix is None else str(model.prefix),
+        "affine": kind,
+        "rep": options.rep,
+        "refine": options.refine,
+        "orientation": view.orientation,
+        "view": view.to_dict(),
+        "network": model.config.to_dict(),
+    }
+
+
+def _name(source: Any) -> str | None:
+    return str(source) if isinstance(source, str | Path) else None
