@@ -241,6 +241,9 @@ class Check:
         for scheme, parts in self._schemes.items():
             for name in parts:
                 ids, n = self._subsets[name], len(self._subsets[name])
+                if name in self.config.pairs:
+                    self._count_listed(scheme, name)
+                    continue
                 others = [scan for scan in ids if scan not in self._atlas]
                 pairs = len(others) if self._atlas else n * (n - 1)
                 self.rows.append((scheme, name, n, pairs, "-" if self._atlas else n if n % 2 == 0 else "odd"))
@@ -254,6 +257,21 @@ class Check:
                 neighbours = [ids[k : k + 2] for k in range(0, n - 1, 2)]
                 for group in neighbours if self.paired else [[*others, *self._atlas] if self._atlas else ids]:
                     self._compare_landmarks(f"scheme {scheme}", group)
+
+    def _count_listed(self, scheme: str, name: str) -> None:
+        """Count the pairs that the config lists for a subset, and see that the scans of each go together."""
+        ids, pairs = self._subsets[name], self.config.pairs[name]
+        self.rows.append((scheme, name, len(ids), len(pairs), "-"))
+        if self.paired:
+            self._add(ERROR, f"scheme {scheme}", f"the pairs of subset {name} are listed, which excludes --paired")
+        if not pairs:
+            self._add(ERROR, f"scheme {scheme}", f"the list of pairs of subset {name} is empty; add pairs")
+        for fixed, moving in pairs:
+            lost = [scan for scan in (fixed, moving) if scan not in ids]
+            if lost:
+                what = f"a pair of subset {name} names {listed(lost)}, which is not in the subset; add it there"
+                self._add(ERROR, f"scheme {scheme}", what)
+            self._compare_landmarks(f"scheme {scheme}", (fixed, moving))
 
     def _compare_landmarks(self, where: str, ids: Sequence[str]) -> None:
         counts: dict[int, list[str]] = {}

@@ -22,6 +22,7 @@ KEYS = (
     "image_type",
     "subsets",
     "schemes",
+    "pairs",
     "atlas",
     "segmentation_class_value",
     "task",
@@ -58,6 +59,7 @@ class DatasetConfig:
         labels: name -> value in the segmentations (JSON key `segmentation_class_value`), or None.
         task: the tasks the config is meant for; "registration" is one of them.
         view: how its volumes show the scans, as far as it says.
+        pairs: name of a subset -> its pairs, (fixed id, moving id), where they are listed one by one.
     """
 
     path: Path
@@ -70,6 +72,7 @@ class DatasetConfig:
     labels: dict[str, int] | None
     task: tuple[str, ...]
     view: View = field(default_factory=View)
+    pairs: dict[str, tuple[tuple[str, str], ...]] = field(default_factory=dict)
 
 
 def write_dataset_config(
@@ -92,7 +95,7 @@ def write_dataset_config(
         image_type: what the volumes show.
         subsets: name -> keys of scans in the file.
         schemes: name -> {subset: fraction}.
-        others: further keys, such as `atlas` and those of a `View`.
+        others: further keys, such as `atlas`, `pairs` and those of a `View`; ids in them are whole, "file/key".
 
     Raises:
         UserError: it cannot be written.
@@ -168,6 +171,7 @@ def load_dataset_config(path: str | Path) -> DatasetConfig:
         labels=_labels(raw, path),
         task=_task(raw.get("task", "registration"), path),
         view=View.from_dict(raw, path),
+        pairs=_pairs(raw, subsets, path),
     )
 
 
@@ -264,6 +268,24 @@ def _scheme(name: str, parts: Mapping[str, Any], subsets: Mapping[str, Any], pat
     if not abs(total - 1) <= 1e-6:
         raise UserError(f"{path}: the fractions of scheme '{name}' add up to {total:g}; they must add up to 1")
     return {subset: float(fraction) for subset, fraction in parts.items()}
+
+
+def _pairs(raw: dict[str, Any], subsets: Mapping[str, Any], path: Path) -> dict[str, tuple[tuple[str, str], ...]]:
+    """Subset -> its pairs, where they are listed."""
+    if "pairs" not in raw:
+        return {}
+    if raw.get("atlas") is not None:
+        raise UserError(f"{path}: 'pairs' lists pairs and 'atlas' makes others; leave one of them out")
+    table = _table(raw, "pairs", list, path)
+    for subset, pairs in table.items():
+        if subset not in subsets:
+            raise UserError(f"{path}: 'pairs' names unknown subset '{subset}'; known are {', '.join(subsets)}")
+        for k, pair in enumerate(pairs):
+            if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(scan, str) for scan in pair)):
+                raise UserError(
+                    f"{path}: pairs.{subset}, entry {k + 1}: is {json.dumps(pair)}; write [fixed id, moving id]"
+                )
+    return {subset: tuple((fixed, moving) for fixed, moving in pairs) for subset, pairs in table.items()}
 
 
 def _task(task: Any, path: Path) -> tuple[str, ...]:

@@ -25,7 +25,7 @@ import tensorflow as tf
 
 from data_util.config import DatasetConfig
 from data_util.grey_values import to_unit
-from data_util.pairs import AllPairs, TrainingOrder, adjacent_pairs, atlas_pairs, permute
+from data_util.pairs import AllPairs, TrainingOrder, adjacent_pairs, atlas_pairs, listed_pairs, permute
 from data_util.store import ScanStore, report_id
 from errors import UserError
 
@@ -78,8 +78,8 @@ class Subset:
 def open_scheme(config: DatasetConfig, scheme: str, paired: bool = False, store: ScanStore | None = None) -> "Scheme":
     """Open scheme `scheme` (its name) of a DatasetConfig; every scan it uses is looked at, but not read.
 
-    Pairs are all ordered pairs of a subset's scans; where the config has an atlas, the atlas as the fixed image of
-    every other scan.
+    Pairs are all ordered pairs of a subset's scans; where the config lists a subset's pairs, these alone; where it has
+    an atlas, the atlas as the fixed image of every other scan.
 
     Args:
         config: the data set.
@@ -91,8 +91,8 @@ def open_scheme(config: DatasetConfig, scheme: str, paired: bool = False, store:
         The scheme's pairs.
 
     Raises:
-        UserError: the scheme is unknown, a subset has no pair or, with `paired`, an odd number of scans, a file or a
-            scan is missing or damaged, or a volume is not of the config's image size.
+        UserError: the scheme is unknown, a subset has no pair or, with `paired`, an odd number of scans or a list of
+            pairs, a file or a scan is missing or damaged, or a volume is not of the config's image size.
     """
     if scheme not in config.schemes:
         raise UserError(f"{config.path}: no scheme '{scheme}'; known are {', '.join(config.schemes)}")
@@ -105,13 +105,8 @@ def open_scheme(config: DatasetConfig, scheme: str, paired: bool = False, store:
         if config.atlas is not None:
             scans = tuple(dict.fromkeys((*ids, *store.expand([config.atlas]))))
             pairs: Any = atlas_pairs(len(scans), scans.index(config.atlas))
-        elif paired:
-            try:
-                pairs = adjacent_pairs(len(ids))
-            except UserError as error:
-                raise UserError(f"{config.path}: subset '{name}': {error}") from error
         else:
-            pairs = AllPairs(len(ids))
+            pairs = _subset_pairs(config, name, ids, paired)
         if len(pairs) == 0:
             raise UserError(
                 f"{config.path}: subset '{name}' of scheme '{scheme}' has no pair ({len(ids)} scans); add scans to it"
@@ -126,6 +121,18 @@ def open_scheme(config: DatasetConfig, scheme: str, paired: bool = False, store:
                 f"{_size(config.image_size)}; resample the scan or change image_size"
             )
     return Scheme(config, tuple(subsets), store)
+
+
+def _subset_pairs(config: DatasetConfig, name: str, ids: Sequence[str], paired: bool) -> Any:
+    """The pairs of a subset without an atlas: a sequence of (fixed, moving), indices into its scans."""
+    try:
+        if name in config.pairs and paired:
+            raise UserError("its pairs are listed in the config, which does not go with paired; leave paired out")
+        if name in config.pairs:
+            return listed_pairs(ids, config.pairs[name])
+        return adjacent_pairs(len(ids)) if paired else AllPairs(len(ids))
+    except UserError as error:
+        raise UserError(f"{config.path}: subset '{name}': {error}") from error
 
 
 class Scheme(Sequence):

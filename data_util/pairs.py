@@ -43,6 +43,23 @@ def atlas_pairs(n: int, atlas: int) -> tuple[tuple[int, int], ...]:
     return tuple((atlas, k) for k in range(n) if k != atlas)
 
 
+def listed_pairs(ids: Sequence[str], pairs: Sequence[tuple[str, str]]) -> tuple[tuple[int, int], ...]:
+    """Pairs that are listed by the scans' ids, (fixed, moving), as indices into `ids`.
+
+    Raises:
+        UserError: a scan is not among `ids`.
+
+    Example:
+        >>> listed_pairs(["f/a", "f/b", "f/c"], [("f/c", "f/a")])
+        ((2, 0),)
+    """
+    numbers = {scan_id: k for k, scan_id in enumerate(ids)}
+    for pair in pairs:
+        if lost := [scan_id for scan_id in pair if scan_id not in numbers]:
+            raise UserError(f"the pair {list(pair)} names '{lost[0]}', which is not in the subset; add it there")
+    return tuple((numbers[fixed], numbers[moving]) for fixed, moving in pairs)
+
+
 def permute(k: int, n: int, seed: Any) -> int:
     """Element `k` of a pseudo-random permutation of range(n) that `seed` (int or tuple of ints) chooses.
 

@@ -54,6 +54,15 @@ def one(found, level, *parts):
         assert part in told[0]
 
 
+def test_listed_pairs_are_counted_and_their_scans_looked_for(folder, capsys):
+    change_config(pairs={"val": [["p/5", "p/4"]]})
+    assert lines(capsys, status=0)[2].split() == ["2", "val", "2", "1", "-"]
+    change_config(pairs={"val": [["p/5", "p/9"]]})
+    one(lines(capsys), "error", "scheme 2", "p/9", "not in the subset")
+    change_config(pairs={"val": []})
+    one(lines(capsys), "error", "scheme 2", "list of pairs of subset val is empty")
+
+
 def test_a_good_set_is_counted_and_has_no_fault(folder, capsys):
     assert lines(capsys, status=0) == [
         "scheme  subset  scans  pairs  paired",

@@ -61,6 +61,12 @@ def test_every_key_of_the_original_configs(tmp_path):
     assert config.schemes == {"2": {"s": 1.0}}
 
 
+def test_pairs_are_kept_in_their_order(tmp_path):
+    pairs = {"val": [["yanx/3", "yanx/1"], ["yanx/1", "yanx/2"]]}
+    config = load_dataset_config(write(tmp_path, minimal(pairs=pairs)))
+    assert config.pairs == {"val": (("yanx/3", "yanx/1"), ("yanx/1", "yanx/2"))}
+
+
 def test_hdf5_paths_are_looked_for_in_three_places_in_order(tmp_path, monkeypatch):
     work, parent = tmp_path / "work", tmp_path / "project"
     folder = parent / "datasets"
@@ -110,6 +116,11 @@ def test_a_config_named_relatively_finds_files_beside_it(tmp_path, monkeypatch):
         ({"image_size": 128}, ["image_size", "128"]),
         ({"image_type": 1}, ["image_type", "string"]),
         ({"atlas": ["lpba/S01"]}, ["atlas", "string"]),
+        ({"pairs": []}, ["'pairs'", "object"]),
+        ({"pairs": {"test": []}}, ["'pairs'", "'test'", "train, val"]),
+        ({"pairs": {"val": "yanx/1"}}, ["pairs.val", "list"]),
+        ({"pairs": {"val": [["a", "b"], ["yanx/1"]]}}, ["pairs.val, entry 2", '["yanx/1"]', "[fixed id, moving id]"]),
+        ({"pairs": {"val": []}, "atlas": "yanx/1"}, ["'pairs'", "'atlas'", "leave one"]),
         ({"subsets": {"train": "yanx/1", "val": []}}, ["subsets.train", "list", "yanx/1"]),
         ({"subsets": {"train": [1], "val": []}}, ["subsets.train", "string", "1"]),
         ({"schemes": {"1": {"test": 1.0}}}, ["scheme '1'", "'test'", "train, val"]),

@@ -116,6 +116,23 @@ def test_atlas_is_fixed_in_every_pair_and_never_paired_with_itself(config):
         open_scheme(replace(config, atlas="f/4"), "four", paired=True)
 
 
+def test_listed_pairs_are_these_alone_and_in_their_order(config):
+    pairs = (("f/1", "f/0"), ("f/2", "f/1"), ("f/1", "f/2"))
+    assert list(open_scheme(replace(config, pairs={"three": pairs}), "three")) == list(pairs)
+    mixed = open_scheme(replace(config, pairs={"three": pairs}), "mixed")
+    assert len(mixed) == 3 + 4 * 3
+    assert mixed[2] == ("f/1", "f/2")
+    drawn = {pair for step in range(40) for pair in mixed.training_pair_ids(1, 0, step)}
+    assert drawn & {("f/0", "f/1"), ("f/0", "f/2"), ("f/2", "f/0")} == set()  # pairs of 'three' that are not listed
+    assert set(pairs) <= drawn
+    with pytest.raises(UserError, match=r"some\.json: subset 'three': .*'f/5', which is not in the subset"):
+        open_scheme(replace(config, pairs={"three": (("f/0", "f/5"),)}), "three")
+    with pytest.raises(UserError, match=r"subset 'three': .*listed.*leave paired out"):
+        open_scheme(replace(config, pairs={"three": pairs}), "three", paired=True)
+    with pytest.raises(UserError, match=r"subset 'three' of scheme 'three' has no pair"):
+        open_scheme(replace(config, pairs={"three": ()}), "three")
+
+
 def test_errors_up_front(config):
     with pytest.raises(UserError, match=r"some\.json: no scheme '2'; known are all, three, four, mixed, one, none"):
         open_scheme(config, "2")
