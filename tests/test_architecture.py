@@ -69,7 +69,7 @@ def test_the_source_is_seen():
         ("nobody imports a command", lambda a, b: b in COMMANDS),
         ("only scripts import a script", lambda a, b: b in SCRIPTS and a not in SCRIPTS),
         ("errors imports nothing", lambda a, b: a == "errors"),
-        ("files imports errors alone", lambda a, b: a == "files" and b != "errors"),
+        ("files and checked import errors alone", lambda a, b: a in ("files", "checked") and b != "errors"),
         (
             "cli imports errors alone, and network for a plugin",
             lambda a, b: a == "cli" and b not in ("errors", "network"),
@@ -80,7 +80,7 @@ def test_the_source_is_seen():
             lambda a, b: (
                 room(a) == "data_util.scans"
                 and room(b) != "data_util.scans"
-                and b not in ("errors", "files", "data_util.grey_values")
+                and b not in ("errors", "files", "checked", "data_util.grey_values")
             ),
         ),
         (

@@ -3,7 +3,9 @@
 import dataclasses
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
+
+from checked import INDEX, build
 
 # Reports and records written before `values` was kept with them: their values with one number per label.
 _PER_LABEL_BEFORE = ("dice", "jaccard", "hd95", "surface_distance", "hd95_mm", "surface_distance_mm")
@@ -58,7 +60,7 @@ class Settings:
     dataset: str
     scheme: str
     paired: bool
-    pairs: int
+    pairs: Annotated[int, INDEX]
     batch: int
     network: Mapping[str, Any]
     rep: int | str
@@ -85,29 +87,18 @@ class Settings:
         return json.loads(json.dumps(dataclasses.asdict(self)))
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "Settings":
-        """Settings from a mapping read out of a file.
+    def from_dict(cls, values: Any, where: str, remedy: str) -> "Settings":
+        """Settings from what a JSON file holds.
+
+        Args:
+            values: what it holds.
+            where: the file, for messages.
+            remedy: what to do where they are not settings.
 
         Raises:
-            ValueError: it is no mapping, or lacks a setting.
+            UserError: it is no object, lacks a setting, or one is not of its type.
         """
-        if not isinstance(values, Mapping):
-            raise ValueError("the settings are no mapping")
-        fields = {field.name: field for field in dataclasses.fields(cls)}
-        missing = [
-            name
-            for name, field in fields.items()
-            if name not in values
-            and field.default is dataclasses.MISSING
-            and field.default_factory is dataclasses.MISSING
-        ]
-        if missing:
-            raise ValueError(f"the setting {missing[0]!r} is missing")
-        known = {name: value for name, value in values.items() if name in fields}
-        for name in ("metrics", "save"):
-            known[name] = tuple(known[name])
-        known["values"] = {name: Value(**value) for name, value in values.get("values", {}).items()}
-        return cls(**known)
+        return build(cls, values, where, remedy)
 
     def difference(self, other: "Settings", incidental: bool = True) -> str | None:
         """The first thing that is not the same in other settings, as a text "key this, not other"; None without any.

@@ -3,7 +3,6 @@
 import csv
 import dataclasses
 import io
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -39,7 +38,11 @@ def text_report(records: Sequence[Record], settings: Settings) -> str:
         lines.append(" ".join([record.fixed, record.moving, *numbers]))
     lines.append("Summary")
     for title, name in _TEXT_SUMMARY.items():
-        per_label = np.stack(table[name]) if settings.per(name) == "label" else means[name]
+        per_label = (
+            np.concatenate([np.atleast_1d(values) for values in table[name]])
+            if settings.per(name) == "label"
+            else means[name]
+        )
         mean, deviation = _mean(per_label), _deviation(means[name])
         lines.append(f"{title}: {float(np.nan_to_num(mean))} ({float(np.nan_to_num(deviation))})")
     return "\n".join(lines) + "\n"
@@ -68,14 +71,14 @@ def cascades_csv(records: Sequence[Record], settings: Settings) -> str:
     return _csv_text([["cascade", "index", "fixed", "moving", "label", *names], *rows])
 
 
-def json_report(records: Sequence[Record], settings: Settings) -> str:
+def json_report(records: Sequence[Record], settings: Settings) -> dict[str, Any]:
     """Settings, and for each value the mean, standard deviation and number of pairs measured; per label likewise.
 
     `cascades`, where every one was measured, holds the same for each; `worse` names the values that got worse.
     """
     result = _summary([_with_before(record) for record in records], -1, settings)
     result["summary"]["seconds"] = _statistics([record.seconds for record in records])
-    report = {"settings": settings.to_dict(), "pairs": len(records), **result}
+    report: dict[str, Any] = {"settings": settings.to_dict(), "pairs": len(records), **result}
     if settings.per_cascade:
         stages = range(len(records[0].stages))
         report["cascades"] = [{"cascade": k, **_summary(records, k, settings)} for k in stages]
@@ -84,7 +87,7 @@ def json_report(records: Sequence[Record], settings: Settings) -> str:
         for c in compare(records, settings)
         if c.worse
     ]
-    return json.dumps(report, indent=2, allow_nan=False) + "\n"
+    return report
 
 
 @dataclasses.dataclass(frozen=True)

@@ -144,7 +144,7 @@ def test_csv_report_has_one_row_per_pair_and_per_label_and_is_empty_where_nothin
 
 
 def test_json_report_counts_what_was_measured(records):
-    found = json.loads(tables.json_report(records, SETTINGS))
+    found = json.loads(json.dumps(tables.json_report(records, SETTINGS)))
     assert found["pairs"] == 3
     assert found["settings"]["network"] == {"rep": 1, "image_size": [8, 8, 8]}
     assert found["summary"]["dice"] == {"mean": 0.4375, "std": 0.1875, "count": 2}
@@ -275,10 +275,11 @@ def test_records_without_a_pair_stop_nobody(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["no json\n", '{"a": 1', "\x00\x00\n", "[1]\n"])
-def test_a_file_of_something_else_is_refused(tmp_path, content):
+def test_a_file_of_something_else_is_not_merged_and_holds_nobody_up(tmp_path, content):
     (tmp_path / "r.records").write_text(content)
     with pytest.raises(UserError, match="not a file of evaluation records"):
-        Records(tmp_path / "r.records", SETTINGS, resume=True)
+        read_records(tmp_path / "r.records")
+    assert written(tmp_path / "r.records", RESULTS, resume=True).done == {0, 1, 2}
     with pytest.raises(UserError, match="No such file"):
         read_records(tmp_path / "other.records")
 
@@ -300,8 +301,16 @@ def test_is_finished(tmp_path):
     write_report(tmp_path / "out", *read_records(written(tmp_path / "r.records", RESULTS).path))
     assert is_finished(tmp_path / "out", SETTINGS)
     assert not is_finished(tmp_path / "out", dataclasses.replace(SETTINGS, labels=None))
-    for other in ("[1]", "{", "{}"):
-        (tmp_path / "out.json").write_text(other)
+    whole = (tmp_path / "out.json").read_bytes()
+    for other in (
+        b"[1]",
+        b"{",
+        b"{}",
+        b"[" * 10**6,
+        whole.replace(b"0.4375", b"0.4376"),
+        whole.replace(b'sum"', b'sun"'),
+    ):
+        (tmp_path / "out.json").write_bytes(other)
         assert not is_finished(tmp_path / "out", SETTINGS)
 
 
@@ -345,7 +354,7 @@ def test_merge_refuses_what_is_not_one_whole_evaluation(tmp_path, capsys):
     other = written(tmp_path / "o.records", RESULTS[1:2], dataclasses.replace(SETTINGS, network={"rep": 3})).path
     for paths, message in (
         ([first], "2 records of 3 pairs: pair 1 and 0 more are missing"),
-        ([first, second, second], "some pairs are there twice"),
+        ([first, second, second], r"pair 1 is in .*1\.records and in .*1\.records; give every shard once"),
         ([first, other], r"network.rep 3, not 1"),
         ([first, tmp_path / "none.records"], "No such file"),
     ):
