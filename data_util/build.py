@@ -10,10 +10,8 @@ stopped goes on where it was, and where a scan fails the others are still made.
 """
 
 import argparse
-import re
 import shutil
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import h5py
@@ -21,7 +19,7 @@ import numpy as np
 
 from cli import run
 from data_util.config import write_dataset_config
-from data_util.making.flags import parse_recipe, plan
+from data_util.making.flags import joined_window, parse_recipe, plan
 from data_util.making.labels import label_table
 from data_util.making.parts import join_parts, make_parts, opened_parts
 from data_util.making.recipe import Recipe
@@ -121,21 +119,6 @@ def build_parser() -> argparse.ArgumentParser:
     add("--workers", type=int, default=1, help="processes (%(default)s)")
     add("--overwrite", action="store_true", help="replace a set that is there, and parts made with other options")
     return parser
-
-
-def joined_window(argv: Sequence[str]) -> list[str]:
-    """Flags in which a value of --window that begins with a minus is not taken for a flag of its own.
-
-    >>> joined_window(["scans", "--window", "-600,1500"])
-    ['scans', '--window=-600,1500']
-    """
-    joined: list[str] = []
-    for text in argv:
-        if joined and joined[-1] == "--window" and re.match(r"-[0-9.]", text):
-            joined[-1] = f"--window={text}"
-        else:
-            joined.append(str(text))
-    return joined
 
 
 def main(argv: list[str] | None = None) -> None:

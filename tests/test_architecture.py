@@ -13,7 +13,7 @@ SOURCES = sorted(
     if path.name != "__init__.py"
 )
 SCRIPTS = {"train", "eval", "demo", "register", "registration"}
-COMMANDS = {f"data_util.{name}" for name in ("build", "check", "phantoms", "sample", "report")}
+COMMANDS = {f"data_util.{name}" for name in ("build", "check", "learn2reg", "phantoms", "sample", "report")}
 LONGEST_FUNCTION, LONGEST_FILE = 60, 400
 
 

@@ -1,6 +1,8 @@
 """What the flags of `data_util.build` say: texts -> Recipe, subsets and atlas."""
 
 import argparse
+import re
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -39,6 +41,21 @@ def parse_recipe(args: argparse.Namespace) -> Recipe:
     return Recipe(
         tuple(args.size), spacing, args.crop, shown, percentiles, parse_labels(args.labels), args.points_space
     )
+
+
+def joined_window(argv: Sequence[str]) -> list[str]:
+    """Flags in which a value of --window that begins with a minus is not taken for a flag of its own.
+
+    >>> joined_window(["scans", "--window", "-600,1500"])
+    ['scans', '--window=-600,1500']
+    """
+    joined: list[str] = []
+    for text in argv:
+        if joined and joined[-1] == "--window" and re.match(r"-[0-9.]", text):
+            joined[-1] = f"--window={text}"
+        else:
+            joined.append(str(text))
+    return joined
 
 
 def parse_window(text: str) -> tuple[tuple[float, float] | None, tuple[float, float] | None]:

@@ -6,7 +6,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from data_util.scans.frame import Frame
-from data_util.scans.images import read_image, to_array
+from data_util.scans.images import read_image, read_native, to_array
 from errors import UserError, listed
 
 ALL_LABELS = "all"
@@ -49,6 +49,18 @@ def read_labels(path: str | Path, wanted: Labels) -> sitk.Image:
     if not kept.any():
         raise UserError(f"{path}: has no voxel of the labels wanted; its values are {listed(values, 8) or 'only 0'}")
     return Frame.of(image).put(kept.astype(np.uint8) if kept.max() < 256 else kept)
+
+
+def read_native_labels(path: str | Path) -> np.ndarray:
+    """Read all labels of a label image on its own grid, its axes as they are in its file.
+
+    Returns:
+        uint16 [i, j, k].
+
+    Raises:
+        UserError: it has values that cannot be labels, or cannot be read.
+    """
+    return _whole(path, to_array(read_native(path, is_label=True)))
 
 
 def read_label_image(path: str | Path) -> sitk.Image:

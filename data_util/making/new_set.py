@@ -8,6 +8,23 @@ from data_util.hdf5 import Scan, new_file, write_scan
 from errors import UserError
 
 
+def new_paths(prefix: str | Path, overwrite: bool) -> tuple[Path, Path]:
+    """The paths of a new set's HDF5 file and config, whose folder is made.
+
+    Raises:
+        UserError: one of them is there already (unless `overwrite`), or the folder cannot be made.
+    """
+    data, config = Path(f"{prefix}.h5"), Path(f"{prefix}.json")
+    for path in (data, config):
+        if path.exists() and not overwrite:
+            raise UserError(f"{path} is there already; choose another name with -o, or replace it with --overwrite")
+    try:
+        data.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {data.parent}: {error.strerror}; choose another with -o") from error
+    return data, config
+
+
 def write_scans(
     prefix: str | Path,
     scans: Iterable[Scan],
@@ -39,14 +56,7 @@ def write_scans(
     Raises:
         UserError: one of them is there already (unless `overwrite`) or cannot be written.
     """
-    data, config = Path(f"{prefix}.h5"), Path(f"{prefix}.json")
-    for path in (data, config):
-        if path.exists() and not overwrite:
-            raise UserError(f"{path} is there already; choose another name with -o, or replace it with --overwrite")
-    try:
-        data.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the folder {data.parent}: {error.strerror}; choose another with -o") from error
+    data, config = new_paths(prefix, overwrite)
     with new_file(data) as file:
         for k, scan in enumerate(scans):
             write_scan(file.create_group(str(k)), scan)

@@ -181,9 +181,24 @@ def prepare(image: sitk.Image, frame: Frame, view: View) -> tuple[np.ndarray, tu
     shown = view.window
     if shown is None:
         inside = grey[_lies_in(frame, image)]
-        low, high = _shown_range(grey if not inside.size else inside, view.percentiles)
-        shown = ((low + high) / 2, high - low)
+        shown = shown_window(grey if not inside.size else inside, view)
     return window(grey, *shown), shown
+
+
+def shown_window(grey: np.ndarray, view: View) -> tuple[float, float]:
+    """The (level, width) of the grey values that a view shows: its window, or that of its percentiles.
+
+    Args:
+        grey: the grey values that percentiles are taken of.
+        view: window or percentiles; without either, values within 0..255 are shown as they are, others by their range.
+
+    Raises:
+        UserError: both percentiles are the same value.
+    """
+    if view.window is not None:
+        return view.window
+    low, high = _shown_range(grey, view.percentiles)
+    return (low + high) / 2, high - low
 
 
 def smoothed_for(image: sitk.Image, frame: Frame) -> sitk.Image:
