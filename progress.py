@@ -1,0 +1,32 @@
+"""Progress bars: on a terminal a bar that moves, in a log file one line per minute."""
+
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+import tqdm
+
+EVERY_SECONDS = 60  # between two lines in a log file
+
+
+class _Lines:
+    """Standard error for a bar that is no terminal's: each state of the bar becomes a line."""
+
+    def write(self, text: str) -> None:
+        if line := text.strip("\r\n "):
+            sys.stderr.write(line + "\n")
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
+def bar(items: Iterable | None = None, **options: Any) -> tqdm.tqdm:
+    """A `tqdm` bar on standard error.
+
+    Args:
+        items: what to go through, or None for a bar that `update` moves.
+        options: those of tqdm, such as `total`, `desc` and `unit`.
+    """
+    if sys.stderr.isatty():
+        return tqdm.tqdm(items, **options)
+    return tqdm.tqdm(items, file=_Lines(), mininterval=EVERY_SECONDS, ncols=100, **options)
