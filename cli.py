@@ -11,21 +11,37 @@ import types
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import start
 from errors import Stopped, UserError
 
+VERSION = "1.0"
 STOPPED = 130
 """Exit status of a command that a signal ended (Ctrl-C, or a cluster's SIGTERM); 0 is a success, 1 an error."""
 
 
-def parser(description: str) -> argparse.ArgumentParser:
-    """Argument parser; each flag says its default itself."""
-    return argparse.ArgumentParser(description=description)
+def parser(description: str, examples: str | None = None) -> argparse.ArgumentParser:
+    """Argument parser with --version; each flag says its default itself.
+
+    Args:
+        description: what the command does.
+        examples: lines that --help ends with.
+    """
+    flags = argparse.ArgumentParser(
+        description=description,
+        epilog=None if examples is None else f"examples:\n{examples}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    flags.add_argument("--version", action="version", version=f"recursive cascaded networks {VERSION}")
+    return flags
 
 
 def add_shared_flags(flags: argparse.ArgumentParser) -> None:
     """The flags that mean the same in every script."""
     flags.add_argument(
-        "-g", "--gpu", default="0", help="GPU ids, such as 0 or 0,1; -1: CPU; cpu:N: CPU as N devices (0)"
+        "-g",
+        "--gpu",
+        default="auto",
+        help="GPU ids, such as 0 or 0,1; -1: CPU; cpu:N: CPU as N devices; auto: GPUs if there are any (auto)",
     )
     flags.add_argument(
         "--fast_reconstruction",
@@ -41,9 +57,18 @@ def add_shared_flags(flags: argparse.ArgumentParser) -> None:
         metavar="FILE.py",
         help="Python file of yours that registers base networks, similarities, metrics or readers (none)",
     )
+    flags.add_argument("--verbose", action="store_true", help="show TensorFlow's own messages")
 
 
 _plugins: set[pathlib.Path] = set()
+
+
+def parse(flags: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The flags of a command that has the shared ones; with --verbose TensorFlow prints its messages from now on."""
+    args = flags.parse_args(arguments)
+    if args.verbose:
+        start.show_messages()
+    return args
 
 
 def load_plugin(path: str | None) -> str | None:
@@ -64,8 +89,7 @@ def load_plugin(path: str | None) -> str | None:
     if not file.is_file() or file.suffix != ".py":
         raise UserError(f"--plugin {path}: no such Python file; give the path of a file that ends in .py")
     if file not in _plugins:
-        import network  # noqa: F401  Its variables must be set before a plugin imports TensorFlow.
-
+        start.tensorflow()
         sys.path.append(str(file.parent))  # where its own imports are looked for, after all others
         name = f"plugin_{file.stem}"
         loader = importlib.machinery.SourceFileLoader(name, str(file))

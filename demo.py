@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
     Args:
         arguments: flags; those of the process where None.
     """
-    args = build_parser().parse_args(arguments)
+    args = cli.parse(build_parser(), arguments)
     check(args)
     cli.load_plugin(args.plugin)
     output = pathlib.Path(args.output)

@@ -8,19 +8,25 @@ import re
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+import start
 from errors import UserError
 
 if TYPE_CHECKING:
     import tensorflow as tf
 
 
-def devices(gpu: str, batch: int, machines: bool = False) -> tf.distribute.Strategy:
+AUTO = "auto"
+
+
+def devices(gpu: str, batch: int, machines: bool = False, most: int | None = None) -> tf.distribute.Strategy:
     """The strategy for the devices of -g and, where the command can use several machines, the cluster of TF_CONFIG.
 
     Args:
-        gpu: GPU ids such as "0,1"; "-1" (CPU); or "cpu:N", the CPU as N devices.
+        gpu: "auto"; GPU ids such as "0,1"; "-1" (CPU); or "cpu:N", the CPU as N devices. "auto" is the largest number
+            of GPUs by which the batch divides, or the CPU where there is none, and is said.
         batch: pairs in a batch, over all devices.
         machines: whether the command can use several machines.
+        most: how many GPUs "auto" may be at most; None for all.
 
     Returns:
         The `tf.distribute.Strategy`.
@@ -32,16 +38,48 @@ def devices(gpu: str, batch: int, machines: bool = False) -> tf.distribute.Strat
     workers = cluster()["workers"]
     if workers > 1 and not machines:
         raise UserError("TF_CONFIG names several workers, but only train.py works on several machines; unset it")
-    if batch % (n * workers):
-        total = n * workers
+    _check_divides(batch, n, workers)
+    if workers > 1 and not ids and n > 1:
+        raise UserError(f"-g {gpu}: with TF_CONFIG each worker has one CPU; use -g -1")
+    tf = start.tensorflow()
+    if gpu == AUTO:
+        ids = _automatic(tf, batch // workers, most)
+        n = max(len(ids), 1)
+    with start.quietly():
+        strategy = _strategy(tf, gpu, ids, n, workers)
+    start.compiler()
+    return strategy
+
+
+def computes_on_gpus() -> bool:
+    """Whether `devices` has chosen GPUs."""
+    return bool(start.tensorflow().config.get_visible_devices("GPU"))
+
+
+def _check_divides(batch: int, n: int, workers: int) -> None:
+    """Raise a UserError unless a batch divides evenly over all devices of all workers."""
+    total = n * workers
+    if batch % total:
         nearest = [b for b in (batch // total * total, (batch // total + 1) * total) if b]
         hint = " or ".join(str(b) for b in nearest)
         where = f"{total} devices" if workers == 1 else f"{total} devices on {workers} workers"
         raise UserError(f"--batch {batch} does not divide by {where}; use --batch {hint}")
-    if workers > 1 and not ids and n > 1:
-        raise UserError(f"-g {gpu}: with TF_CONFIG each worker has one CPU; use -g -1")
-    import tensorflow as tf
 
+
+def _automatic(tf: ModuleType, batch: int, most: int | None) -> list[int]:
+    """The GPUs that "auto" means for a batch: [] for the CPU; says which."""
+    found = len(tf.config.list_physical_devices("GPU"))
+    allowed = found if most is None else min(found, most)
+    ids = list(range(next(k for k in range(allowed, -1, -1) if k == 0 or batch % k == 0)))
+    if ids:
+        print(f"Computing on GPU {','.join(map(str, ids))}" + (f" of {found}" if len(ids) < found else ""))
+    else:
+        print("Computing on the CPU: TensorFlow finds no GPU")
+    return ids
+
+
+def _strategy(tf: ModuleType, gpu: str, ids: list[int], n: int, workers: int) -> tf.distribute.Strategy:
+    """The strategy for GPUs, or for the CPU as `n` devices."""
     chosen = _visible_gpus(tf, gpu, ids)
     if workers > 1:
         # Before anything else is computed, as TensorFlow demands; it waits here for the other workers.
@@ -90,7 +128,7 @@ def cluster() -> dict[str, int]:
 
 
 def gpu_ids(gpu: str) -> list[int]:
-    """GPU ids in a value of -g, [] for the CPU.
+    """GPU ids in a value of -g, [] for the CPU and for "auto", which depends on the machine.
 
     Raises:
         UserError: it is not a list of numbers, each once.
@@ -98,16 +136,18 @@ def gpu_ids(gpu: str) -> list[int]:
     >>> gpu_ids("0,2")
     [0, 2]
     """
-    if gpu == "-1" or gpu.startswith("cpu:"):
+    if gpu in (AUTO, "-1") or gpu.startswith("cpu:"):
         return []
     ids = [part.strip() for part in gpu.split(",")]
     if not (all(part.isdigit() for part in ids) and len(set(ids)) == len(ids)):
-        raise UserError(f"-g {gpu!r} is not a list of GPU ids; write -g 0, -g 0,1, -g -1 for the CPU, or -g cpu:2")
+        raise UserError(
+            f"-g {gpu!r} is not a list of GPU ids; write -g auto, -g 0, -g 0,1, -g -1 for the CPU, or -g cpu:2"
+        )
     return [int(part) for part in ids]
 
 
 def device_count(gpu: str) -> int:
-    """How many devices a value of -g means.
+    """How many devices a value of -g means, "auto" counting as one.
 
     Raises:
         UserError: it is not such a value.
@@ -116,7 +156,7 @@ def device_count(gpu: str) -> int:
     4
     """
     ids = gpu_ids(gpu)
-    if ids or gpu == "-1":
+    if ids or gpu in (AUTO, "-1"):
         return max(len(ids), 1)
     number = gpu.removeprefix("cpu:")
     if not number.isdigit() or int(number) < 1:

@@ -9,6 +9,7 @@ from collections.abc import Collection, Sequence
 
 import cli
 import devices
+import progress
 from errors import UserError
 from network.registry import IMAGES, METRICS, images_of
 
@@ -65,7 +66,7 @@ def image_items() -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Evaluate every scheme asked for and write its report."""
-    args = build_parser().parse_args(arguments)
+    args = cli.parse(build_parser(), arguments)
     cli.load_plugin(args.plugin)
     check_flags(args)
     shard, rep = parse_shard(args.shard), cli.parse_rep(args.rep)
@@ -73,19 +74,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     metrics = parse_names("--metrics", args.metrics, METRICS, default_metrics())
 
     from data_util.config import load_dataset_config
-    from network import checkpoints
+    from network import runs
 
-    prefix = checkpoints.find_checkpoint(args.checkpoint)
-    trained = checkpoints.load_args(prefix.parent)
+    prefix = runs.find_checkpoint(args.checkpoint)
+    trained = runs.load_args(prefix.parent)
     data = load_dataset_config(args.dataset or trained.get("dataset") or "datasets/liver.json")
     data_args = trained.get("data_args", "") if args.data_args is None else args.data_args
     paired = args.paired or cli.is_paired(data_args)
     reports = report_names(args, prefix)
-    strategy = devices.devices(args.gpu, args.batch)
+    strategy = devices.devices(args.gpu, args.batch, most=1 if rep == "auto" or args.refine else None)
 
     from data_util.dataset import open_scheme
     from data_util.output.settings import Settings, Value
     from data_util.store import ScanStore
+    from network import checkpoints
     from network.evaluation import EvaluationPlan
 
     store = ScanStore(data.files)
@@ -266,8 +268,6 @@ def evaluate_pairs(
     evaluator: "Evaluator", scheme: "Scheme", settings: "Settings", shard: tuple[int, int], records: "Records"
 ) -> None:
     """Evaluate the pairs of a scheme, or of one shard of it, that are not on record yet; save and draw their images."""
-    import tqdm
-
     from data_util.output.pair_images import draw_pair, save_pair
     from data_util.output.records import remaining
 
@@ -278,7 +278,7 @@ def evaluate_pairs(
     if indices:
         print(f"{len(indices)} pairs; the first takes longest, since the network is compiled for it", file=sys.stderr)
     results = evaluator.evaluate(batches, None if settings.save else drawn)
-    for result in tqdm.tqdm(results, total=len(indices), desc=settings.report, unit="pair"):
+    for result in progress.bar(results, total=len(indices), desc=settings.report, unit="pair"):
         if result.index in records.done:
             continue
         folder = EVALUATE / settings.report

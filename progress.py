@@ -13,10 +13,12 @@ class _Lines:
     """Standard error for a bar that is no terminal's: each state of the bar becomes a line."""
 
     def write(self, text: str) -> None:
+        """Write what the bar shows now, as a line."""
         if line := text.strip("\r\n "):
             sys.stderr.write(line + "\n")
 
     def flush(self) -> None:
+        """Bring it to the file."""
         sys.stderr.flush()
 
 

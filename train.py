@@ -40,6 +40,8 @@ DEFAULTS = {
     "finetune": None,
 }
 
+SLOW_JIT = "XLA's convolutions are very slow on a CPU; leave --jit out"
+
 
 def build_parser() -> argparse.ArgumentParser:
     """The flags of train.py."""
@@ -83,7 +85,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> None:
     """Assemble the run that the flags describe and fit it."""
-    args = build_parser().parse_args(arguments)
+    args = cli.parse(build_parser(), arguments)
     cli.load_plugin(args.plugin)
     source = inherit(args)
     total = check(args)
@@ -95,6 +97,8 @@ def main(arguments: list[str] | None = None) -> None:
     # As the run's args.json tells them, in which the original reads net_args as text.
     args.base_network, args.n_cascades, args.net_args = config.base_network, config.n_cascades, config.net_args
     strategy = devices.devices(args.gpu, args.batch, machines=True)
+    if args.jit and not devices.computes_on_gpus():
+        raise UserError(f"--jit: {SLOW_JIT}")
     view = trained_view(data, source)
     scheme, validation = open_schemes(args, data)
     trainer = build_trainer(args, config, source, strategy)
@@ -104,7 +108,7 @@ def main(arguments: list[str] | None = None) -> None:
     if is_chief():
         print(f"Finished: {total} steps" + ("" if run is None else f", checkpoint {run}/model-{total}"))
         if run is not None:
-            print(f"Next: python eval.py -c {run} -g {args.gpu}")
+            print(f"Next: python eval.py -c {run}" + ("" if args.gpu == devices.AUTO else f" -g {args.gpu}"))
 
 
 def is_chief() -> bool:
@@ -121,10 +125,10 @@ def inherit(args: argparse.Namespace) -> pathlib.Path | None:
     previous: dict[str, Any] = {}
     source = None
     if args.checkpoint is not None:
-        from network import checkpoints
+        from network import runs
 
-        source = checkpoints.find_checkpoint(args.checkpoint, WEIGHTS)
-        previous = checkpoints.load_args(source.parent)
+        source = runs.find_checkpoint(args.checkpoint, WEIGHTS)
+        previous = runs.load_args(source.parent)
     for name, default in DEFAULTS.items():
         if getattr(args, name) is None:
             setattr(args, name, previous.get(name, default))
@@ -145,8 +149,8 @@ def check(args: argparse.Namespace) -> int:
             raise UserError(f"--{name} is {value}; it must be greater than 0")
     if not 0 <= args.seed < 2**31:
         raise UserError(f"--seed is {args.seed}; it must be a whole number from 0 to {2**31 - 1}")
-    if args.jit and not devices.gpu_ids(args.gpu):
-        raise UserError(f"--jit with -g {args.gpu}: XLA's convolutions are very slow on a CPU; leave --jit out")
+    if args.jit and args.gpu != devices.AUTO and not devices.gpu_ids(args.gpu):
+        raise UserError(f"--jit with -g {args.gpu}: {SLOW_JIT}")
     for name in ("name", "finetune"):
         check_part_of_name(name, getattr(args, name))
     logs = pathlib.PurePath(args.logs)
@@ -175,9 +179,9 @@ def finetuned_on(source: pathlib.Path | None) -> str | None:
     """The NAME of --finetune that a checkpoint's run was trained with, or None."""
     if source is None:
         return None
-    from network import checkpoints
+    from network import runs
 
-    return checkpoints.load_args(source.parent).get("finetune") or None
+    return runs.load_args(source.parent).get("finetune") or None
 
 
 def model_config(
@@ -191,9 +195,9 @@ def model_config(
         base_network = "VTN" if args.base_network is None else args.base_network
         n_cascades = 1 if args.n_cascades is None else args.n_cascades
         return CascadeConfig(base_network, n_cascades, **options).with_net_args(args.net_args)
-    from network import checkpoints
+    from network import runs
 
-    config = checkpoints.load_cascade_config(source.parent)
+    config = runs.load_cascade_config(source.parent)
     for flag, name in (("-b", "base_network"), ("-n", "n_cascades")):
         asked, there = getattr(args, name), getattr(config, name)
         if asked not in (None, there):

@@ -9,7 +9,6 @@ import csv
 import math
 import pathlib
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TextIO
@@ -19,6 +18,7 @@ import numpy as np
 import tensorflow as tf
 import tqdm
 
+import progress
 from errors import Stopped, UserError
 
 from . import checkpoints
@@ -276,13 +276,8 @@ class Progress(keras.callbacks.Callback):
         self.bar: Any = None
 
     def on_train_begin(self, logs: Logs = None) -> None:
-        self.bar = tqdm.tqdm(
-            total=self.total,
-            initial=self.model.step,
-            desc=self.name,
-            unit="step",
-            file=sys.stderr,
-            disable=not self.shown,
+        self.bar = progress.bar(
+            total=self.total, initial=self.model.step, desc=self.name, unit="step", disable=not self.shown
         )
         self.started = time.perf_counter()
         if self.shown:

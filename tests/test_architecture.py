@@ -71,16 +71,19 @@ def test_the_source_is_seen():
         ("errors imports nothing", lambda a, b: a == "errors"),
         ("files and checked import errors alone", lambda a, b: a in ("files", "checked") and b != "errors"),
         (
-            "cli imports errors alone, and network for a plugin",
-            lambda a, b: a == "cli" and b not in ("errors", "network"),
+            "cli and devices import errors and start alone",
+            lambda a, b: a in ("cli", "devices") and b not in ("errors", "start"),
         ),
-        ("devices imports errors alone", lambda a, b: a == "devices" and b != "errors"),
+        (
+            "start imports network alone, and progress nothing",
+            lambda a, b: a in ("start", "progress") and b != "network",
+        ),
         (
             "a raw scan knows nothing of data sets",
             lambda a, b: (
                 room(a) == "data_util.scans"
                 and room(b) != "data_util.scans"
-                and b not in ("errors", "files", "checked", "data_util.grey_values")
+                and b not in ("errors", "files", "checked", "progress", "data_util.grey_values")
             ),
         ),
         (

@@ -1,0 +1,56 @@
+"""Start TensorFlow without the lines that its C++ parts print on the way, which no variable stops."""
+
+import importlib
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+
+_shown = False
+
+
+def show_messages() -> None:
+    """Let TensorFlow print what it likes, as `--verbose` asks."""
+    global _shown
+    _shown = True
+
+
+def tensorflow() -> ModuleType:
+    """TensorFlow, imported without its messages; where that fails they are shown."""
+    with quietly():
+        import network  # noqa: F401  It sets the variables that TensorFlow reads at its start.
+
+        tf = importlib.import_module("tensorflow")
+        tf.config.list_physical_devices()
+    return tf
+
+
+def compiler() -> None:
+    """Start XLA without its messages. After this the devices that TensorFlow sees cannot be changed any more."""
+    with quietly():
+        import tensorflow as tf
+
+        tf.function(tf.negative, jit_compile=True)(tf.zeros([]))
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Keep from the terminal what is written to standard error in the block, and show it where the block fails."""
+    if _shown:
+        yield
+        return
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    with tempfile.TemporaryFile() as messages:
+        os.dup2(messages.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            messages.seek(0)
+            os.write(terminal, messages.read())
+            raise
+        finally:
+            os.dup2(terminal, 2)
+            os.close(terminal)

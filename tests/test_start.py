@@ -1,0 +1,82 @@
+"""What a command prints beside its own lines: nothing of TensorFlow's in a good run, few lines in a log file."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import devices
+import progress
+import start
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_messages_of_other_parts_are_kept_back(capfd):
+    with start.quietly():
+        os.write(2, b"I0000 chatter\n")
+    os.write(2, b"mine\n")
+    assert capfd.readouterr().err == "mine\n"
+
+
+def test_messages_are_shown_where_something_fails(capfd):
+    with pytest.raises(ZeroDivisionError), start.quietly():
+        raise ZeroDivisionError(os.write(2, b"the reason\n"))
+    os.write(2, b"after\n")
+    assert capfd.readouterr().err == "the reason\nafter\n"
+
+
+def test_messages_are_shown_when_asked(capfd, monkeypatch):
+    monkeypatch.setattr(start, "_shown", False)
+    start.show_messages()
+    with start.quietly():
+        os.write(2, b"I0000 chatter\n")
+    assert capfd.readouterr().err == "I0000 chatter\n"
+
+
+def test_tensorflow_and_its_compiler_start_in_silence():
+    code = "import devices; s = devices.devices('auto', 4); print(s.num_replicas_in_sync)"
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, check=True, capture_output=True, text=True
+    )
+    assert done.stdout == "Computing on the CPU: TensorFlow finds no GPU\n1\n"
+    assert done.stderr == ""
+
+
+class _Machine:
+    """TensorFlow on a machine with some GPUs."""
+
+    def __init__(self, gpus):
+        self.config = self
+        self.gpus = [f"GPU:{k}" for k in range(gpus)]
+
+    def list_physical_devices(self, kind):
+        return self.gpus
+
+
+@pytest.mark.parametrize(
+    ("gpus", "batch", "most", "chosen", "said"),
+    [
+        (0, 4, None, [], "Computing on the CPU: TensorFlow finds no GPU"),
+        (1, 4, None, [0], "Computing on GPU 0"),
+        (3, 4, None, [0, 1], "Computing on GPU 0,1 of 3"),
+        (8, 4, None, [0, 1, 2, 3], "Computing on GPU 0,1,2,3 of 8"),
+        (8, 4, 1, [0], "Computing on GPU 0 of 8"),
+    ],
+)
+def test_the_automatic_choice_divides_the_batch(gpus, batch, most, chosen, said, capsys):
+    assert devices._automatic(_Machine(gpus), batch, most) == chosen
+    assert capsys.readouterr().out == said + "\n"
+
+
+def test_a_bar_in_a_log_file_is_few_lines(capsys):
+    for _ in progress.bar(range(1000), desc="pairs"):
+        pass
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert lines[0].startswith("pairs:   0%")
+    assert lines[1].startswith("pairs: 100%")
+    assert all("\r" not in line for line in lines)
