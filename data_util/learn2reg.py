@@ -82,7 +82,7 @@ def make_set(args: argparse.Namespace) -> None:
     print(f"{data}: {size} voxels")
     for scheme, parts in content.schemes.items():
         (subset,) = parts
-        pairs = f"{len(content.pairs[subset])} pairs" if subset in content.pairs else "all pairs"
+        pairs = f"pairs that are listed: {len(content.pairs[subset])}" if subset in content.pairs else "all pairs"
         print(f"scheme {scheme}: {len(content.subsets[subset])} scans, {pairs}")
     print(f"next: python -m data_util.check {config}\nthen: python train.py -d {config}")
 
@@ -107,7 +107,9 @@ def export(args: argparse.Namespace, others: Sequence[str]) -> None:
         for pair, path in progress:
             fixed, moving = (report_id(f"{name}/{scan}") for scan in pair)
             write_field(saved_flow(flows, fixed, moving), read_grid(task.cases[pair[0]].image), path)
-    print(f"{folder}: {len(paths)} displacement fields\nnext: python -m data_util.learn2reg score {args.task} {folder}")
+    print(
+        f"displacement fields in {folder}: {len(paths)}\nnext: python -m data_util.learn2reg score {args.task} {folder}"
+    )
 
 
 def evaluate(checkpoint: str, dataset: str, scheme: str, others: Sequence[str]) -> Path:

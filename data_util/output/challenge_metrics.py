@@ -47,15 +47,16 @@ def log_jacobian(field: np.ndarray) -> np.ndarray:
     Returns:
         float [H - 4, W - 4, D - 4]: without two voxels at each end of each axis.
     """
-    matrix = np.empty((*(max(n - 2 * EDGE, 0) for n in field.shape[:3]), 3, 3))
-    for axis in range(3):
-        window = [slice(EDGE, max(n - EDGE, EDGE)) for n in field.shape[:3]]
-        ahead, behind = list(window), list(window)
-        ahead[axis] = slice(window[axis].start + 1, window[axis].stop + 1)
-        behind[axis] = slice(window[axis].start - 1, window[axis].stop - 1)
-        matrix[..., axis] = (field[tuple(ahead)] - field[tuple(behind)]) / 2 if matrix.size else 0
-    determinant = np.linalg.det(matrix + np.eye(3))
-    return np.log(np.clip(determinant + SHIFT, LOWEST, HIGHEST))
+    inner = [max(n - 2 * EDGE, 0) for n in field.shape[:3]]
+    logs = np.empty(inner)
+    for k in range(inner[0] if logs.size else 0):  # plane by plane: the matrices of a whole field are gigabytes
+        behind, plane, ahead = field[EDGE + k - 1 : EDGE + k + 2]
+        matrix = np.empty((*inner[1:], 3, 3))
+        matrix[..., 0] = (ahead - behind)[EDGE:-EDGE, EDGE:-EDGE]
+        matrix[..., 1] = (plane[2:] - plane[:-2])[EDGE - 1 : 1 - EDGE, EDGE:-EDGE]
+        matrix[..., 2] = (plane[:, 2:] - plane[:, :-2])[EDGE:-EDGE, EDGE - 1 : 1 - EDGE]
+        logs[k] = np.log(np.clip(np.linalg.det(matrix / 2 + np.eye(3)) + SHIFT, LOWEST, HIGHEST))
+    return logs
 
 
 def sdlogj(log_determinant: np.ndarray, mask: np.ndarray | None = None) -> float:
