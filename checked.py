@@ -5,12 +5,15 @@ the dataclass lacks are passed over, so that files of later versions are read.
 """
 
 import dataclasses
+import functools
 import json
 import math
+import os
+import pathlib
 import re
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, TypeVar
 
 from errors import UserError
@@ -41,7 +44,8 @@ class Limit:
     words: str
 
 
-COUNT = Limit(lambda value: value >= 1, "a whole number from 1")
+MOST = 2**31 - 1  # the largest count; more of anything is a mistake
+COUNT = Limit(lambda value: 1 <= value <= MOST, f"a whole number from 1 to {MOST}")
 INDEX = Limit(lambda value: value >= 0, "a whole number from 0")
 POSITIVE = Limit(lambda value: value > 0, "a number greater than 0")
 
@@ -81,6 +85,19 @@ def parse_json(content: bytes, where: str, remedy: str) -> Any:
     except RecursionError:
         reason = ": is nested too deeply"
     raise UserError(f"{where}{reason}; {remedy}")
+
+
+def read_json(path: str | os.PathLike, remedy: str) -> Any:
+    """The value in a JSON file.
+
+    Raises:
+        UserError: as `parse_json`; or the file cannot be opened.
+    """
+    try:
+        content = pathlib.Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); {remedy}") from error
+    return parse_json(content, str(path), remedy)
 
 
 def build(cls: type[Made], values: Any, where: str, remedy: str) -> Made:
@@ -124,10 +141,15 @@ def is_finite(value: Any) -> bool:
         return False
 
 
+@functools.cache
+def _annotations(cls: Hashable) -> dict[str, Any]:
+    return typing.get_type_hints(typing.cast(Any, cls), include_extras=True)
+
+
 def _build(cls: type[Made], values: Any, name: str) -> Made:
     if not isinstance(values, dict):
         raise _Wrong(name, values, _WORDS[Mapping])
-    kinds, found = typing.get_type_hints(cls, include_extras=True), {}
+    kinds, found = _annotations(typing.cast(Hashable, cls)), {}
     for field in dataclasses.fields(typing.cast(Any, cls)):
         of_field = f"{name}.{field.name}" if name else field.name
         if field.name in values:
@@ -143,9 +165,13 @@ def _checked(value: Any, kind: Any, name: str) -> Any:
     if kind is Any:
         return value
     if origin is typing.Annotated:
-        found, limit = _checked(value, parts[0], name), parts[1]
-        if found is not None and not limit.allows(found):
-            raise _Wrong(name, value, limit.words)
+        try:
+            found = _checked(value, parts[0], name)
+        except _Wrong as wrong:
+            within = wrong.args[0] != name  # what it holds
+            raise wrong if within else _Wrong(name, value, parts[1].words) from None
+        if not parts[1].allows(found):
+            raise _Wrong(name, value, parts[1].words)
         return found
     if origin in (typing.Union, types.UnionType):
         for part in parts:

@@ -4,6 +4,7 @@ import argparse
 import ast
 import importlib.machinery
 import pathlib
+import re
 import signal
 import sys
 import traceback
@@ -12,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import start
-from errors import Stopped, UserError
+from errors import Stopped, UserError, first_line
 
 VERSION = "1.0"
 STOPPED = 130
@@ -100,7 +101,7 @@ def load_plugin(path: str | None) -> str | None:
         except Exception as error:
             del sys.modules[name]
             raise UserError(
-                f"--plugin {path}: {_where(error, file)}{type(error).__name__}: {_first_line(error)}"
+                f"--plugin {path}: {_where(error, file)}{type(error).__name__}: {first_line(error)}"
             ) from error
         _plugins.add(file)
     return file.name
@@ -114,19 +115,33 @@ def _where(error: Exception, file: pathlib.Path) -> str:
     return f"line {lines[-1]}: " if lines else ""
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or "without a message").splitlines()[0]
-
-
 def positive(name: str, value: int) -> int:
     """Value of a flag that must be a whole number from 1.
 
     Raises:
-        UserError: it is less.
+        UserError: it is less, or more than anything can be counted to.
     """
     if value < 1:
         raise UserError(f"--{name} is {value}; it must be a whole number from 1")
+    if value >= 2**31:
+        raise UserError(f"--{name} is {value}; it must be a whole number up to {2**31 - 1}")
     return value
+
+
+def part_of_name(flag: str, text: str | None) -> str:
+    """Value of a flag that becomes part of the name of a file or folder; '' where it is not given.
+
+    Raises:
+        UserError: it cannot be part of a name.
+    """
+    text = text or ""
+    if "/" in text or "\\" in text or not text.isprintable():
+        raise UserError(
+            f"{flag} is {text!r}; it becomes part of the name of a file or folder: leave out /, \\ and control signs"
+        )
+    if len(text.encode()) > 150:
+        raise UserError(f"{flag} has {len(text.encode())} bytes; it becomes part of a name: at most 150")
+    return text
 
 
 def parse_rep(text: str) -> int | str:
@@ -137,7 +152,7 @@ def parse_rep(text: str) -> int | str:
     """
     if text == "auto":
         return text
-    if not text.isdigit() or int(text) < 1:
+    if not re.fullmatch("0*[1-9][0-9]{0,8}", text):
         raise UserError(f"-r {text!r} is neither a whole number from 1 nor auto")
     return int(text)
 
@@ -197,8 +212,7 @@ def run(
         # TensorFlow's, by name: it is not imported here.
         if not isinstance(error, MemoryError) and type(error).__name__ != "ResourceExhaustedError":
             raise
-        cause = (str(error) or "no more memory").splitlines()[0]
-        return _fail(f"out of memory ({cause}); {if_out_of_memory}")
+        return _fail(f"out of memory ({first_line(error)}); {if_out_of_memory}")
 
 
 def _interrupt(*_: Any) -> None:
@@ -237,9 +251,12 @@ def parse_assignments(
         if len(set(names)) < len(names):
             raise ValueError("a key given twice")
         values = {name: _literal(keyword.value) for name, keyword in zip(names, call.keywords, strict=True)}
-    except (SyntaxError, ValueError) as error:
+    except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
+        deep = isinstance(error, (MemoryError, RecursionError))
+        reason = "it is nested too deeply" if deep else first_line(error)
+        given = repr(text if text is None or len(text) <= 200 else f"{text[:200]}...")
         raise UserError(
-            f'{flag} {text!r} cannot be read ({error}); write "key=value, key=value" with numbers, True, False, '
+            f'{flag} {given} cannot be read ({reason}); write "key=value, key=value" with numbers, True, False, '
             "None or quoted words as values"
         ) from error
     keys = allowed(values) if callable(allowed) else allowed

@@ -12,8 +12,6 @@ import devices
 from data_util.output.output_folder import check_folder, new_folder
 from errors import UserError
 
-RED, PLAIN = "\033[31m", "\033[0m"  # of a terminal
-
 
 def build_parser() -> argparse.ArgumentParser:
     """The flags of demo.py."""
@@ -86,9 +84,8 @@ def main(arguments: list[str] | None = None) -> None:
     if args.rep == "auto":
         print(f"Each cascade was applied {result.report['settings']['rep']} times")
     print(headline(result.report))
-    colours = (RED, PLAIN) if sys.stdout.isatty() else ("", "")
     for doubt in result.report["doubts"]:
-        print(f"{colours[0]}Check {output / 'summary.png'}: {doubt}{colours[1]}")
+        print(cli.in_red(f"Check {output / 'summary.png'}: {doubt}"))
     print(f"Output: {output}\nnext: look at {output / 'summary.png'}, then use {output / 'warped.nii.gz'}")
 
 

@@ -1,4 +1,4 @@
-"""The exception for what a user can mend, that for a command that was stopped, and how its messages list values."""
+"""The exceptions for what a user can mend and for a command that was stopped, and what their messages are made of."""
 
 from collections.abc import Sequence
 
@@ -12,6 +12,11 @@ class UserError(Exception):
 
 class Stopped(Exception):
     """A signal ended a command, whose work so far is saved; the message says how to go on. No error."""
+
+
+def first_line(error: Exception) -> str:
+    """What an exception says, in one line; its type where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def listed(values: Sequence[object], most: int = 5) -> str:

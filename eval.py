@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import pathlib
+import re
 import sys
 import typing
 from collections.abc import Collection, Sequence
@@ -10,8 +11,8 @@ from collections.abc import Collection, Sequence
 import cli
 import devices
 import progress
-from errors import UserError
-from network.registry import IMAGES, METRICS, images_of
+from errors import Stopped, UserError
+from network.registry import IMAGES, METRICS, default_metrics, images_of
 
 if typing.TYPE_CHECKING:
     import tensorflow as tf
@@ -23,6 +24,7 @@ if typing.TYPE_CHECKING:
     from network.evaluation import EvaluationPlan, Evaluator
 
 EVALUATE = pathlib.Path("evaluate")
+LONGEST_NAME = 255 - len(".shard-9999-of-9999.records.new")  # file systems allow 255 bytes
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -54,11 +56,6 @@ def build_parser() -> argparse.ArgumentParser:
     return flags
 
 
-def default_metrics() -> list[str]:
-    """The metrics that are measured without --metrics."""
-    return [name for name, row in METRICS.items() if row.default]
-
-
 def image_items() -> list[str]:
     """The names that --save takes."""
     return list(dict.fromkeys(image.item for image in IMAGES.values()))
@@ -78,8 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     prefix = runs.find_checkpoint(args.checkpoint)
     trained = runs.load_args(prefix.parent)
-    data = load_dataset_config(args.dataset or trained.get("dataset") or "datasets/liver.json")
-    data_args = trained.get("data_args", "") if args.data_args is None else args.data_args
+    data = load_dataset_config(args.dataset or trained.dataset or "datasets/liver.json")
+    data_args = trained.data_args if args.data_args is None else args.data_args
     paired = args.paired or cli.is_paired(data_args)
     reports = report_names(args, prefix)
     strategy = devices.devices(args.gpu, args.batch, most=1 if rep == "auto" or args.refine else None)
@@ -125,7 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         try:
             evaluate_scheme(network, scheme, settings, plan, shard, args.resume, strategy)
         except KeyboardInterrupt:
-            raise UserError("stopped; the finished pairs are kept: go on with the same flags and --resume") from None
+            raise Stopped("Stopped; the finished pairs are kept: go on with the same flags and --resume") from None
 
 
 def check_flags(args: argparse.Namespace) -> None:
@@ -138,7 +135,7 @@ def check_flags(args: argparse.Namespace) -> None:
     for name in ("figures", "refine"):
         if getattr(args, name) < 0:
             raise UserError(f"--{name} is {getattr(args, name)}; it must be a whole number from 0")
-    check_name("--name", args.name or "")
+    cli.part_of_name("--name", args.name)
     rep = cli.parse_rep(args.rep)
     if rep == "auto" and args.per_cascade:
         raise UserError(
@@ -150,16 +147,6 @@ def check_flags(args: argparse.Namespace) -> None:
         )
 
 
-def check_name(flag: str, name: str) -> None:
-    """Check that a name can be part of a file's name.
-
-    Raises:
-        UserError: it cannot.
-    """
-    if any(sign in name for sign in "/\\\0\n"):
-        raise UserError(f"{flag} {name!r} becomes part of the report's file name; write it without / and \\")
-
-
 def checkpoint_name(prefix: pathlib.Path) -> str:
     """Run and step of a checkpoint, as reports are called by it."""
     return f"{prefix.parent.resolve().name}-{prefix.name}"
@@ -169,15 +156,17 @@ def report_names(args: argparse.Namespace, prefix: pathlib.Path) -> dict[str, st
     """The schemes to evaluate, and the name of each one's report.
 
     Raises:
-        UserError: a scheme's name cannot be part of a file's name.
+        UserError: a scheme's name cannot be part of a file's name, or that gets too long.
     """
     reports = {}
     for scheme in (name.strip() for name in (args.val_subset or "2").split(",")):
-        check_name("-v", scheme)
+        cli.part_of_name("-v", scheme)
         repeats = "" if cli.parse_rep(args.rep) == 1 else f"rep{cli.parse_rep(args.rep)}"
         refined = f"refine{args.refine}" if args.refine else ""
         parts = [checkpoint_name(prefix), repeats, refined, args.name, scheme if args.val_subset else ""]
         reports[scheme] = "-".join(part for part in parts if part)
+        if (length := len(reports[scheme].encode())) > LONGEST_NAME:
+            raise UserError(f"the report's name has {length} bytes, of {LONGEST_NAME} at most; give a shorter --name")
     return reports
 
 
@@ -191,7 +180,7 @@ def parse_shard(text: str) -> tuple[int, int]:
     (2, 8)
     """
     i, slash, n = text.partition("/")
-    if not (slash and i.isdigit() and n.isdigit() and 1 <= int(i) <= int(n)):
+    if not (slash and re.fullmatch("[0-9]{1,4}/[0-9]{1,4}", text) and 1 <= int(i) <= int(n)):
         raise UserError(f"--shard {text!r} is not i/n with i from 1 to n; write 2/8 for the second of eight parts")
     return int(i), int(n)
 

@@ -276,8 +276,8 @@ def run_view(folder: Path) -> View:
     values = checkpoints.load_data(folder)
     if values is not None:
         return View.from_dict(values, Path(folder) / checkpoints.CONFIG_FILE)
-    dataset = checkpoints.load_args(folder).get("dataset")
-    if not isinstance(dataset, str) or not Path(dataset).is_file():
+    dataset = checkpoints.load_args(folder).dataset
+    if dataset is None or not Path(dataset).is_file():
         return View()
     return load_dataset_config(dataset).view
 

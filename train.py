@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import cli
 import devices
+from checked import MOST
 from errors import UserError
+from network import runs
 
 if TYPE_CHECKING:  # TensorFlow is imported within the functions, so that --help is quick
     import keras
@@ -27,18 +29,8 @@ if TYPE_CHECKING:  # TensorFlow is imported within the functions, so that --help
 
 WEIGHTS, LOGS = pathlib.Path("weights"), pathlib.Path("logs")
 # Flags that, where not given, are those of the run that -c continues, or else these.
-DEFAULTS = {
-    "rep": 1,
-    "dataset": "datasets/liver.json",
-    "batch": 4,
-    "round": 20000,
-    "epochs": 5.0,
-    "data_args": "",
-    "lr": 1e-4,
-    "precision": "float32",
-    "seed": 0,
-    "finetune": None,
-}
+INHERITED = ("rep", "dataset", "batch", "round", "epochs", "data_args", "lr", "precision", "seed", "finetune")
+DEFAULTS = {name: getattr(runs.RunArgs(), name) for name in INHERITED} | {"dataset": "datasets/liver.json"}
 
 SLOW_JIT = "XLA's convolutions are very slow on a CPU; leave --jit out"
 
@@ -122,16 +114,15 @@ def inherit(args: argparse.Namespace) -> pathlib.Path | None:
     Returns:
         The prefix of the checkpoint of -c, or None.
     """
-    previous: dict[str, Any] = {}
+    previous = runs.RunArgs()
     source = None
     if args.checkpoint is not None:
-        from network import runs
-
         source = runs.find_checkpoint(args.checkpoint, WEIGHTS)
         previous = runs.load_args(source.parent)
     for name, default in DEFAULTS.items():
         if getattr(args, name) is None:
-            setattr(args, name, previous.get(name, default))
+            kept = getattr(previous, name)
+            setattr(args, name, default if kept is None else kept)
     return source
 
 
@@ -152,22 +143,16 @@ def check(args: argparse.Namespace) -> int:
     if args.jit and args.gpu != devices.AUTO and not devices.gpu_ids(args.gpu):
         raise UserError(f"--jit with -g {args.gpu}: {SLOW_JIT}")
     for name in ("name", "finetune"):
-        check_part_of_name(name, getattr(args, name))
+        cli.part_of_name(f"--{name}", getattr(args, name))
     logs = pathlib.PurePath(args.logs)
     if logs.is_absolute() or ".." in logs.parts:
         raise UserError(f"--logs is {args.logs!r}; it must be a folder in {LOGS}/, without / before it and ..")
     if args.finetune and not args.checkpoint:
         raise UserError("--finetune starts from a trained model; name it with -c")
-    return max(math.ceil(round(args.epochs * args.round, 6)), 1)  # 1.1 * 100 is 110 and a rounding error
-
-
-def check_part_of_name(flag: str, text: str | None) -> None:
-    """Raise a UserError where a flag's text cannot be part of a folder's name."""
-    text = text or ""
-    if "/" in text or "\\" in text or not text.isprintable():
-        raise UserError(f"--{flag} is {text!r}; it becomes part of a folder's name: leave out / and control characters")
-    if len(text.encode()) > 150:
-        raise UserError(f"--{flag} has {len(text.encode())} bytes; it becomes part of a folder's name: at most 150")
+    total = round(args.epochs * args.round, 6)  # 1.1 * 100 is 110 and a rounding error
+    if total > MOST:
+        raise UserError(f"--epochs {args.epochs} of --round {args.round} steps are {total:.3g} steps; at most {MOST}")
+    return max(math.ceil(total), 1)
 
 
 def starts_anew(args: argparse.Namespace, source: pathlib.Path | None) -> bool:
@@ -179,9 +164,7 @@ def finetuned_on(source: pathlib.Path | None) -> str | None:
     """The NAME of --finetune that a checkpoint's run was trained with, or None."""
     if source is None:
         return None
-    from network import runs
-
-    return runs.load_args(source.parent).get("finetune") or None
+    return runs.load_args(source.parent).finetune or None
 
 
 def model_config(
@@ -195,8 +178,6 @@ def model_config(
         base_network = "VTN" if args.base_network is None else args.base_network
         n_cascades = 1 if args.n_cascades is None else args.n_cascades
         return CascadeConfig(base_network, n_cascades, **options).with_net_args(args.net_args)
-    from network import runs
-
     config = runs.load_cascade_config(source.parent)
     for flag, name in (("-b", "base_network"), ("-n", "n_cascades")):
         asked, there = getattr(args, name), getattr(config, name)
@@ -371,9 +352,7 @@ def make_run(args: argparse.Namespace, config: CascadeConfig, source: pathlib.Pa
         stem = datetime.datetime.now().strftime("%b%d-%H%M")
     plugin = {} if args.plugin is None else {"plugin": pathlib.Path(args.plugin).name}
     content = {"args.json": vars(args), "config.json": {**config.to_dict(), "data": view.to_dict(), **plugin}}
-    from network.runs import new_run
-
-    return new_run(WEIGHTS, stem, f"_{args.name}" if args.name else "", content, LOGS / args.logs)
+    return runs.new_run(WEIGHTS, stem, f"_{args.name}" if args.name else "", content, LOGS / args.logs)
 
 
 if __name__ == "__main__":

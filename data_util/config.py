@@ -5,12 +5,12 @@
 
 import json
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from checked import read_json
 from data_util.readers import READERS
 from data_util.scans.view import KEYS as VIEW_KEYS
 from data_util.scans.view import View
@@ -176,30 +176,9 @@ def load_dataset_config(path: str | Path) -> DatasetConfig:
 
 
 def _read_json(path: Path) -> Any:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        content = json.loads(text)
-        json.dumps(content, ensure_ascii=False).encode()  # half of a pair of \u escapes is no text
-        return content
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such dataset config; give the path of a .json file with -d") from None
-    except OSError as error:
-        raise UserError(f"{path}: the dataset config cannot be read ({error.strerror})") from error
-    except UnicodeEncodeError as error:
-        raise UserError(f"{path}: has the escape {error.object[error.start]!r}, which is no character") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: the dataset config is not UTF-8 text ({error.reason})") from error
-    except json.JSONDecodeError as error:
-        before, after = text[: error.pos].rstrip(), text[error.pos :].lstrip()
-        trailing = (before.endswith(",") and after[:1] in "}]") or re.match(r",\s*[}\]]", after)
-        hint = "; no comma may stand before a closing bracket" if trailing else ""
-        raise UserError(
-            f"{path}, line {error.lineno}, column {error.colno}: not valid JSON ({error.msg}{hint})"
-        ) from error
-    except ValueError:
-        raise UserError(f"{path}: has a number of thousands of digits; write what it should be") from None
-    except RecursionError:
-        raise UserError(f"{path}: it is nested too deeply; write it as datasets/README.md says") from None
+    if not path.exists():
+        raise UserError(f"{path}: no such dataset config; give the path of a .json file with -d")
+    return read_json(path, "write the dataset config as datasets/README.md says")
 
 
 def _expect(value: Any, kind: type, path: Path, what: str) -> Any:

@@ -17,7 +17,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from errors import UserError
+from errors import UserError, first_line
 
 from .config import CascadeConfig
 from .recursive_cascaded_networks import RecursiveCascadedNetwork, build_network
@@ -188,7 +188,7 @@ def save(
                 tensors=[tensors[name] for name in names],
             )
         except tf.errors.OpError as error:
-            raise UserError(f"cannot write checkpoint {prefix} ({_first_line(error)}); is the disk full?") from error
+            raise UserError(f"cannot write checkpoint {prefix} ({first_line(error)}); is the disk full?") from error
         for file in sorted(pathlib.Path(partial).iterdir()):  # .data-... before .index
             os.replace(file, folder / file.name)
     _prune(folder)
@@ -250,12 +250,8 @@ def _read(reader: Any, name: str, prefix: str | pathlib.Path) -> Any:
 
 
 def _damaged(prefix: str | pathlib.Path, error: Exception) -> str:
-    reason = _first_line(error)
+    reason = first_line(error)
     return f"checkpoint {prefix} cannot be read ({reason}); copy or download it again, or name another with FOLDER:STEP"
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def _check_fit(

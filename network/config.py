@@ -14,12 +14,14 @@ from errors import UserError
 from .registry import BASE_NETWORKS, SIMILARITIES, Option, is_whole_number, number, one_of, whole_number
 
 _SWITCH = (True, False)
+_MOST_CASCADES = 100  # making the graph of more takes hours
+_MOST_VOXELS = 4096  # along an axis
 
 # The options of every model: name -> default, and what is allowed. What a base network and a similarity take beside
 # these is in their rows (`registry`).
 _OPTIONS: dict[str, Option] = {
-    "n_cascades": whole_number(1, minimum=0),
-    "rep": whole_number(1),
+    "n_cascades": whole_number(1, minimum=0, maximum=_MOST_CASCADES),
+    "rep": whole_number(1, maximum=_MOST_CASCADES),
     "det_factor": number(0.1),
     "ortho_factor": number(0.1),
     "reg_factor": number(1.0),
@@ -94,6 +96,7 @@ class CascadeConfig:
 
     def __init__(
         self,
+        /,
         base_network: str = "VTN",
         n_cascades: int = 1,
         rep: int = 1,
@@ -225,6 +228,8 @@ class CascadeConfig:
             return cls(**values)
         except UserError as error:
             raise UserError(f"{source}: {error}") from error
+        except RecursionError:
+            raise UserError(f"{source}: a value is nested too deeply; restore the file from its source") from None
 
 
 def declared_options(base_network: str, similarity: str) -> dict[str, Option]:
@@ -249,9 +254,11 @@ def _known_names() -> list[str]:
 
 
 def _image_size(size: Any) -> tuple[int, int, int]:
-    allowed = isinstance(size, (tuple, list)) and len(size) == 3 and all(is_whole_number(n, 2) for n in size)
+    allowed = (
+        isinstance(size, (tuple, list)) and len(size) == 3 and all(is_whole_number(n, 2, _MOST_VOXELS) for n in size)
+    )
     if not allowed:
-        raise UserError(f"image_size is {size!r}; it must be three whole numbers from 2")
+        raise UserError(f"image_size is {size!r}; it must be three whole numbers from 2 to {_MOST_VOXELS}")
     return tuple(size)
 
 

@@ -13,13 +13,8 @@ from .kernels import whole_step
 from .measuring import measurable_labels, measure_in_graph, measure_in_numpy
 from .recursive_cascaded_networks import CascadeOutput, RecursiveCascadedNetwork, Stage
 from .refinement import join, refine, repeat_while_better
-from .registry import IMAGES, METRICS, Metric, Value
+from .registry import IMAGES, METRICS, Metric, Value, default_metrics
 from .scene import PairScene, Scene
-
-
-def default_metrics() -> tuple[str, ...]:
-    """Names of the metrics that are measured where none are asked for."""
-    return tuple(name for name, row in METRICS.items() if row.default)
 
 
 @dataclasses.dataclass(frozen=True)

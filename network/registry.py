@@ -7,11 +7,11 @@ that `--plugin` imports (docs/extending.md).
 
 import dataclasses
 import importlib
-import math
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Generic, TypeVar
 
+from checked import MOST, is_finite
 from errors import UserError
 
 
@@ -40,18 +40,19 @@ class Option:
         return value
 
 
-def whole_number(default: int, minimum: int = 1) -> Option:
-    """Option whose value is a whole number from `minimum`.
+def whole_number(default: int, minimum: int = 1, maximum: int = MOST) -> Option:
+    """Option whose value is a whole number from `minimum` to `maximum`.
 
     >>> whole_number(16).checked("channels", 8)
     8
     """
-    return Option(default, lambda value: is_whole_number(value, minimum), f"a whole number from {minimum}")
+    allowed = f"a whole number from {minimum}" + (f" to {maximum}" if maximum < MOST else "")
+    return Option(default, lambda value: is_whole_number(value, minimum, maximum), allowed)
 
 
 def number(default: float, minimum: float = 0) -> Option:
     """Option whose value is a finite number from `minimum`."""
-    return Option(default, lambda value: is_number(value) and value >= minimum, f"a number from {minimum}")
+    return Option(default, lambda value: is_finite(value) and value >= minimum, f"a number from {minimum}")
 
 
 def one_of(default: Any, values: Iterable[Any]) -> Option:
@@ -61,14 +62,9 @@ def one_of(default: Any, values: Iterable[Any]) -> Option:
     return Option(default, lambda v: (type(v), v) in allowed, "one of " + ", ".join(map(str, values)))
 
 
-def is_whole_number(value: Any, minimum: int) -> bool:
-    """Whether a value is an int (not a bool) of at least `minimum`."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= minimum
-
-
-def is_number(value: Any) -> bool:
-    """Whether a value is a finite int or float (not a bool)."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+def is_whole_number(value: Any, minimum: int, maximum: int = MOST) -> bool:
+    """Whether a value is an int (not a bool) from `minimum` to `maximum`."""
+    return isinstance(value, int) and not isinstance(value, bool) and minimum <= value <= maximum
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,8 +189,10 @@ class Table(dict[str, Row], Generic[Row]):
         return self[name]
 
 
-_WINDOW = Option(9, lambda value: is_whole_number(value, 3) and value % 2 == 1, "an odd whole number from 3")
-_CONVOLUTIONAL = {"channels": whole_number(16), "leaky_slope": number(0.1)}
+_WINDOW = Option(
+    9, lambda value: is_whole_number(value, 3, 255) and value % 2 == 1, "an odd whole number from 3 to 255"
+)
+_CONVOLUTIONAL = {"channels": whole_number(16, maximum=1024), "leaky_slope": number(0.1)}
 
 # Class of a Keras layer ([fixed, moving] -> flow) with the keywords `flow_multiplier` and its options.
 BASE_NETWORKS: Table[Extension] = Table(
@@ -252,6 +250,12 @@ METRICS: Table[Metric] = Table(
         ),
     },
 )
+
+
+def default_metrics() -> tuple[str, ...]:
+    """The metrics that are measured where none are asked for."""
+    return tuple(name for name, row in METRICS.items() if row.default)
+
 
 # What eval.py can save of a pair.
 IMAGES: Table[Image] = Table(

@@ -4,13 +4,15 @@ A run is a folder with `model-<step>.index` and `model-<step>.data-*` in TensorF
 (`CascadeConfig`) or, in a published folder, the original's `args.json`.
 """
 
+import dataclasses
 import json
 import os
 import pathlib
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
+from checked import COUNT, INDEX, POSITIVE, build, read_json
 from errors import UserError
 
 from .config import CascadeConfig
@@ -20,8 +22,39 @@ CONFIG_FILE = "config.json"
 ARGS_FILE = "args.json"
 # What config.json holds beside the options of `CascadeConfig`: the data that the run was trained on, and its plugin.
 RUN_KEYS = ("data", "plugin")
+_REMEDY = "mend it, or restore the file from its source"
 _INDEX = re.compile(r"model-(\d+)\.index$")
 _FILE = re.compile(r"model-(\d+)(\.index|\.data-\d+-of-\d+)?")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunArgs:
+    """What is read of a run's args.json: flags of train.py, of this one or the original's.
+
+    A flag that the file does not have is the original's default; `dataset` and what the network is are None.
+    """
+
+    base_network: str | None = None
+    n_cascades: int | None = None
+    net_args: str | None = None
+    rep: Annotated[int, COUNT] = 1
+    dataset: str | None = None
+    batch: Annotated[int, COUNT] = 4
+    round: Annotated[int, COUNT] = 20000
+    epochs: Annotated[float, POSITIVE] = 5.0
+    data_args: str | None = ""
+    lr: Annotated[float, POSITIVE] = 1e-4
+    precision: str = "float32"
+    seed: Annotated[int, INDEX] = 0
+    finetune: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Beside:
+    """What config.json holds beside the options of the network: `RUN_KEYS`."""
+
+    data: Mapping[str, Any] | None = None
+    plugin: str | None = None
 
 
 def find_run(text: str | pathlib.Path, root: str | pathlib.Path = "weights") -> tuple[pathlib.Path, int | None]:
@@ -43,7 +76,7 @@ def find_run(text: str | pathlib.Path, root: str | pathlib.Path = "weights") -> 
     step = None if not colon or pathlib.Path(text).is_dir() else number
     if step is None:
         name = text
-    elif not step.isdigit():
+    elif not re.fullmatch("[0-9]{1,18}", step):
         raise UserError(f"checkpoint {text!r}: {step!r} is not a step; write FOLDER or FOLDER:STEP")
     folder = _existing(name, root)
     if folder is not None:
@@ -80,13 +113,14 @@ def find_step(folder: str | pathlib.Path, step: int | None = None) -> int:
     return steps[-1] if step is None else min(steps, key=lambda s: abs(s - step))
 
 
-def load_args(folder: str | pathlib.Path) -> dict[str, Any]:
-    """The `args.json` of a run as a dict, {} where there is none.
+def load_args(folder: str | pathlib.Path) -> RunArgs:
+    """The flags in the `args.json` of a run; the defaults where there is none.
 
     Raises:
-        UserError: the file is not JSON.
+        UserError: the file is not JSON, or a value is not of its kind.
     """
-    return _read_json(pathlib.Path(folder) / ARGS_FILE) or {}
+    path = pathlib.Path(folder) / ARGS_FILE
+    return build(RunArgs, read_json(path, _REMEDY), str(path), _REMEDY) if path.is_file() else RunArgs()
 
 
 def load_cascade_config(folder: str | pathlib.Path) -> CascadeConfig:
@@ -96,29 +130,36 @@ def load_cascade_config(folder: str | pathlib.Path) -> CascadeConfig:
         UserError: neither file is there, or one is not valid.
     """
     folder = pathlib.Path(folder)
-    values = _read_json(folder / CONFIG_FILE)
-    if values is not None:
+    source = folder / CONFIG_FILE
+    if source.is_file():
+        values, _ = _read_config(source)
         options = {name: value for name, value in values.items() if name not in RUN_KEYS}
-        _check_registered(values, folder / CONFIG_FILE)
-        return CascadeConfig.from_dict(options, folder / CONFIG_FILE)
-    args = _read_json(folder / ARGS_FILE)
-    if args is None:
+        _check_registered(values, source)
+        return CascadeConfig.from_dict(options, source)
+    source = folder / ARGS_FILE
+    if not source.is_file():
         raise UserError(f"{folder} has neither {CONFIG_FILE} nor {ARGS_FILE}, so its architecture is unknown")
-    missing = [key for key in ("base_network", "n_cascades") if key not in args]
+    args = load_args(folder)
+    network = {name: getattr(args, name) for name in ("base_network", "n_cascades")}
+    missing = [name for name, value in network.items() if value is None]
     if missing:
-        raise UserError(f"{folder / ARGS_FILE} lacks {missing[0]!r}, so the architecture is unknown")
-    config = CascadeConfig(args["base_network"], args["n_cascades"])
-    return config.with_net_args(args.get("net_args", ""))
+        raise UserError(f"{source} lacks {missing[0]!r}, so the architecture is unknown")
+    config = CascadeConfig.from_dict(network, source)
+    try:
+        return config.with_net_args(args.net_args)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from error
 
 
 def load_data(folder: str | pathlib.Path) -> dict[str, Any] | None:
     """What a run's config.json says of the volumes that the network was trained on: a dict, or None.
 
     Raises:
-        UserError: the file is not JSON.
+        UserError: the file is not JSON, or not of that kind.
     """
-    data = (_read_json(pathlib.Path(folder) / CONFIG_FILE) or {}).get("data")
-    return data if isinstance(data, dict) else None
+    source = pathlib.Path(folder) / CONFIG_FILE
+    data = _read_config(source)[1].data if source.is_file() else None
+    return None if data is None else dict(data)
 
 
 def _check_registered(values: dict[str, Any], source: pathlib.Path) -> None:
@@ -150,16 +191,10 @@ def checkpoint_prefix(folder: str | pathlib.Path, step: int) -> pathlib.Path:
     return pathlib.Path(folder) / f"model-{step}"
 
 
-def _read_json(path: pathlib.Path) -> dict[str, Any] | None:
-    if not path.is_file():
-        return None
-    try:
-        values = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({error}); restore the file from its source") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path} is not a JSON object; restore the file from its source")
-    return values
+def _read_config(path: pathlib.Path) -> tuple[dict[str, Any], _Beside]:
+    """What a config.json holds, and the part of it that is not the network's."""
+    values = read_json(path, _REMEDY)
+    return values, build(_Beside, values, str(path), _REMEDY)
 
 
 def new_run(

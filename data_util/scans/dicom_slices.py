@@ -18,7 +18,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.multival import MultiValue
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian, generate_uid
 
-from errors import UserError
+from errors import UserError, first_line
 
 # How messages name what a slice must have.
 NAMES = {
@@ -80,7 +80,7 @@ class DicomFile:
             with quiet():
                 self.dataset = pydicom.dcmread(path, force=True)
         except Exception as error:  # pydicom raises many kinds
-            raise UserError(f"{path}: cannot be read as DICOM ({_reason(error)}); copy it again") from error
+            raise UserError(f"{path}: cannot be read as DICOM ({first_line(error)}); copy it again") from error
         # What pydicom makes of a file that ends within its compressed pixels is a data set without anything.
         if not any(keyword in self.dataset for keyword in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
             raise UserError(f"{path}: has no pixels, so it was cut short; copy it again")
@@ -93,7 +93,7 @@ class DicomFile:
             with quiet():
                 pixels = _decompressed(dataset) if _is_compressed(dataset) else dataset.pixel_array
         except Exception as error:  # pydicom raises many kinds
-            raise UserError(f"{self.path}: its pixels cannot be read ({_reason(error)}); copy it again") from error
+            raise UserError(f"{self.path}: its pixels cannot be read ({first_line(error)}); copy it again") from error
         pixels = pixels.reshape(-1, int(dataset.Rows), int(dataset.Columns))
         if not _is_compressed(dataset):
             _check_bits(self.path, dataset, pixels)
@@ -118,7 +118,7 @@ def image_header(path: Path) -> Dataset | None:
             kind = str(dataset.file_meta.get("MediaStorageSOPClassUID", "")) if is_dicom(path) else ""
     except Exception as error:  # whatever pydicom makes of a file that is something else
         if is_dicom(path) or path.suffix.lower() == ".dcm":
-            raise UserError(f"{path}: cannot be read as DICOM ({_reason(error)}); copy it again") from error
+            raise UserError(f"{path}: cannot be read as DICOM ({first_line(error)}); copy it again") from error
         return None
     if not keywords and (is_dicom(path) or path.suffix.lower() == ".dcm"):
         raise UserError(f"{path}: holds nothing that DICOM knows, so it is damaged or cut short; copy it again")
@@ -312,7 +312,3 @@ def _decompressed(dataset: Dataset) -> np.ndarray:
     with tempfile.NamedTemporaryFile(suffix=".dcm") as file:
         pydicom.dcmwrite(file.name, bare, enforce_file_format=True)
         return sitk.GetArrayFromImage(sitk.ReadImage(file.name))
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -5,10 +5,10 @@ scans by it. What is not known is None, and is never guessed.
 """
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from typing import Any
 
+from checked import is_finite
 from errors import UserError
 
 CROPS = ("liver", "body", "brain", "mask", "none")
@@ -115,11 +115,7 @@ def flipped_axes(orientation: str) -> list[int]:
 
 
 def _are_numbers(values: Any, count: int) -> bool:
-    return (
-        isinstance(values, (list, tuple))
-        and len(values) == count
-        and all(isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v) for v in values)
-    )
+    return isinstance(values, (list, tuple)) and len(values) == count and all(map(is_finite, values))
 
 
 # What a scan can be prepared as where no data set says it: name -> view.

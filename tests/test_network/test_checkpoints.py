@@ -180,7 +180,7 @@ def test_a_run_without_a_description(tmp_path):
     with pytest.raises(UserError, match=r"neither config.json nor args.json"):
         checkpoints.load_cascade_config(tmp_path)
     (tmp_path / "args.json").write_text("{")
-    with pytest.raises(UserError, match=r"args.json is not valid JSON"):
+    with pytest.raises(UserError, match=r"args.json, line 1, column 2: not valid JSON"):
         checkpoints.load_cascade_config(tmp_path)
     (tmp_path / "args.json").write_text('{"base_network": "VTN"}')
     with pytest.raises(UserError, match=r"lacks 'n_cascades'"):

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from errors import UserError
 from network import losses, metrics
-from network.evaluation import EvaluationPlan, Evaluator, _one_ahead, default_metrics
-from network.registry import IMAGES, METRICS, Metric, Value
+from network.evaluation import EvaluationPlan, Evaluator, _one_ahead
+from network.registry import IMAGES, METRICS, Metric, Value, default_metrics
 from tests.conftest import GOLDEN
 from tests.test_network.golden import rule_network
 
