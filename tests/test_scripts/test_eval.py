@@ -354,6 +354,13 @@ def test_help_is_quick_and_names_every_metric():
         (("-v", "2", "--paired"), "subset 'all'"),
         (("-d", "missing.json"), "missing.json"),
         (("-c", "other"), "other"),
+        (("-v", "../two"), "-v is '../two'; it becomes part of the name of a file or folder: leave out /"),
+        (("--name", "a\tb"), "--name is 'a\\tb'; it becomes part of the name"),
+        (("--name", "n" * 151), "--name has 151 bytes"),
+        (
+            ("--name", "n" * 150, "-v", "v" * 150),
+            "the report's name has 316 bytes, of 224 at most; give a shorter --name",
+        ),
     ],
 )
 def test_mistakes_are_one_line_and_write_nothing(work, capsys, arguments, message):
@@ -363,6 +370,17 @@ def test_mistakes_are_one_line_and_write_nothing(work, capsys, arguments, messag
     assert message in error
     assert error.count("\n") == 1
     assert not (work / "evaluate").exists()
+
+
+def test_ctrl_c_keeps_what_is_finished_and_ends_as_a_stopped_command(work, capsys, monkeypatch):
+    def evaluate(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluate_script, "evaluate_scheme", evaluate)
+    assert run("-c", "small", "-v", "two") == cli.STOPPED
+    output = capsys.readouterr()
+    assert output.out.endswith("Stopped; the finished pairs are kept: go on with the same flags and --resume\n")
+    assert "error" not in output.err
 
 
 def test_damage_that_shows_only_when_read(home, work, capsys):
