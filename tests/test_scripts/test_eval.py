@@ -359,7 +359,7 @@ def test_help_is_quick_and_names_every_metric():
         (("--name", "n" * 151), "--name has 151 bytes"),
         (
             ("--name", "n" * 150, "-v", "v" * 150),
-            "the report's name has 316 bytes, of 224 at most; give a shorter --name",
+            "the report's name has 315 bytes, of 224 at most; give a shorter --name",
         ),
     ],
 )
