@@ -10,24 +10,25 @@ stopped goes on where it was, and where a scan fails the others are still made.
 """
 
 import argparse
-import shutil
 import sys
+from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
 
-import h5py
 import numpy as np
 
 from cli import run
 from data_util.config import write_dataset_config
+from data_util.hdf5 import DOUBTS, HDF5Reader
 from data_util.making.flags import joined_window, parse_recipe, plan
 from data_util.making.labels import label_table
-from data_util.making.parts import join_parts, make_parts, opened_parts
+from data_util.making.parts import is_finished, join_parts, make_parts, opened_parts, parts_folder, remove_parts
 from data_util.making.recipe import Recipe
 from data_util.making.sources import RULE, Source, find_sources
 from data_util.making.splits import SUBSETS
 from data_util.scans.points import SPACES
 from data_util.scans.view import CROPS
-from errors import UserError
+from errors import Stopped, UserError
 
 MODALITIES = ("ct", "mr")
 SCHEMES = dict(zip(SUBSETS, ("1", "2", "test"), strict=True))
@@ -62,36 +63,45 @@ def build(
 
     Raises:
         UserError: as `opened_parts` and `make_parts` say, or a file cannot be written.
+        Stopped: Ctrl-C; what is finished is kept.
     """
-    data = Path(f"{prefix}.h5")
-    with opened_parts(data, recipe, overwrite) as folder:
-        join_parts(make_parts(sources, recipe, folder, workers), data)
-        config = _write_config(data, subsets, recipe, image_type, atlas)
-        shutil.rmtree(folder)  # last: until then the same command goes on
+    data, config = Path(f"{prefix}.h5"), Path(f"{prefix}.json")
+    command = [asdict(recipe), subsets, image_type, atlas]
+    if not overwrite and is_finished(data, sources, command):
+        print(f"{data} is there already, made by the same command of the same files", file=sys.stderr)
+        return data, config
+    try:
+        with opened_parts(data, recipe, overwrite) as folder:
+            join_parts(make_parts(sources, recipe, folder, workers), data, command)
+            _write_config(config, data, subsets, recipe, image_type, atlas)
+            remove_parts(folder)  # last: until then the same command goes on
+    except KeyboardInterrupt:
+        kept = parts_folder(data)
+        what = f"finished scans are kept in {kept}: go on with the same command" if kept.exists() else "nothing is kept"
+        raise Stopped(f"Stopped; {what}") from None
     return data, config
 
 
 def _write_config(
-    data: Path, subsets: dict[str, list[str]], recipe: Recipe, image_type: str, atlas: str | None
-) -> Path:
-    """Write the config of a built file beside it; return its path."""
-    path, others = data.with_suffix(".json"), recipe.view.to_dict()
+    path: Path, data: Path, subsets: dict[str, list[str]], recipe: Recipe, image_type: str, atlas: str | None
+) -> None:
+    """Write the config of a built file."""
+    others = recipe.view.to_dict()
     if atlas is not None:
         others["atlas"] = f"{data.stem}/{atlas}"
     if labels := label_table(_label_values(data), recipe.labels):
         others["segmentation_class_value"] = labels
     schemes = {SCHEMES[subset]: {subset: 1.0} for subset in subsets}
     write_dataset_config(path, data, recipe.size, image_type, subsets, schemes, **others)
-    return path
 
 
 def _label_values(data: Path) -> set[int]:
     """The values in the segmentations of a built file."""
     values: set[int] = set()
-    with h5py.File(data, "r") as file:
-        for group in file.values():
-            if "segmentation" in group:
-                values.update(np.unique(group["segmentation"]).tolist())
+    with closing(HDF5Reader(data)) as reader:
+        for members in map(reader.members, reader.keys()):
+            if "segmentation" in members:
+                values.update(np.unique(np.asarray(members["segmentation"])).tolist())
     return values
 
 
@@ -147,13 +157,14 @@ def main(argv: list[str] | None = None) -> None:
 
 def _print_summary(data: Path, ids: list[str]) -> None:
     """Print what a built file holds, and which of its scans to look at."""
-    with h5py.File(data, "r") as file:
-        size = "x".join(map(str, file[ids[0]]["volume"].shape))
-        labelled = sum("segmentation" in file[scan_id] for scan_id in ids)
-        marked = sum("point" in file[scan_id] and bool(np.isfinite(file[scan_id]["point"]).any()) for scan_id in ids)
+    with closing(HDF5Reader(data)) as reader:
+        scans = {scan_id: reader.members(scan_id) for scan_id in ids}
+        size = "x".join(map(str, scans[ids[0]]["volume"].shape))
+        labelled = sum("segmentation" in members for members in scans.values())
+        marked = sum(bool(np.isfinite(np.asarray(members.get("point", np.nan))).any()) for members in scans.values())
         print(f"{data}: {len(ids)} scans of {size} voxels, {labelled} with labels, {marked} with landmarks")
-        for scan_id in ids:
-            if doubts := file[scan_id].attrs.get("doubts"):
+        for scan_id, members in scans.items():
+            if doubts := members.get(DOUBTS):
                 print(f"look at {scan_id}: {doubts}")
 
 

@@ -4,7 +4,6 @@
 """
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from data_util.readers import READERS
 from data_util.scans.view import KEYS as VIEW_KEYS
 from data_util.scans.view import View
 from errors import UserError
+from files import write_text
 
 KEYS = (
     "files",
@@ -118,14 +118,7 @@ def save_json(path: str | Path, content: Mapping[str, Any]) -> None:
     Raises:
         UserError: it cannot be written.
     """
-    new = Path(f"{path}.{os.getpid()}.tmp")
-    try:
-        new.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        os.replace(new, path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}; choose another place") from error
-    finally:
-        new.unlink(missing_ok=True)
+    write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def load_dataset_config(path: str | Path) -> DatasetConfig:

@@ -1,4 +1,4 @@
-"""The layout of HDF5 files of scans: `Scan` in memory, how it is written into a file, and how it is read from one.
+"""The layout of HDF5 files of scans: `Scan` in memory, and how it is read from a file; `hdf5_writer` writes them.
 
 A scan is a group; its name is the scan's key. Members of a group that are not listed here are ignored.
 
@@ -8,11 +8,21 @@ A scan is a group; its name is the scan's key. Members of a group that are not l
     spacing       three numbers, an attribute of the group or a dataset, mm; optional
     flow          dataset [X,Y,Z,3] in voxels, with the id of its source in the attribute `source`; optional
     doubts        attribute of the group, a text: reasons to look at the scan; optional
+
+`data_util.build` adds attributes that are not read with a scan. Of a group:
+
+    source        the image's file name
+    crop          what was cropped to, one of `scans.view.CROPS`
+    window        (level, width) of the grey values that became 0..255
+    size, spacing, origin, direction, and the same with source_ before it
+                  the frames of the volume and of the scan, as `scans.frame.Frame.save` writes them
+
+Of the file:
+
+    made_by       a digest of the command and of the scans' files, by which a finished build knows its own set
 """
 
-import os
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -27,6 +37,7 @@ from errors import UserError
 
 ARRAYS = ("volume", "segmentation", "point", "flow")
 SPACING, FLOW_SOURCE, DOUBTS = "spacing", "source", "doubts"
+SOURCE, CROP, WINDOW, MADE_BY = "source", "crop", "window", "made_by"
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,74 +63,6 @@ class Scan:
     flow: np.ndarray | None = None
     flow_source: str | None = None
     id: str | None = None
-
-
-# ------------------------------------------------------------------------------------------------------- writing
-
-
-@contextmanager
-def new_file(path: Path, copy_of: Path | None = None) -> Iterator[h5py.File]:
-    """Write a new HDF5 file: it gets its name when the block has ended without an error, and replaces what was there.
-
-    Args:
-        path: the file's name in the end; its folder must be there.
-        copy_of: the file to begin with a copy of; None to begin with nothing.
-
-    Yields:
-        The file, open for reading and writing.
-
-    Raises:
-        UserError: it cannot be written.
-    """
-    unfinished = Path(f"{path}.{os.getpid()}.tmp")
-    try:
-        if copy_of is not None:
-            shutil.copyfile(copy_of, unfinished)
-        with h5py.File(unfinished, "w" if copy_of is None else "r+") as file:
-            yield file
-        os.replace(unfinished, path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}; choose another place with -o") from error
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
-def write_scan(group: h5py.Group, scan: Scan, attributes: Mapping[str, Any] | None = None) -> None:
-    """Write a scan into an empty group.
-
-    Args:
-        group: the group; its name is the scan's key.
-        scan: the scan; its `id` is not written.
-        attributes: further attributes of the group, such as `doubts`.
-    """
-
-    def add(name: str, array: np.ndarray) -> h5py.Dataset:
-        chunk = (min(8, array.shape[0]), *array.shape[1:])
-        return group.create_dataset(name, data=array, chunks=chunk, compression="gzip", compression_opts=4)
-
-    add("volume", scan.volume)
-    if scan.segmentation is not None:
-        add("segmentation", scan.segmentation)
-    if scan.points is not None:
-        group["point"] = np.asarray(scan.points, dtype=np.float32)
-    if scan.spacing is not None:
-        group.attrs[SPACING] = np.asarray(scan.spacing, dtype=np.float64)
-    if scan.flow is not None:
-        add("flow", scan.flow).attrs[FLOW_SOURCE] = scan.flow_source
-    for name, value in (attributes or {}).items():
-        group.attrs[name] = value
-
-
-def replace_array(group: h5py.Group, name: str, array: np.ndarray) -> None:
-    """Put an array in place of one of a scan's arrays, stored and described as the old one was."""
-    old = group[name]
-    attributes = dict(old.attrs)
-    options = {"chunks": old.chunks, "compression": old.compression, "compression_opts": old.compression_opts}
-    del group[name]
-    group.create_dataset(name, data=array, **options).attrs.update(attributes)
-
-
-# ------------------------------------------------------------------------------------------------------- reading
 
 
 class HDF5Reader(Reader):

@@ -16,7 +16,8 @@ import tqdm
 
 from data_util.challenge import SUBSETS, Case, Pair, Task
 from data_util.config import DatasetConfig, write_dataset_config
-from data_util.hdf5 import Scan, hdf5_errors, new_file, write_scan
+from data_util.hdf5 import CROP, SOURCE, WINDOW, Scan, hdf5_errors
+from data_util.hdf5_writer import new_file
 from data_util.making.labels import read_native_labels
 from data_util.making.new_set import new_paths
 from data_util.scans.frame import SET_UPRIGHT, Frame
@@ -73,10 +74,10 @@ def import_task(task: Task, prefix: str | Path, view: View, overwrite: bool = Fa
                     "of one size: resample them, or build a set with python -m data_util.build"
                 )
             frames[scan_id] = frame
-            group = file.create_group(scan_id)
-            write_scan(group, scan, {"source": case.image.name, "crop": "none", "window": shown})
-            frame.save(group.attrs)
-            frame.save(group.attrs, "source_")
+            attributes = {SOURCE: case.image.name, CROP: "none", WINDOW: shown}
+            frame.save(attributes)
+            frame.save(attributes, "source_")
+            file.write_scan(scan_id, scan, attributes)
             values |= set() if scan.segmentation is None else set(np.unique(scan.segmentation).tolist())
     others: dict[str, Any] = _geometry(frames.values(), view).to_dict()
     if labels := task.labels or {str(value): value for value in sorted(values - {0})}:

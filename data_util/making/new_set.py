@@ -4,8 +4,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from data_util.config import write_dataset_config
-from data_util.hdf5 import Scan, new_file, write_scan
+from data_util.hdf5 import Scan
+from data_util.hdf5_writer import new_file
 from errors import UserError
+from files import writing
 
 
 def new_paths(prefix: str | Path, overwrite: bool) -> tuple[Path, Path]:
@@ -18,10 +20,8 @@ def new_paths(prefix: str | Path, overwrite: bool) -> tuple[Path, Path]:
     for path in (data, config):
         if path.exists() and not overwrite:
             raise UserError(f"{path} is there already; choose another name with -o, or replace it with --overwrite")
-    try:
+    with writing(data.parent):
         data.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the folder {data.parent}: {error.strerror}; choose another with -o") from error
     return data, config
 
 
@@ -59,7 +59,7 @@ def write_scans(
     data, config = new_paths(prefix, overwrite)
     with new_file(data) as file:
         for k, scan in enumerate(scans):
-            write_scan(file.create_group(str(k)), scan)
+            file.write_scan(str(k), scan)
     keys = {name: [str(k) for k in numbers] for name, numbers in subsets.items()}
     write_dataset_config(config, data, size, image_type, keys, schemes, **others)
     return data, config

@@ -1,7 +1,9 @@
 """The parts of a data set: each finished scan is a file of its own until all are there, so a stopped build can go on.
 
 The parts lie in the folder PREFIX.parts/, ID.h5 each, with the `Recipe` that they were made by in settings.json. One
-process at a time works there, and holds a lock on it.
+process at a time works there, and holds a lock on it. Whatever a kill leaves in the folder, the next build goes on with
+it: parts and settings appear whole or not at all, and in the end the settings are removed first, so that parts without
+settings are what a finished build left behind.
 """
 
 import errno
@@ -10,6 +12,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import sys
@@ -17,23 +20,34 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import h5py
 import SimpleITK as sitk
 import tqdm
 
-from data_util.hdf5 import write_scan
+from data_util.hdf5 import CROP, MADE_BY, SOURCE
+from data_util.hdf5_writer import new_file
 from data_util.making.folders import data_files
 from data_util.making.recipe import Recipe, make_scan
 from data_util.making.sources import Source
 from errors import UserError
+from files import PARTIAL, remove_leftovers, write_text, writing
 
 VERSION = 2  # of what a recipe makes of a scan; 1, without a number, took grey values at a coarser grid's places alone
 SETTINGS, LOCK = "settings.json", ".lock"
+STAMP, SCAN = "stamp", "scan"  # in a part: a digest of the scan's files, and the scan's group
+# Unfinished files; the last two are of versions before `files`.
+UNFINISHED = re.compile(rf"{re.escape(PARTIAL)}|\..+\.h5\.\d+$|settings\.json\.tmp$")
 WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # as on some file systems of clusters
+
+
+def parts_folder(data: Path) -> Path:
+    """The folder of the parts of an HDF5 file."""
+    return data.with_suffix(".parts")
 
 
 @contextmanager
@@ -52,26 +66,44 @@ def opened_parts(data: Path, recipe: Recipe, overwrite: bool) -> Iterator[Path]:
         UserError: another build is at work there; the data set is there, or parts of another recipe are, and
             `overwrite` is False; the folder holds other things, or cannot be written.
     """
-    folder = data.with_suffix(".parts")
+    folder = parts_folder(data)
     settings = folder / SETTINGS
     if not settings.exists():
         for path in (data, data.with_suffix(".json")):
             if path.exists() and not overwrite:
                 raise UserError(f"{path} is there already; choose another name with -o, or replace it with --overwrite")
     with ExitStack() as stack:
-        try:
+        with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            if not settings.exists() and {path.name for path in folder.iterdir()} - {LOCK}:
+            if not settings.exists() and not all(map(_is_ours, folder.iterdir())):
                 raise UserError(f"{folder} holds other things than parts of a build; move it, or choose another -o")
             stack.enter_context(_lock(folder / LOCK, data))
             _write_settings(settings, recipe, overwrite)
-        except OSError as error:
-            raise UserError(f"cannot write {folder}: {error.strerror}; choose another place with -o") from error
         try:
             yield folder
         finally:
-            if folder.exists() and not any(folder.glob("*.h5")):
-                shutil.rmtree(folder)  # nothing was finished that could be kept
+            if not any(folder.glob("*.h5")):
+                remove_parts(folder)  # nothing was finished that could be kept
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove the folder of a finished build, whose lock is held; what a build did not write there stays."""
+    if not folder.is_dir():
+        return
+    (folder / SETTINGS).unlink(missing_ok=True)  # first: without them nothing here is gone on with
+    for path in folder.iterdir():
+        if path.name != LOCK and _is_ours(path):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    (folder / LOCK).unlink(missing_ok=True)
+    with suppress(OSError):
+        folder.rmdir()
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a build wrote what is in the folder of its parts."""
+    if path.name in (LOCK, SETTINGS) or UNFINISHED.match(path.name):
+        return True
+    return path.suffix == ".h5" and _stamp_in(path) is not None
 
 
 @contextmanager
@@ -96,21 +128,29 @@ def _write_settings(settings: Path, recipe: Recipe, overwrite: bool) -> None:
     """Write the recipe beside the parts, or see that those that are there were made by the same one."""
     wanted = {**json.loads(json.dumps(asdict(recipe))), "version": VERSION}
     if settings.exists():
-        there = json.loads(settings.read_text(encoding="utf-8"))
+        there = _read_settings(settings)
         name = next((name for name in wanted if there.get(name) != wanted[name]), None)
         if name is None:
             return
-        if not overwrite:
+        if not there:
+            print(f"{settings} is damaged: all scans are made anew", file=sys.stderr)
+        elif not overwrite:
             raise UserError(
                 f"{settings.parent} holds scans made with {name} {there.get(name)}, not {wanted[name]}; give the same "
                 "options to go on, or begin anew with --overwrite"
             )
-        for path in settings.parent.iterdir():
-            if path.name != LOCK:
-                path.unlink()
-    new = settings.with_name(f"{SETTINGS}.tmp")
-    new.write_text(json.dumps(wanted), encoding="utf-8")
-    os.replace(new, settings)
+    for path in filter(_is_ours, settings.parent.glob("*.h5")):
+        path.unlink()
+    write_text(settings, json.dumps(wanted))
+
+
+def _read_settings(settings: Path) -> dict[str, Any]:
+    """The settings that are there; {} where they cannot be read."""
+    try:
+        there = json.loads(settings.read_text(encoding="utf-8"))
+    except ValueError:
+        return {}
+    return there if isinstance(there, dict) else {}
 
 
 def make_parts(sources: list[Source], recipe: Recipe, folder: Path, workers: int) -> dict[str, Path]:
@@ -128,8 +168,8 @@ def make_parts(sources: list[Source], recipe: Recipe, folder: Path, workers: int
         Path of the part of every scan, by its id.
 
     Raises:
-        UserError: scans could not be made, after all others are made and each is printed with its reason; the build
-            was stopped, or a process was killed.
+        UserError: scans could not be made, after all others are made and each is printed with its reason; a part
+            cannot be written, or a process was killed.
     """
     parts = {source.id: folder / f"{source.id}.h5" for source in sources}
     jobs = [(source, recipe, parts[source.id]) for source in sources if not _is_made(parts[source.id], source)]
@@ -139,8 +179,6 @@ def make_parts(sources: list[Source], recipe: Recipe, folder: Path, workers: int
         for scan_id, failure in tqdm.tqdm(_outcomes(jobs, min(workers, len(jobs))), **progress):
             if failure:
                 failures[scan_id] = failure
-    except KeyboardInterrupt:
-        raise UserError(f"stopped; finished scans are kept in {folder}: go on with the same command") from None
     except BrokenProcessPool as error:
         raise UserError(
             f"a worker was killed, most likely because memory ran out; finished scans are kept in {folder}: go on with "
@@ -187,24 +225,20 @@ def _end_with_parent() -> None:
 
 
 def _make_part(source: Source, recipe: Recipe, part: Path) -> str | None:
-    """Make one scan and write its part, whole or not at all; return why it failed, in one line, or None."""
-    new = part.with_name(f".{part.name}.{os.getpid()}")
+    """Make one scan and write its part, whole or not at all; return why it cannot be made, in one line, or None."""
     try:
         if source.problem:
             raise UserError(source.problem)
         stamp = _stamp(source)
         scan, frame, own, facts = make_scan(source, recipe)
-        with h5py.File(new, "w") as file:
-            file.attrs["stamp"] = stamp
-            group = file.create_group("scan")
-            write_scan(group, scan, {"source": source.image.name, "crop": recipe.crop, **facts})
-            frame.save(group.attrs)
-            own.save(group.attrs, "source_")
-        os.replace(new, part)
     except Exception as error:  # whatever it is: the other scans go on
         return _reason(error)
-    finally:
-        new.unlink(missing_ok=True)
+    attributes = {SOURCE: source.image.name, CROP: recipe.crop, **facts}
+    frame.save(attributes)
+    own.save(attributes, "source_")
+    with new_file(part) as file:  # where this fails, so would all others
+        file.attributes[STAMP] = stamp
+        file.write_scan(SCAN, scan, attributes)
     return None
 
 
@@ -223,11 +257,19 @@ def _reason(error: Exception) -> str:
 
 def _is_made(part: Path, source: Source) -> bool:
     """Whether a part is there, made of the files as they are now."""
+    stamp = _stamp_in(part)
+    with suppress(OSError):
+        return stamp is not None and stamp == _stamp(source)
+    return False
+
+
+def _stamp_in(part: Path) -> str | None:
+    """The stamp of the files that a part was made of; None where it is no part."""
     try:
         with h5py.File(part, "r") as file:
-            return file.attrs["stamp"] == _stamp(source)
-    except (OSError, KeyError):
-        return False
+            return str(file.attrs[STAMP])
+    except (OSError, KeyError, RuntimeError, TypeError, ValueError):  # as damage is reported
+        return None
 
 
 def _stamp(source: Source) -> str:
@@ -242,24 +284,46 @@ def _stamp(source: Source) -> str:
     return digest.hexdigest()
 
 
-def join_parts(parts: dict[str, Path], data: Path) -> None:
+def join_parts(parts: dict[str, Path], data: Path, command: Any) -> None:
     """Put parts together in one HDF5 file.
 
     Args:
         parts: path of the part of every scan, by its id.
         data: the file, which is replaced where it is there.
+        command: what else decides what the data set is, fit for JSON; see `is_finished`.
 
     Raises:
         UserError: the file cannot be written.
     """
-    new = Path(f"{data}.{os.getpid()}.tmp")
+    stamps = {scan_id: _stamp_in(path) for scan_id, path in parts.items()}
+    with new_file(data) as file:
+        file.attributes[MADE_BY] = _digest(command, stamps)
+        for scan_id, path in parts.items():
+            file.copy_scan(scan_id, path, SCAN)
+
+
+def is_finished(data: Path, sources: list[Source], command: Any) -> bool:
+    """Whether a data set is there, and was made by the same command of the same files.
+
+    It may be that its build was killed when all was done but to remove the parts: these are removed now.
+    """
+    folder = parts_folder(data)
+    if (folder / SETTINGS).exists() or not data.with_suffix(".json").exists():
+        return False
     try:
-        with h5py.File(new, "w") as file:
-            for scan_id, path in parts.items():
-                with h5py.File(path, "r") as part:
-                    part.copy("scan", file, name=scan_id)
-        os.replace(new, data)
-    except OSError as error:
-        raise UserError(f"cannot write {data}: {error.strerror or error}; the parts are kept") from error
-    finally:
-        new.unlink(missing_ok=True)
+        with h5py.File(data, "r") as file:
+            made_by = file.attrs.get(MADE_BY)
+        if made_by != _digest(command, {source.id: _stamp(source) for source in sources}):
+            return False
+    except (OSError, RuntimeError, KeyError, TypeError, ValueError):  # as damage is reported
+        return False
+    if folder.is_dir() and all(map(_is_ours, folder.iterdir())):
+        with writing(folder), _lock(folder / LOCK, data):
+            remove_parts(folder)
+    remove_leftovers(data.parent)
+    return True
+
+
+def _digest(command: Any, stamps: dict[str, str | None]) -> str:
+    text = json.dumps([VERSION, command, stamps], default=str, sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

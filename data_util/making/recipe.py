@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from data_util.hdf5 import Scan
+from data_util.hdf5 import DOUBTS, WINDOW, Scan
 from data_util.making.labels import read_labels
 from data_util.making.sources import Source
 from data_util.scans.frame import Frame
@@ -92,7 +92,7 @@ def make_scan(source: Source, recipe: Recipe) -> tuple[Scan, Frame, Frame, dict[
         lost = np.isnan(points).all()
         reasons += doubts_about_points(places, image) or ["no landmark lies in the crop"] * bool(lost)
     scan = Scan(volume=volume, segmentation=segmentation, points=points, spacing=np.array(frame.spacing))
-    facts = {"window": shown, **({"doubts": "; ".join(reasons)} if reasons else {})}
+    facts = {WINDOW: shown, **({DOUBTS: "; ".join(reasons)} if reasons else {})}
     return scan, frame, Frame.of(image), facts
 
 

@@ -9,7 +9,8 @@ import numpy as np
 
 from data_util.config import DatasetConfig, save_json
 from data_util.grey_values import from_unit, to_uint8
-from data_util.hdf5 import new_file, replace_array
+from data_util.hdf5 import HDF5Reader
+from data_util.hdf5_writer import new_file
 from data_util.store import ScanStore
 from errors import UserError
 
@@ -54,9 +55,11 @@ def mend(config: DatasetConfig, findings: Iterable[Any]) -> list[Path]:
         if target.exists():
             raise UserError(f"{target} is there already; move or delete it, and give --fix again")
     for file, copy in copies.items():
-        with new_file(copy, copy_of=file) as target:
+        with new_file(copy, copy_of=file) as new:
+            reader = HDF5Reader(file)
             for key, member, mended in scans[file]:
-                replace_array(target[key], member, mended(target[key][member][...]))
+                new.replace_array(key, member, mended(np.asarray(reader.members(key)[member])))
+            reader.close()
     for key, data in config.files.items():
         if data.path in copies:
             written = Path(content["files"][key]["path"])  # as it was, relative or not

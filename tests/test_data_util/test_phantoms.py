@@ -308,4 +308,4 @@ def test_the_command_writes_a_set_and_says_so(tmp_path, capsys):
 def test_a_place_that_cannot_be_written_is_named(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert cli.run(phantoms.main, ["-o", str(tmp_path / "file" / "toy"), "--size", "16", "16", "16"]) == 1
-    assert f"cannot make the folder {tmp_path / 'file'}" in capsys.readouterr().err
+    assert f"cannot write {tmp_path / 'file'} (File exists)" in capsys.readouterr().err
