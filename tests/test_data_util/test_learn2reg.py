@@ -289,6 +289,23 @@ def test_what_cannot_be_exported_is_said_in_one_line(task, capsys):
     assert "T_0004_0000 is not in it" in fails(capsys, *flags, "--overwrite")
 
 
+@pytest.mark.slow  # trains and evaluates: TensorFlow twice
+def test_three_commands_with_a_network(task, capsys):
+    import train
+
+    assert command("import", "task", "-o", "datasets/t") == 0
+    flags = ["-n", "0", "-d", "datasets/t.json", "-g", "-1", "--batch", "2", "--round", "1", "--epochs", "1"]
+    assert cli.run(train.main, [*flags, "--val_steps", "1", "--net_args", "channels=2", "--name", "t"]) == 0
+    (run,) = pathlib.Path("weights").iterdir()
+    flags = ["-d", "datasets/t.json", "-c", run, "-o", "fields", "-g", "-1", "--batch", "1"]
+    assert command("export", "task", *flags) == 0
+    report = json.loads(next(pathlib.Path("evaluate").glob("*.json")).read_text())["summary"]
+    (case,) = scores(capsys)["cases"]
+    # Both read an affine flow, the one linearly and the other by splines; labels are voted on by other rules.
+    assert case["tre_keypoints"] == pytest.approx(report["landmark_distance_mm"]["mean"], rel=0.01)
+    assert case["dice"] == pytest.approx(report["dice"]["mean"], abs=0.05)
+
+
 # ------------------------------------------------------------------------------------------------------- score
 
 
@@ -331,11 +348,12 @@ def reference(displacement, fixed, moving, mask, points):
     carried = [
         [ndimage.map_coordinates(displacement[..., c], np.reshape(p, (3, 1)))[0] for c in range(3)] for p in points[0]
     ]
-    errors = (((points[0] + carried - points[1]) * SPACING) ** 2).sum(1) ** 0.5
+    errors = (((points[0] + carried - points[1]) * (3, 2, 1)) ** 2).sum(1) ** 0.5
     return warped, logs.std(), logs[inside].std(), dice, errors.mean()
 
 
 def test_scores_are_those_of_the_evaluation_written_out(task, capsys):
+    save(task / "imagesTr" / "T_0004_0000.nii.gz", body()[0], np.diag((3.0, 2, 1, 1)))  # the moving one's own spacing
     displacement = smooth_field(3, amplitude=9)
     assert challenge_metrics.log_jacobian(displacement).min() < np.log(3)  # folds somewhere
     field(value=displacement)
