@@ -87,6 +87,7 @@ def main(arguments: list[str] | None = None) -> None:
     for doubt in result.report["doubts"]:
         print(cli.in_red(f"Check {output / 'summary.png'}: {doubt}"))
     print(f"Output: {output}\nnext: look at {output / 'summary.png'}, then use {output / 'warped.nii.gz'}")
+    print(f"python apply.py -t {output / 'transform.h5'} carries labels, points and meshes the same way")
 
 
 def check(args: argparse.Namespace) -> None:

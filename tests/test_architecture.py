@@ -12,7 +12,7 @@ SOURCES = sorted(
     for path in [*ROOT.glob("*.py"), *(ROOT / "network").rglob("*.py"), *(ROOT / "data_util").rglob("*.py")]
     if path.name != "__init__.py"
 )
-SCRIPTS = {"train", "eval", "demo", "register", "registration"}
+SCRIPTS = {"train", "eval", "demo", "apply", "register", "registration"}
 COMMANDS = {f"data_util.{name}" for name in ("build", "check", "learn2reg", "phantoms", "sample", "report")}
 LONGEST_FUNCTION, LONGEST_FILE = 60, 400
 
@@ -134,7 +134,7 @@ def test_no_long_function_and_no_long_file():
 def test_a_flag_and_a_mistake_need_no_tensorflow():
     """Every command's --help, and each import of data_util's commands, comes without TensorFlow."""
     code = "import sys, {0}; sys.exit('tensorflow' in sys.modules)"
-    for module in ("train", "eval", "demo", *sorted(COMMANDS)):
+    for module in ("train", "eval", "demo", "apply", *sorted(COMMANDS)):
         done = subprocess.run(["python3", "-c", code.format(module)], cwd=ROOT, env=_environment(), check=False)
         assert done.returncode == 0, module
 

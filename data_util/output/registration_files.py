@@ -5,6 +5,7 @@ On the voxels of the fixed scan's file, with its axes as they are there:
     warped.nii.gz        the moving scan, interpolated once
     displacement.nii.gz  vectors in mm, from a place in the fixed scan to the one in the moving scan (ITK's convention)
     affine.tfm           the affine cascade alone, as an ITK transform of the same direction
+    transform.h5         all of it as an ITK transform of that direction, on the network's grid; inverse.h5: its inverse
     labels.nii.gz        the moving scan's labels, nearest voxel
     points.csv           the moving scan's landmarks in the fixed scan, x,y,z in mm (LPS), and the error of the inverse
 
@@ -24,16 +25,24 @@ import SimpleITK as sitk
 
 from data_util.grey_values import from_unit, to_uint8
 from data_util.output import registration_figures
+from data_util.output.registration_report import doubts_about_inverse
+from data_util.scans import transform_chain
 from data_util.scans.dicom import FRAME_UID
 from data_util.scans.dicom_writing import source_tags, write_series
 from data_util.scans.frame import Frame
 from data_util.scans.images import orient, to_array, write_image
 from data_util.scans.pair_transform import resample_labels
+from data_util.scans.points import write_points
 from data_util.scans.prepared import PreparedScan
+from data_util.scans.transform_files import write_transform
+
+MEASURED = 100_000  # places at which the transforms are measured
 
 
 def write_output(folder: Path, result: Any, labels: sitk.Image | None = None, points: np.ndarray | None = None) -> None:
     """Write everything of a `register.Registration` into a folder that is there, but for its report.
+
+    The report is told how exact the transforms are.
 
     Args:
         folder: where to.
@@ -47,15 +56,41 @@ def write_output(folder: Path, result: Any, labels: sitk.Image | None = None, po
     write_image(result.warped, folder / "warped.nii.gz")
     write_image(result.displacement, folder / "displacement.nii.gz")
     sitk.WriteTransform(result.transform.affine, str(folder / "affine.tfm"))
+    write_transforms(folder, result)
     if labels is not None:
         write_image(resample_labels(labels, result.displacement), folder / "labels.nii.gz")
     if points is not None:
         rows = np.full((len(points), 4), np.nan)
         known = np.isfinite(points).all(axis=1)
         rows[known] = np.column_stack(result.transform.to_fixed(points[known]))
-        np.savetxt(folder / "points.csv", rows, "%.4f", ",", header="x,y,z,error", comments="")
+        write_points(folder / "points.csv", rows[:, :3], rows[:, 3])
     write_series_of(folder, result)
     draw(folder, result)
+
+
+def write_transforms(folder: Path, result: Any) -> None:
+    """Write transform.h5 and inverse.h5, and say in the report how exact they are.
+
+    Where the flow folds there is no inverse; a doubt says so where it is much.
+    """
+    scan, frame = Frame.of(result.fixed.image), result.fixed.frame
+    transform = result.transform.composite(scan)
+    inverse = transform_chain.inverse(transform)
+    write_transform(transform, folder / "transform.h5")
+    write_transform(inverse, folder / "inverse.h5")
+    places = transform_chain.sample(scan, MEASURED)
+    beside = np.linalg.norm(transform_chain.map_points(transform, places) - result.transform.to_moving(places), axis=1)
+    back = transform_chain.inverse_error(transform, inverse, transform_chain.sample(frame, MEASURED))
+    result.report["transform"] = {
+        "from_displacement_mm": _largest_and_mean(beside),
+        "inverse_error_mm": _largest_and_mean(back),
+        "inverse_error_above_1_mm": round(float(np.mean(back > 1)), 6),
+    }
+    result.report["doubts"] += doubts_about_inverse(back)
+
+
+def _largest_and_mean(error: np.ndarray) -> dict[str, float]:
+    return {"largest": round(float(error.max()), 4), "mean": round(float(error.mean()), 4)}
 
 
 def write_series_of(folder: Path, result: Any) -> None:

@@ -8,6 +8,7 @@ from data_util.scans.dicom import MODALITY
 from data_util.scans.prepared import PreparedScan
 
 MUCH_FOLDING = 0.05  # share of the voxels
+MUCH_INEXACT = 0.001  # share of the places at which the inverse is more than 1 mm off
 LOST_CORRELATION = 0.01
 MUCH_TURNED, MUCH_SHIFTED = 10, 15  # degrees and mm that are left over after registration
 
@@ -55,3 +56,21 @@ def doubts(
             "scans; find them first with --affine rigid"
         )
     return found
+
+
+def doubts_about_inverse(error: np.ndarray) -> list[str]:
+    """Say where the inverse of a transform is not to be trusted.
+
+    Args:
+        error: how far places are from where they were after the transform and its inverse, [n] in mm.
+
+    Returns:
+        A sentence, or none where it is exact to 1 mm nearly everywhere.
+    """
+    share = np.mean(error > 1)
+    if share <= MUCH_INEXACT:
+        return []
+    return [
+        f"inverse.h5 is more than 1 mm off at {100 * share:.1f} % of the places, at most {error.max():.0f} mm: where "
+        "the flow folds or nearly does, it has no inverse"
+    ]

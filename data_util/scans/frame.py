@@ -89,6 +89,15 @@ class Frame:
             tuple(float(part) for part in (np.reshape(self.direction, (3, 3)) * signs).ravel()),
         )
 
+    def widened(self, before: Sequence[int] | np.ndarray, after: Sequence[int] | np.ndarray) -> "Frame":
+        """Frame of the same voxels and of so many more before the first and after the last one of each axis."""
+        return Frame(
+            tuple(int(n) for n in np.add(self.size, before) + after),
+            self.spacing,
+            tuple(float(mm) for mm in self.to_physical(np.negative(before))),
+            self.direction,
+        )
+
     def permuted(self, order: Sequence[int]) -> "Frame":
         """Frame of the same voxels whose axis k is axis order[k] of this one."""
         order = list(order)
@@ -145,6 +154,20 @@ class Frame:
         )
 
 
+def cast_rounded(image: sitk.Image, pixel_type: int) -> sitk.Image:
+    """An image of floating point as one of another pixel type: where that is whole, rounded and kept in its range."""
+    if pixel_type in (sitk.sitkFloat32, sitk.sitkFloat64):
+        return sitk.Cast(image, pixel_type)
+    # SimpleITK's Round is wrong beyond 32 bits, and its Cast wraps around.
+    kind = sitk.GetArrayViewFromImage(sitk.Image([1, 1, 1], pixel_type)).dtype
+    low, high = (float(np.clip(bound, -EXACT, EXACT)) for bound in (np.iinfo(kind).min, np.iinfo(kind).max))
+    array = np.clip(np.floor(sitk.GetArrayViewFromImage(image) + 0.5), low, high).astype(kind)
+    whole = sitk.GetImageFromArray(array)
+    whole.CopyInformation(image)
+    return whole
+
+
+EXACT = 2**53  # up to here float64 knows every whole number
 SET_UPRIGHT = "set_upright"  # metadata of an image that is not on the grid of its file any more
 RIGHT_ANGLES = 5e-4  # largest difference of a matrix of directions from a rotation
 
@@ -186,8 +209,6 @@ def upright(image: sitk.Image, is_label: bool = False) -> sitk.Image:
     else:
         lowest = float(sitk.GetArrayViewFromImage(image).min())
         resampled = grid.resample(sitk.Cast(image, sitk.sitkFloat64), outside=lowest)
-        if image.GetPixelID() not in (sitk.sitkFloat32, sitk.sitkFloat64):
-            resampled = sitk.Round(resampled)  # a cast alone cuts fractions off
-        resampled = sitk.Cast(resampled, image.GetPixelID())
+        resampled = cast_rounded(resampled, image.GetPixelID())
     resampled.SetMetaData(SET_UPRIGHT, "yes")
     return resampled

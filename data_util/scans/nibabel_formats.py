@@ -28,6 +28,7 @@ ENDINGS = (".nii", ".nii.gz", ".hdr", ".img", ".hdr.gz", ".img.gz", ".mgz", ".mg
 DAMAGE = (HeaderDataError, ImageFileError, MatReadError, ValueError, KeyError, TypeError, OverflowError, OSError)
 GZIP = b"\x1f\x8b"
 TO_LPS = np.diag((-1.0, -1.0, 1.0))  # the places of these formats are RAS
+VECTORS = (1006, 1007)  # NIfTI's intents: displacements, vectors
 MM_PER_UNIT = {1: 1000.0, 2: 1.0, 3: 0.001}  # NIfTI's codes of metre, millimetre and micrometre
 
 
@@ -74,6 +75,34 @@ def read_volume(path: Path) -> sitk.Image:
         raise UserError(f"{path}: has voxels of {_text(spacing)} mm at {_text(origin)}; convert the scan again")
     frame = Frame(shape, tuple(spacing.tolist()), tuple(origin.tolist()), tuple((matrix / spacing).ravel().tolist()))
     return frame.put(voxels.astype(voxels.dtype.newbyteorder("="), copy=False))
+
+
+def check_vectors(path: Path, remedy: str) -> None:
+    """See that a NIfTI file holds a whole field of vectors in mm, as ITK reads it.
+
+    Args:
+        path: file with one of `ENDINGS`.
+        remedy: what to give instead, for the message.
+
+    Raises:
+        UserError: the file is damaged, cut short, has NaN, or does not say that it has three numbers per voxel.
+    """
+    content = read_whole(path)
+    try:
+        header = _header_class(path, content).from_fileobj(io.BytesIO(content), check=False)
+        shape, intent, kind = header.get_data_shape(), int(header["intent_code"]), header.get_data_dtype()
+        count, offset = int(np.prod(shape, dtype=object)), int(header.get_data_offset())
+    except (*DAMAGE, IndexError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"{path}: its header cannot be right ({reason}); {remedy}") from error
+    if len(shape) != 5 or shape[3:] != (1, 3) or intent not in VECTORS:
+        size = "x".join(map(str, shape))
+        raise UserError(f"{path}: has {size} numbers of intent {intent}, which is no displacement field; {remedy}")
+    if len(content) < (promised := offset + count * kind.itemsize):
+        raise UserError(f"{path}: is cut short: {len(content)} bytes of {promised}; {remedy}")
+    wrong = 0 if kind.kind != "f" else np.count_nonzero(~np.isfinite(np.frombuffer(content, kind, count, offset)))
+    if wrong:  # SimpleITK would read them as 0
+        raise UserError(f"{path}: has {wrong} numbers that are NaN or infinite, of {count}; {remedy}")
 
 
 def _text(numbers: np.ndarray) -> str:

@@ -8,16 +8,20 @@ there gives the warped scan. A moving landmark is carried to the fixed scan by t
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
 from scipy import ndimage
 
-from data_util.scans.frame import Frame
+from data_util.scans.frame import Frame, cast_rounded
+from data_util.scans.transform_chain import chain, field_transform, linear
 
 INVERSE_STEPS = 200
 INVERSE_TOLERANCE = 1e-4  # mm
+LARGEST_FIELD = 2**22  # voxels of a field that ITK is given: files of some 30 MB, twice what a network sees
+FALL = (4, 32)  # voxels over which such a field falls to zero, at least and at most
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,11 +62,38 @@ class PairTransform:
     @property
     def affine(self) -> sitk.AffineTransform:
         """The affine cascade alone: SimpleITK transform from fixed to moving places."""
-        matrix, offset = self._affine
-        transform = sitk.AffineTransform(3)
-        transform.SetMatrix(matrix.ravel())
-        transform.SetTranslation(offset)
-        return transform
+        return linear(*self._affine)
+
+    def composite(self, scan: Frame) -> sitk.CompositeTransform:
+        """The transform as ITK has it: a displacement field on the fixed frame's grid, then the affine part.
+
+        Outside its grid a field of ITK is zero at once, while the rest of the flow here repeats its edge. So the grid
+        goes on, with the edge repeated, until it holds the whole scan, and then the field falls to zero. Where that
+        takes more than `LARGEST_FIELD` voxels, it falls to zero within the scan, as far from the frame as possible.
+
+        Args:
+            scan: frame of the fixed scan, whose axes lie along the fixed frame's.
+
+        Returns:
+            SimpleITK composite of a displacement field transform and an affine one, from fixed to moving places.
+        """
+        field = np.tensordot(np.linalg.inv(self._affine[0]), self._rest, axes=1)
+        last = np.subtract(self.fixed.size, 1)
+        edges = [np.moveaxis(field, axis + 1, 0)[[0, -1]] for axis in range(3)]
+        largest = max(float(np.abs(edge).max()) for edge in edges) / min(self.fixed.spacing)
+        fall = int(np.clip(np.ceil(2 * largest), *FALL))  # at most half a voxel per voxel, so that nothing folds
+        corners = self.fixed.to_voxel(scan.to_physical(list(product(*((0, n - 1) for n in scan.size)))))
+        missing = np.maximum([-corners.min(axis=0), corners.max(axis=0) - last], 0)
+        for share in np.linspace(1, 0, 33):
+            before, after = np.ceil(share * missing).astype(int) + fall
+            grid = self.fixed.widened(before, after)
+            if np.prod(grid.size) <= LARGEST_FIELD:
+                break
+        field = np.pad(field, [(0, 0), *zip(before, after, strict=True)], "edge")
+        for axis, n in enumerate(grid.size):
+            ramp = np.minimum(np.minimum(np.arange(n), np.arange(n)[::-1]) / fall, 1).astype(np.float32)
+            field *= np.expand_dims(ramp, [k for k in range(3) if k != axis])
+        return chain([field_transform(grid, np.moveaxis(field, 0, -1)), self.affine])
 
     def to_moving(self, points: np.ndarray) -> np.ndarray:
         """Places in the moving scan of places in the fixed scan."""
@@ -135,9 +166,7 @@ class PairTransform:
         if outside is None:
             outside = float(sitk.GetArrayViewFromImage(image).min())
         warped = _read_at(sitk.Cast(image, sitk.sitkFloat32), field, sitk.sitkLinear, outside)
-        if image.GetPixelID() not in (sitk.sitkFloat32, sitk.sitkFloat64):
-            warped = sitk.Round(warped)  # a cast alone cuts fractions off
-        return sitk.Cast(warped, image.GetPixelID()), field
+        return cast_rounded(warped, image.GetPixelID()), field
 
 
 def resample_labels(labels: sitk.Image, field: sitk.Image) -> sitk.Image:

@@ -73,12 +73,35 @@ def read_points(path: str | Path, space: str = "lps", frame: Frame | None = None
     """
     if space not in SPACES:
         raise UserError(f"landmarks in {space!r}; the space is one of {', '.join(SPACES)}")
-    points = _read_table(Path(path))
-    if space == "voxel":
-        if frame is None:
-            raise UserError(f"{path}: landmarks in voxels need the frame of their scan; give it, or landmarks in mm")
+    if space == "voxel" and frame is None:
+        raise UserError(f"{path}: landmarks in voxels need the frame of their scan; give it, or landmarks in mm")
+    return to_lps(_read_table(Path(path)), space, frame)
+
+
+def to_lps(points: np.ndarray, space: str, frame: Frame | None = None) -> np.ndarray:
+    """Places in mm (LPS) of points in one of `SPACES`; 'voxel' is that of `frame`."""
+    if space == "voxel" and frame is not None:
         return frame.to_physical(points)
     return points * (-1, -1, 1) if space == "ras" else points
+
+
+def from_lps(places: np.ndarray, space: str, frame: Frame | None = None) -> np.ndarray:
+    """Points in one of `SPACES` of places in mm (LPS); the inverse of `to_lps`."""
+    if space == "voxel" and frame is not None:
+        return frame.to_voxel(places)
+    return places * (-1, -1, 1) if space == "ras" else places
+
+
+def write_points(path: str | Path, points: np.ndarray, error: np.ndarray | None = None) -> None:
+    """Write a table of landmarks with the header x,y,z, or x,y,z,error.
+
+    Args:
+        path: where to.
+        points: [n, 3], NaN where one is missing.
+        error: how far off each may be, [n], or None.
+    """
+    rows, header = (points, "x,y,z") if error is None else (np.column_stack([points, error]), "x,y,z,error")
+    np.savetxt(path, rows, "%.4f", ",", header=header, comments="")
 
 
 def _read_table(path: Path) -> np.ndarray:

@@ -108,7 +108,8 @@ def registered(home):
 def test_everything_is_there_and_nothing_else(done):
     names = {"fixed", "moving", "warped_moving_0", "warped_moving_1"}
     files = {"flow_0.png", "flow_1.png", "warped.nii.gz", "displacement.nii.gz", "affine.tfm", "labels.nii.gz"}
-    expected = names | {f"{name}.png" for name in names} | files | {"points.csv", "report.json", "summary.png"}
+    files |= {"transform.h5", "inverse.h5", "points.csv", "report.json", "summary.png"}
+    expected = names | {f"{name}.png" for name in names} | files
     assert {p.name for p in done.iterdir()} == expected
     assert [p.name for p in done.parent.iterdir()] == [done.name]
     for name in names:
@@ -157,6 +158,26 @@ def test_the_affine_file_is_the_affine_step(done, registered):
     places = result.fixed.frame.to_physical(voxels)
     expected = result.moving.frame.to_physical(voxels + result.stages[0].composed_flow[tuple(voxels.T)])
     np.testing.assert_allclose([affine.TransformPoint(p) for p in places], expected, atol=1e-3)
+
+
+def test_the_transform_file_is_the_whole_transform(home, done, registered):
+    """ITK reads through it what warped.nii.gz has, and its inverse leads back where the report says."""
+    transform, inverse = (sitk.ReadTransform(str(done / name)) for name in ("transform.h5", "inverse.h5"))
+    places = FIXED.to_physical(np.random.default_rng(0).uniform(0, 1, (500, 3)) * np.subtract(FIXED.size, 1))
+    led = registered.transform.to_moving(places)
+    np.testing.assert_allclose([transform.TransformPoint(p) for p in places], led, atol=1e-3)
+    moving = read_image(home / "moving.nii.gz")
+    warped = sitk.ReadImage(str(done / "warped.nii.gz"))
+    read = Frame.of(warped).resample(moving, outside=float(to_array(moving).min()), transform=transform)
+    assert np.mean(np.abs(to_array(read) - to_array(warped)) > 1) < 1e-3
+    report = json.loads((done / "report.json").read_text())["transform"]
+    assert report["from_displacement_mm"]["largest"] < 1e-3
+    frame = registered.fixed.frame
+    inside = frame.to_physical(np.moveaxis(np.indices(SIZE), 0, -1).reshape(-1, 3))
+    error = np.linalg.norm([inverse.TransformPoint(transform.TransformPoint(p)) for p in inside] - inside, axis=1)
+    assert report["inverse_error_mm"]["largest"] == pytest.approx(error.max(), abs=2e-3)
+    assert report["inverse_error_mm"]["mean"] == pytest.approx(error.mean(), abs=2e-3)
+    assert report["inverse_error_above_1_mm"] == pytest.approx(np.mean(error > 1), abs=1e-3)
 
 
 def test_dicom_series_have_their_patient_place_and_grey_values(done, home):
