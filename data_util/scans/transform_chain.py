@@ -142,6 +142,7 @@ class _Field:
         return np.asarray(((voxels >= -0.5) & (voxels <= np.array(self.frame.size) - 0.5)).all(axis=1))
 
     def move(self, places: np.ndarray) -> np.ndarray:
+        """The places in mm to which places in mm are led."""
         voxels = self.frame.to_voxel(places)
         moved = np.where(self.holds(voxels)[:, None], self.read(voxels), 0) @ self.frame.matrix.T
         return places + moved

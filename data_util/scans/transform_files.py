@@ -7,6 +7,7 @@ All come out as ITK has them: from a place in the fixed scan to the one in the m
     .nii .nii.gz .nrrd .mha  displacement fields: a vector in mm (LPS) per voxel; of eval.py also those in voxels
 """
 
+import io
 import os
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from data_util.scans.frame import Frame
 from data_util.scans.images import reason_of
 from data_util.scans.transform_chain import field_transform, is_field, linear_map, parts
 from errors import UserError
+from files import writing
 
 HDF5 = (".h5", ".hdf5")
 ITK_ENDINGS = (*HDF5, ".tfm", ".txt", ".mat")
@@ -86,9 +88,13 @@ def write_transform(transform: sitk.Transform, path: str | os.PathLike) -> None:
     Args:
         transform: SimpleITK transform.
         path: where to.
+
+    Raises:
+        UserError: it cannot be written.
     """
     layers = parts(transform)[::-1]
-    with h5py.File(path, "w") as file:
+    content = io.BytesIO()  # HDF5 cannot close a file that does not fit on the disk
+    with h5py.File(content, "w") as file:
         group = file.create_group("TransformGroup")
         _write_type(group.create_group("0"), "CompositeTransform")
         for k, part in enumerate(layers, 1):
@@ -103,6 +109,8 @@ def write_transform(transform: sitk.Transform, path: str | os.PathLike) -> None:
                 )
             else:
                 place["TransformParameters"] = np.array(part.GetParameters(), np.float64)
+    with writing(path):
+        Path(path).write_bytes(content.getbuffer())
 
 
 def _write_type(group: h5py.Group, name: str) -> None:

@@ -160,6 +160,11 @@ def test_our_file_is_itks(tmp_path):
         assert file["TransformGroup/0/TransformType"][0] == b"CompositeTransform_double_3_3"
 
 
+def test_a_full_disk_is_said(monkeypatch):
+    with pytest.raises(UserError, match=r"cannot write /dev/full \(No space left on device"):
+        transform_files.write_transform(sitk.AffineTransform(3), "/dev/full")
+
+
 @pytest.mark.parametrize("name", ["a.tfm", "a.txt", "a.h5"])
 def test_what_itk_wrote_is_read(name, tmp_path):
     linear = transform_chain.chain(
