@@ -135,9 +135,10 @@ def score(args: argparse.Namespace) -> None:
     pairs = task.pairs_of(args.subset)
     if not fields.is_dir():
         raise UserError(f"{fields}: no such folder; give that of the displacement fields")
+    prefix = Path(args.output or f"{fields}_scores")
+    prefix.parent.mkdir(parents=True, exist_ok=True)
     with tqdm.tqdm(pairs, unit="pair") as progress:
         scores = [score_pair(task, pair, fields) for pair in progress]
-    prefix = Path(args.output or f"{fields}_scores")
     write_scores(scores, task, args.subset, prefix)
     print(table_text(scores))
     print(f"{prefix}.csv: one row per pair and label\n{prefix}.json: means")

@@ -44,6 +44,8 @@ def mend(config: DatasetConfig, findings: Iterable[Any]) -> list[Path]:
         if isinstance(finding.mend, tuple):
             _, subset, entry = finding.mend
             content["subsets"][subset].remove(entry)
+            if subset in content.get("pairs", {}):
+                content["pairs"][subset] = [pair for pair in content["pairs"][subset] if entry not in pair]
         elif finding.mend:
             data, key = ScanStore(config.files).locate(finding.where)
             if data.type != "HDF5":

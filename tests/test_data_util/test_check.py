@@ -59,7 +59,11 @@ def test_listed_pairs_are_counted_and_their_scans_looked_for(folder, capsys):
     assert lines(capsys, status=0)[2].split() == ["2", "val", "2", "1", "-"]
     change_config(pairs={"val": [["p/5", "p/9"]]})
     one(lines(capsys), "error", "scheme 2", "p/9", "not in the subset")
-    change_config(pairs={"val": []})
+    subsets = json.loads(pathlib.Path("sets/p.json").read_text())["subsets"]
+    change_config(pairs={"val": [["p/5", "p/99"], ["p/5", "p/4"]]}, subsets={**subsets, "val": ["p/4", "p/5", "p/99"]})
+    lines(capsys, "--fix", status=0)
+    assert json.loads(pathlib.Path("sets/p_fixed.json").read_text())["pairs"] == {"val": [["p/5", "p/4"]]}
+    change_config(pairs={"val": []}, subsets=subsets)
     one(lines(capsys), "error", "scheme 2", "list of pairs of subset val is empty")
 
 
