@@ -17,7 +17,7 @@ from errors import Stopped, UserError, first_line
 
 VERSION = "1.0"
 STOPPED = 130
-"""Exit status of a command that a signal ended (Ctrl-C, or a cluster's SIGTERM); 0 is a success, 1 an error."""
+"""Exit status of a command that a signal ended (Ctrl-C, SIGTERM or SIGHUP); 0 is a success, 1 an error."""
 
 
 def parser(description: str, examples: str | None = None) -> argparse.ArgumentParser:
@@ -194,7 +194,9 @@ def run(
     Returns:
         The exit status. A command that was stopped with its work saved (`errors.Stopped`) says so without "error:".
     """
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup sets it
+            signal.signal(number, _interrupt)
     try:
         return main(arguments) or 0
     except Stopped as stopped:
@@ -216,7 +218,7 @@ def run(
 
 
 def _interrupt(*_: Any) -> None:
-    """A cluster's SIGTERM ends a run like Ctrl-C: what is done is saved."""
+    """A cluster's SIGTERM and a closed terminal's SIGHUP end a run like Ctrl-C: what is done is saved."""
     raise KeyboardInterrupt
 
 

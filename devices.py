@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import os
-import re
+import contextlib
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import start
+import workers
 from errors import UserError
 
 if TYPE_CHECKING:
@@ -18,35 +17,38 @@ if TYPE_CHECKING:
 AUTO = "auto"
 
 
-def devices(gpu: str, batch: int, machines: bool = False, most: int | None = None) -> tf.distribute.Strategy:
+def devices(gpu: str, batch: int, wait: float | None = None, most: int | None = None) -> tf.distribute.Strategy:
     """The strategy for the devices of -g and, where the command can use several machines, the cluster of TF_CONFIG.
 
     Args:
         gpu: "auto"; GPU ids such as "0,1"; "-1" (CPU); or "cpu:N", the CPU as N devices. "auto" is the largest number
             of GPUs by which the batch divides, or the CPU where there is none, and is said.
         batch: pairs in a batch, over all devices.
-        machines: whether the command can use several machines.
+        wait: seconds to wait for the other workers; None for a command that cannot use several machines.
         most: how many GPUs "auto" may be at most; None for all.
 
     Returns:
         The `tf.distribute.Strategy`.
 
     Raises:
-        UserError: a GPU is not there, the batch does not divide evenly over the devices, or the cluster cannot be used.
+        UserError: a GPU is not there, the batch does not divide evenly over the devices, or the cluster cannot be used
+            or is not complete in time.
     """
     ids, n = gpu_ids(gpu), device_count(gpu)
-    workers = cluster()["workers"]
-    if workers > 1 and not machines:
+    cluster = workers.cluster()
+    if cluster.workers > 1 and wait is None:
         raise UserError("TF_CONFIG names several workers, but only train.py works on several machines; unset it")
-    _check_divides(batch, n, workers)
-    if workers > 1 and not ids and n > 1:
+    _check_divides(batch, n, cluster.workers)
+    if cluster.workers > 1 and not ids and n > 1:
         raise UserError(f"-g {gpu}: with TF_CONFIG each worker has one CPU; use -g -1")
     tf = start.tensorflow()
     if gpu == AUTO:
-        ids = _automatic(tf, batch // workers, most)
+        ids = _automatic(tf, batch // cluster.workers, most)
         n = max(len(ids), 1)
-    with start.quietly():
-        strategy = _strategy(tf, gpu, ids, n, workers)
+    if wait is not None and cluster.workers > 1:
+        workers.meet(cluster, wait)
+    with start.quietly(), workers.connecting(wait or 0) if cluster.workers > 1 else contextlib.nullcontext():
+        strategy = _strategy(tf, gpu, ids, n, cluster.workers)
     start.compiler()
     return strategy
 
@@ -56,13 +58,13 @@ def computes_on_gpus() -> bool:
     return bool(start.tensorflow().config.get_visible_devices("GPU"))
 
 
-def _check_divides(batch: int, n: int, workers: int) -> None:
+def _check_divides(batch: int, n: int, processes: int) -> None:
     """Raise a UserError unless a batch divides evenly over all devices of all workers."""
-    total = n * workers
+    total = n * processes
     if batch % total:
         nearest = [b for b in (batch // total * total, (batch // total + 1) * total) if b]
         hint = " or ".join(str(b) for b in nearest)
-        where = f"{total} devices" if workers == 1 else f"{total} devices on {workers} workers"
+        where = f"{total} devices" if processes == 1 else f"{total} devices on {processes} workers"
         raise UserError(f"--batch {batch} does not divide by {where}; use --batch {hint}")
 
 
@@ -78,53 +80,15 @@ def _automatic(tf: ModuleType, batch: int, most: int | None) -> list[int]:
     return ids
 
 
-def _strategy(tf: ModuleType, gpu: str, ids: list[int], n: int, workers: int) -> tf.distribute.Strategy:
+def _strategy(tf: ModuleType, gpu: str, ids: list[int], n: int, processes: int) -> tf.distribute.Strategy:
     """The strategy for GPUs, or for the CPU as `n` devices."""
     chosen = _visible_gpus(tf, gpu, ids)
-    if workers > 1:
-        # Before anything else is computed, as TensorFlow demands; it waits here for the other workers.
-        try:
-            return tf.distribute.MultiWorkerMirroredStrategy()
-        except tf.errors.OpError as error:
-            raise UserError(
-                f"TF_CONFIG {os.environ['TF_CONFIG']!r}: cannot start as this worker "
-                f"({error.message.splitlines()[0]}); name hosts that can be reached and ports that are free"
-            ) from error
+    if processes > 1:
+        return tf.distribute.MultiWorkerMirroredStrategy()  # before anything else is computed, as TensorFlow demands
     if not chosen and n > 1:
         _split_cpu(tf, n)
         return tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(n)])
     return tf.distribute.get_strategy() if n == 1 else tf.distribute.MirroredStrategy()
-
-
-def cluster() -> dict[str, int]:
-    """This process's place among the workers of TF_CONFIG.
-
-    Returns:
-        {"workers": how many there are, "index": the number of this one, from 0; the chief is 0}.
-
-    Raises:
-        UserError: TF_CONFIG is not what TensorFlow documents.
-    """
-    text = os.environ.get("TF_CONFIG", "")
-    if not text:
-        return {"workers": 1, "index": 0}
-    try:
-        config = json.loads(text)
-        members = {kind: config["cluster"].get(kind, []) for kind in ("chief", "worker")}
-        for address in (address for kind in members.values() for address in kind):
-            if not re.fullmatch(r".+:\d+", address):
-                raise ValueError(f"{address!r} is not host:port")
-        kind, index = config["task"]["type"], int(config["task"]["index"])
-        if not 0 <= index < len(members.get(kind, [])):
-            raise ValueError(f"no task {kind} {index}")
-        if kind == "worker":
-            index += len(members["chief"])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"TF_CONFIG {text!r} cannot be used ({error}); write "
-            '{"cluster": {"worker": ["host:port", ...]}, "task": {"type": "worker", "index": 0}}, or unset it'
-        ) from error
-    return {"workers": sum(map(len, members.values())), "index": index}
 
 
 def gpu_ids(gpu: str) -> list[int]:

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import cli
 import devices
+import workers
 from checked import MOST
-from errors import UserError
+from errors import Stopped, UserError
 from network import runs
 
 if TYPE_CHECKING:  # TensorFlow is imported within the functions, so that --help is quick
@@ -70,6 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_inherited("--seed", type=int, help="seed of weights, pairs and augmentation")
     add("--jit", action="store_true", help="compile each step with XLA, on GPUs")
     add("--rematerialize", action="store_true", help="compute activations again in the backward pass: less memory")
+    add("--wait", type=int, default=600, metavar="SECONDS", help="how long to wait for the workers of TF_CONFIG (600)")
     cli.add_shared_flags(flags)
     flags.set_defaults(precision=None)  # that of the run
     return flags
@@ -88,14 +90,20 @@ def main(arguments: list[str] | None = None) -> None:
     config = model_config(args, source, data.image_size)
     # As the run's args.json tells them, in which the original reads net_args as text.
     args.base_network, args.n_cascades, args.net_args = config.base_network, config.n_cascades, config.net_args
-    strategy = devices.devices(args.gpu, args.batch, machines=True)
+    strategy = devices.devices(args.gpu, args.batch, args.wait)
     if args.jit and not devices.computes_on_gpus():
         raise UserError(f"--jit: {SLOW_JIT}")
+    watch = workers.Watch() if workers.cluster().workers > 1 else None
     view = trained_view(data, source)
     scheme, validation = open_schemes(args, data)
-    trainer = build_trainer(args, config, source, strategy)
+    from network import training
+
+    with training.no_lost_worker(strategy):
+        trainer = build_trainer(args, config, source, strategy)
     if trainer.step >= total:
         raise UserError(f"{source} is at step {trainer.step} of {total} already; raise --epochs or use --clear_steps")
+    if watch is not None:
+        watch.spared = 1  # from now on, a first signal ends the run after a step
     run = fit(args, trainer, scheme, validation, total, lambda: make_run(args, config, source, view))
     if is_chief():
         print(f"Finished: {total} steps" + ("" if run is None else f", checkpoint {run}/model-{total}"))
@@ -105,7 +113,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def is_chief() -> bool:
     """Whether this process is the first worker, which alone writes and prints."""
-    return devices.cluster()["index"] == 0
+    return workers.cluster().number == 0
 
 
 def inherit(args: argparse.Namespace) -> pathlib.Path | None:
@@ -132,7 +140,7 @@ def check(args: argparse.Namespace) -> int:
     Raises:
         UserError: a flag has a value outside its range.
     """
-    for name in ("batch", "round", "val_steps", "val_pairs"):
+    for name in ("batch", "round", "val_steps", "val_pairs", "wait"):
         cli.positive(name, getattr(args, name))
     for name in ("epochs", "lr"):
         value = getattr(args, name)
@@ -260,6 +268,7 @@ def fit(
         share = context.num_replicas_in_sync, context.input_pipeline_id, context.num_input_pipelines
         return scheme.training(args.batch, args.seed, first, total, *share)
 
+    stopped = None
     try:
         with user_errors():
             trainer.fit(
@@ -269,10 +278,18 @@ def fit(
                 verbose=0,
                 shuffle=False,
             )
+    except Stopped as why:
+        stopped = why
     finally:
         callbacks[0].close()
-    if devices.cluster()["workers"] > 1:
-        strategy.reduce("SUM", 0.0, axis=None)  # nobody leaves before the chief has saved
+    if not trainer.leaves_together() and not is_chief():  # the first worker has saved, and needs nobody any more
+        raise UserError(
+            f"all workers end after step {trainer.step}, but the first was lost before it said that this is saved; "
+            "see what it said, and go on with -c and the run's newest checkpoint"
+        )
+    callbacks[-1].end()
+    if stopped is not None:
+        raise stopped
     return run
 
 
@@ -307,9 +324,9 @@ def make_callbacks(
         every = 1 if args.debug else args.val_steps
         batches = lambda: validation.evaluation(args.batch, sample)  # noqa: E731
         steps.append(callbacks.Validate(every, batches, validation.label_values, run, writer))
-    how = "nothing was to be saved" if is_chief() else "the first worker saves"
+    how = "nothing was to be saved" if is_chief() or args.debug else "the first worker has saved it"
     how = how if run is None else f"go on with -c {run}: {command_to_go_on(args, run)}"
-    steps.append(callbacks.StopAtSignal(saver, how))  # what a step leads to is done before the run ends
+    steps.append(callbacks.StopAtSignal(saver, how, total))  # what a step leads to is done before the run ends
     return steps
 
 
@@ -317,7 +334,7 @@ def command_to_go_on(args: argparse.Namespace, run: pathlib.Path) -> str:
     """The command that continues a run: -c, and the flags that a continued run does not take from its checkpoint."""
     command = ["python", "train.py", "-c", str(run)]
     defaults = build_parser().parse_args([])
-    for name in ("gpu", "val_steps", "val_pairs", "logs", "plugin"):
+    for name in ("gpu", "val_steps", "val_pairs", "wait", "logs", "plugin"):
         if getattr(args, name) != getattr(defaults, name):
             command += ["-g" if name == "gpu" else f"--{name}", str(getattr(args, name))]
     command += [f"--{name}" for name in ("jit", "rematerialize") if getattr(args, name)]

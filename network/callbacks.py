@@ -226,45 +226,48 @@ class SaveCheckpoints(keras.callbacks.Callback):
 
 
 class StopAtSignal(keras.callbacks.Callback):
-    """At Ctrl-C or a cluster's SIGTERM ends the run, saved, after the step that is under way; at a second one, at once.
+    """At Ctrl-C, SIGTERM or SIGHUP ends the run, saved, after a step; at a second signal, at once.
+
+    It is the step that is under way; with several workers, the first that begins after any of them was told, for all.
+    Signals are heard from the run's start until `end`; one that was ignored, as under nohup, stays so.
 
     Args:
         saver: the run's `SaveCheckpoints`, or None where nothing is saved.
         how: what the message ends with: how to go on, or why nothing is saved.
+        last_step: step after which the run ends anyway.
 
     Raises:
         Stopped: the run was stopped; it says how to go on.
     """
 
-    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
-    def __init__(self, saver: SaveCheckpoints | None, how: str = "nothing was to be saved") -> None:
+    def __init__(self, saver: SaveCheckpoints | None, how: str, last_step: int) -> None:
         super().__init__()
-        self.saver, self.how, self.stopped = saver, how, False
+        self.saver, self.how, self.last_step = saver, how, last_step
+        self.before: dict[int, Any] = {}
 
     def on_train_begin(self, logs: Logs = None) -> None:
-        self.before = {number: signal.signal(number, self.note) for number in self.SIGNALS}
+        heard = [number for number in self.SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+        self.before = {number: signal.signal(number, self.note) for number in heard}
 
     def note(self, *_: Any) -> None:
         """Remember the signal, and let the next one interrupt."""
-        self.stopped = True
-        self.restore()
+        self.model.asked_to_stop = True
+        self.end()
 
-    def restore(self) -> None:
+    def end(self) -> None:
         """Set the signal handlers that were in place before the run."""
         for number, handler in self.before.items():
             signal.signal(number, handler)
 
     def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
-        if not self.stopped:
+        if not self.model.stops or self.model.step == self.last_step:
             return
         if self.saver is None:
             raise Stopped(f"Stopped at step {self.model.step}; {self.how}")
         self.saver.save()
         raise Stopped(f"Stopped at step {self.model.step}, which is saved; {self.how}")
-
-    def on_train_end(self, logs: Logs = None) -> None:
-        self.restore()
 
 
 class Progress(keras.callbacks.Callback):

@@ -1,5 +1,6 @@
 """Training: the Keras model that is compiled and fitted."""
 
+import contextlib
 import math
 import time
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from .recursive_cascaded_networks import RecursiveCascadedNetwork
 
 Batch = dict[str, tf.Tensor]
 GRADIENT = "squared_gradient"
+_STOP = "stop"
 # In float16 small gradients vanish. The loss is scaled by a factor that starts here, where no gradient overflows yet,
 # and doubles after so many steps without an overflow.
 _FIRST_SCALE, _STEPS_TO_DOUBLE = 16.0, 500
@@ -28,6 +30,28 @@ if not hasattr(keras.Model, "_maybe_symbolic_build"):  # a method that does some
 
 # What TensorFlow raises when a worker on another machine is gone.
 _LOST = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.DeadlineExceededError)
+
+
+def has_several_workers(strategy: tf.distribute.Strategy) -> bool:
+    """Whether other processes compute with this one."""
+    return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+
+
+@contextlib.contextmanager
+def no_lost_worker(strategy: tf.distribute.Strategy) -> Iterator[None]:
+    """Around what all workers do together before the first step.
+
+    Raises:
+        UserError: one of them ended meanwhile.
+    """
+    try:
+        yield
+    except _LOST as error:
+        if not has_several_workers(strategy):
+            raise
+        raise UserError(
+            "another worker was lost before the first step; see what it said, and start all again"
+        ) from error
 
 
 def learning_rate(step: int, steps_per_epoch: int, initial: float) -> float:
@@ -114,6 +138,7 @@ class Trainer(keras.Model):
     Attributes:
         step: number of steps done.
         rate: learning rate in force, as a callback set it.
+        asked_to_stop: whether this process was asked to end the run; the workers of a run tell each other in each step.
         seconds_waiting: time spent so far waiting for the next batch.
     """
 
@@ -123,6 +148,7 @@ class Trainer(keras.Model):
         self.network = network
         self.step = step
         self.rate: float | None = None
+        self.asked_to_stop = self._told_to_stop = False
         self.seconds_waiting = 0.0
         self.built = True
 
@@ -170,21 +196,42 @@ class Trainer(keras.Model):
             for variable, mean in zip(shared, means, strict=True):
                 variable.assign(mean)
 
+    @property
+    def stops(self) -> bool:
+        """Whether the run is to end with the step that is done.
+
+        With several workers, whether any of them was asked to before that step: the same for all.
+        """
+        return self._told_to_stop if has_several_workers(self.distribute_strategy) else self.asked_to_stop
+
+    def leaves_together(self) -> bool:
+        """Wait until the other workers, which end with the same step, are done with it; False where one was lost."""
+        strategy = self.distribute_strategy
+        if has_several_workers(strategy):
+            try:
+                strategy.reduce("SUM", 0.0, axis=None)
+            except tf.errors.OpError:
+                return False
+        return True
+
     def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
         """Do nothing: all is built, and Keras's method takes a batch and fails for one over several machines."""
 
     def make_train_function(self, force: bool = False) -> None:
         # Keras fetches the batch inside its compiled step; here it is fetched outside, so that waiting can be timed.
         strategy = self.distribute_strategy
+        several = has_several_workers(strategy)
 
-        def step(batch: Batch) -> dict[str, tf.Tensor]:
+        def step(batch: Batch, asked: tf.Tensor | None) -> dict[str, tf.Tensor]:
             terms = self.train_step(batch)
+            if asked is not None:
+                terms[_STOP] = asked
             # All terms are summed over the devices at once; like the sum of the gradients, it has a fixed order.
             values = tf.distribute.get_replica_context().all_reduce("SUM", tf.stack(list(terms.values())))
             return dict(zip(terms, tf.unstack(values), strict=True))
 
-        def run(batch: Batch) -> dict[str, tf.Tensor]:
-            terms = strategy.run(step, args=(batch,))
+        def run(batch: Batch, asked: tf.Tensor | None) -> dict[str, tf.Tensor]:
+            terms = strategy.run(step, args=(batch, asked))
             return {name: strategy.experimental_local_results(values)[0] for name, values in terms.items()}
 
         whole_run = whole_step(run)
@@ -194,7 +241,9 @@ class Trainer(keras.Model):
             try:
                 batch = next(iterator)
                 self.seconds_waiting += time.perf_counter() - started
-                terms = whole_run(batch)
+                asked = tf.constant(float(self.asked_to_stop)) if several else None
+                terms = whole_run(batch, asked)
+                self._told_to_stop = float(terms.pop(_STOP, 0.0)) > 0
             except _LOST as error:
                 raise UserError(
                     f"step {self.step + 1}: another worker was lost; see what it said, and start all workers again, "

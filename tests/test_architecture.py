@@ -71,13 +71,14 @@ def test_the_source_is_seen():
         ("errors imports nothing", lambda a, b: a == "errors"),
         ("files and checked import errors alone", lambda a, b: a in ("files", "checked") and b != "errors"),
         (
-            "cli and devices import errors and start alone",
-            lambda a, b: a in ("cli", "devices") and b not in ("errors", "start"),
+            "cli and devices import errors and start alone, and devices workers",
+            lambda a, b: a in ("cli", "devices") and b not in ("errors", "start", "workers" if a == "devices" else ""),
         ),
         (
             "start imports network alone, and progress nothing",
             lambda a, b: a in ("start", "progress") and b != "network",
         ),
+        ("workers imports cli and errors alone", lambda a, b: a == "workers" and b not in ("cli", "errors")),
         (
             "a raw scan knows nothing of data sets",
             lambda a, b: (

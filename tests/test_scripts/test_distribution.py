@@ -2,21 +2,19 @@
 
 import csv
 import json
-import os
 import pathlib
 import signal
-import socket
-import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
+import workers
 from data_util.phantoms import write_dataset
+from errors import UserError
+from tests.commands import finish, run_named, start, two_workers
 
-ROOT = pathlib.Path(__file__).parents[2]
 FLAGS = ("--batch", "4", "--val_pairs", "2")
 MODELS = {
     "VTN-1": ("-b", "VTN", "-n", "1", "-r", "2"),
@@ -39,38 +37,6 @@ def home(tmp_path_factory):
         for size in (16, 64):
             write_dataset(f"datasets/p{size}", (size,) * 3, 4, 3, 0)
     return home
-
-
-def start(home, script, *flags, worker=None, ports=()):
-    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
-    if worker is not None:
-        addresses = [f"localhost:{port}" for port in ports]
-        task = {"type": "worker", "index": worker}
-        environment["TF_CONFIG"] = json.dumps({"cluster": {"worker": addresses}, "task": task})
-    command = [sys.executable, str(ROOT / script), *flags]
-    return subprocess.Popen(
-        command, cwd=home, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8"
-    )
-
-
-def finish(*processes, status=0):
-    outputs = [process.communicate(timeout=1200)[0] for process in processes]
-    for process, output in zip(processes, outputs, strict=True):
-        assert process.returncode == status, output
-    return outputs
-
-
-def two_workers(home, *flags):
-    with socket.socket() as first, socket.socket() as second:
-        for s in (first, second):
-            s.bind(("localhost", 0))
-        ports = [s.getsockname()[1] for s in (first, second)]
-    return [start(home, "train.py", "-g", "-1", *flags, worker=k, ports=ports) for k in range(2)]
-
-
-def run_named(home, name):
-    (found,) = (home / "weights").glob(f"*_{name}")
-    return found
 
 
 def differences(home, name, reference):
@@ -188,17 +154,13 @@ def test_a_batch_that_does_not_divide(home):
     ],
 )
 def test_a_wrong_cluster(monkeypatch, text, said):
-    import devices
-    from errors import UserError
-
     monkeypatch.setenv("TF_CONFIG", text)
     with pytest.raises(UserError, match=said):
-        devices.cluster()
+        workers.cluster()
 
 
 def test_the_chief_counts_among_the_workers(monkeypatch):
-    import devices
-
     cluster = {"chief": ["a:1"], "worker": ["b:2", "c:3"]}
     monkeypatch.setenv("TF_CONFIG", json.dumps({"cluster": cluster, "task": {"type": "worker", "index": 1}}))
-    assert devices.cluster() == {"workers": 3, "index": 2}
+    assert workers.cluster() == (("a:1", "b:2", "c:3"), 2)
+    assert workers.cluster().workers == 3
