@@ -13,7 +13,7 @@ import pathlib
 import re
 import types
 import typing
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from errors import UserError
@@ -51,7 +51,24 @@ POSITIVE = Limit(lambda value: value > 0, "a number greater than 0")
 
 
 class _Wrong(Exception):
-    """A value is not what its annotation says: its name, the value, and what it must be."""
+    """A value is not what its annotation says.
+
+    Args:
+        value: the value, or `_MISSING`.
+        kind: the annotation, or the `Limit`.
+        name: of the value within what is read, '' where it is all of that.
+    """
+
+    def __init__(self, value: Any, kind: Any, name: str = "") -> None:
+        super().__init__(value, kind, name)
+        self.value, self.kind, self.name = value, kind, name
+
+    def within(self, name: str) -> "_Wrong":
+        """The same, of what holds the value under a name such as '.labels' or '[2]'."""
+        return _Wrong(self.value, self.kind, name + self.name)
+
+
+_MISSING = object()
 
 
 def parse_json(content: bytes, where: str, remedy: str) -> Any:
@@ -118,13 +135,13 @@ def build(cls: type[Made], values: Any, where: str, remedy: str) -> Made:
     Flags(batch=2)
     """
     try:
-        return _build(cls, values, "")
+        return _reader(typing.cast(typing.Hashable, cls))(values)
     except _Wrong as wrong:
-        name, value, words = wrong.args
-        what = f"{name} is {shown(value)}" if name else f"is {shown(value)}"
-        raise UserError(f"{where}: {what}; it must be {words}: {remedy}") from None
-    except KeyError as missing:
-        raise UserError(f"{where}: {missing.args[0]} is missing; {remedy}") from None
+        name = wrong.name.removeprefix(".")
+        if wrong.value is _MISSING:
+            raise UserError(f"{where}: {name} is missing; {remedy}") from None
+        what = f"{name} is {shown(wrong.value)}" if name else f"is {shown(wrong.value)}"
+        raise UserError(f"{where}: {what}; it must be {_words(wrong.kind)}: {remedy}") from None
 
 
 def shown(value: Any) -> str:
@@ -141,64 +158,120 @@ def is_finite(value: Any) -> bool:
         return False
 
 
+Reader = Callable[[Any], Any]
+
+
 @functools.cache
-def _annotations(cls: Hashable) -> dict[str, Any]:
-    return typing.get_type_hints(typing.cast(Any, cls), include_extras=True)
-
-
-def _build(cls: type[Made], values: Any, name: str) -> Made:
-    if not isinstance(values, dict):
-        raise _Wrong(name, values, _WORDS[Mapping])
-    kinds, found = _annotations(typing.cast(Hashable, cls)), {}
-    for field in dataclasses.fields(typing.cast(Any, cls)):
-        of_field = f"{name}.{field.name}" if name else field.name
-        if field.name in values:
-            found[field.name] = _checked(values[field.name], kinds[field.name], of_field)
-        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            raise KeyError(of_field)
-    return cls(**found)
-
-
-def _checked(value: Any, kind: Any, name: str) -> Any:
-    """A value as its annotation has it; raises `_Wrong`."""
+def _reader(kind: Any) -> Reader:
+    """The function that gives a JSON value as its annotation has it, or raises `_Wrong`."""
     origin, parts = typing.get_origin(kind), typing.get_args(kind)
     if kind is Any:
-        return value
+        return lambda value: value
     if origin is typing.Annotated:
-        try:
-            found = _checked(value, parts[0], name)
-        except _Wrong as wrong:
-            within = wrong.args[0] != name  # what it holds
-            raise wrong if within else _Wrong(name, value, parts[1].words) from None
-        if not parts[1].allows(found):
-            raise _Wrong(name, value, parts[1].words)
-        return found
+        return _limited(_reader(parts[0]), parts[1])
     if origin in (typing.Union, types.UnionType):
-        for part in parts:
+        return _one_of([_reader(part) for part in parts], kind)
+    if dataclasses.is_dataclass(kind):
+        return _dataclass(kind)
+    if origin is tuple:
+        return _list(kind, parts)
+    if origin is Mapping:
+        return _mapping(kind, _reader(parts[1]))
+
+    def plain(value: Any) -> Any:
+        if is_finite(value) if kind is float else type(value) is kind:
+            return value
+        raise _Wrong(value, kind)
+
+    return plain
+
+
+def _limited(reader: Reader, limit: Limit) -> Reader:
+    def read(value: Any) -> Any:
+        try:
+            found = reader(value)
+        except _Wrong as wrong:
+            raise wrong if wrong.name else _Wrong(value, limit) from None
+        if not limit.allows(found):
+            raise _Wrong(value, limit)
+        return found
+
+    return read
+
+
+def _one_of(readers: Sequence[Reader], kind: Any) -> Reader:
+    def read(value: Any) -> Any:
+        for reader in readers:
             try:
-                return _checked(value, part, name)
+                return reader(value)
             except _Wrong:
                 continue
-    elif dataclasses.is_dataclass(kind):
-        return _build(typing.cast(Any, kind), value, name)
-    elif origin is tuple and isinstance(value, list) and (parts[-1] is ... or len(parts) == len(value)):
-        each = parts[:1] * len(value) if parts[-1] is ... else parts
-        return tuple(_checked(v, part, f"{name}[{k}]") for k, (v, part) in enumerate(zip(value, each, strict=True)))
-    elif origin is Mapping and isinstance(value, dict):
-        return {key: _checked(v, parts[1], f"{name}.{key}") for key, v in value.items()}
-    elif _is_plain(value, kind):
-        return value
-    raise _Wrong(name, value, _words(kind))
+        raise _Wrong(value, kind)
+
+    return read
 
 
-def _is_plain(value: Any, kind: Any) -> bool:
-    """Whether a value is of a plain type; a float may be written as an int, true and false are no numbers."""
-    if kind is float:
-        return is_finite(value)
-    return kind in (bool, int, str, types.NoneType) and type(value) is kind
+def _dataclass(cls: Any) -> Reader:
+    hints = typing.get_type_hints(cls, include_extras=True)
+    readers = {field.name: _reader(hints[field.name]) for field in dataclasses.fields(cls)}
+    needed = [
+        field.name
+        for field in dataclasses.fields(cls)
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    ]
+
+    def read(value: Any) -> Any:
+        if not isinstance(value, dict):
+            raise _Wrong(value, cls)
+        for name in needed:
+            if name not in value:
+                raise _Wrong(_MISSING, cls, f".{name}")
+        return cls(**_each({name: value[name] for name in readers if name in value}, readers.__getitem__))
+
+    return read
+
+
+def _mapping(kind: Any, reader: Reader) -> Reader:
+    def read(value: Any) -> Any:
+        if not isinstance(value, dict):
+            raise _Wrong(value, kind)
+        return _each(value, lambda name: reader)
+
+    return read
+
+
+def _each(values: Mapping[str, Any], reader: Callable[[str], Reader]) -> dict[str, Any]:
+    """Every value of an object, as the reader of its name gives it."""
+    found = {}
+    for name, value in values.items():
+        try:
+            found[name] = reader(name)(value)
+        except _Wrong as wrong:
+            raise wrong.within(f".{name}") from None
+    return found
+
+
+def _list(kind: Any, parts: tuple[Any, ...]) -> Reader:
+    endless = parts[-1] is ...
+    readers = [_reader(part) for part in parts if part is not ...]
+
+    def read(value: Any) -> Any:
+        if not isinstance(value, list) or not (endless or len(value) == len(parts)):
+            raise _Wrong(value, kind)
+        found = []
+        for k, (reader, each) in enumerate(zip(readers * len(value) if endless else readers, value, strict=True)):
+            try:
+                found.append(reader(each))
+            except _Wrong as wrong:
+                raise wrong.within(f"[{k}]") from None
+        return tuple(found)
+
+    return read
 
 
 def _words(kind: Any) -> str:
+    if isinstance(kind, Limit):
+        return kind.words
     origin, parts = typing.get_origin(kind), typing.get_args(kind)
     if origin is typing.Annotated:
         return parts[1].words

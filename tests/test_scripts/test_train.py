@@ -339,7 +339,7 @@ MISTAKES = {
     "paired of no truth": (None, ["--data_args", "paired='no'"], "paired is 'no'; it must be True or False"),
     "one GPU twice": (None, ["-g", "0,0", "--batch", "2"], "'0,0' is not a list of GPU ids"),
     "file of a checkpoint that is not there": (other_checkpoint, ["-c", "other/model-2.index"], "does not exist"),
-    "name that is a path": (None, ["--name", "../x"], "--name is '../x'; it becomes part of the name of a file or folder"),
+    "name that is a path": (None, ["--name", "../x"], "--name is '../x'; it becomes part of the name of a"),
     "name of two lines": (None, ["--name", "a\nb"], "becomes part of the name of a file or folder"),
     "name without end": (None, ["--name", 300 * "x"], "--name has 300 bytes"),
     "logs elsewhere": (None, ["--logs", "../x"], "it must be a folder in logs/"),
