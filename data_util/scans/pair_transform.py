@@ -20,8 +20,8 @@ from data_util.scans.transform_chain import chain, field_transform, linear
 
 INVERSE_STEPS = 200
 INVERSE_TOLERANCE = 1e-4  # mm
-LARGEST_FIELD = 2**22  # voxels of a field that ITK is given: files of some 30 MB, twice what a network sees
-FALL = (4, 32)  # voxels over which such a field falls to zero, at least and at most
+LARGEST_FIELD = 2**22  # voxels of a field that ITK is given: files of at most 40 MB, twice what a network sees
+FALL = (4, 16)  # voxels over which such a field falls to zero, at least and at most
 
 
 @dataclass(frozen=True, eq=False)

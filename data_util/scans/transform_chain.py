@@ -15,7 +15,9 @@ from data_util.scans.frame import Frame
 from errors import UserError
 
 STEPS = 50  # of an inversion, at most
-TOLERANCE = 2e-3  # of an inversion: in voxels of a field, or mm
+TOLERANCE = 1e-3  # of the inverse of a point: in voxels of a field, or mm
+GRID_TOLERANCE = 0.01  # of the inverse as a field: less than what it is off between its voxels
+COARSE = 2  # voxels from one that is inverted first to the next, for the others to start from
 SMALLEST_STEP = 1 / 16  # of the correction that an inversion would make; below, it has not settled
 FEW = 10_000  # points that are led one by one, sooner than a field is made ready for many
 AT_ONCE = 2**18  # points, so that intermediate arrays stay small
@@ -134,8 +136,7 @@ class _Field:
 
     def read(self, voxels: np.ndarray) -> np.ndarray:
         """Displacements in voxels at points in voxels, linearly, the edge repeated."""
-        read = [ndimage.map_coordinates(part, voxels.T, order=1, mode="nearest") for part in self.parts]
-        return np.stack(read, axis=-1)
+        return _read(self.parts, voxels)
 
     def holds(self, voxels: np.ndarray) -> np.ndarray:
         """Whether points in voxels lie on the grid, or at most half a voxel beside it: bool [n]."""
@@ -147,9 +148,11 @@ class _Field:
         moved = np.where(self.holds(voxels)[:, None], self.read(voxels), 0) @ self.frame.matrix.T
         return places + moved
 
-    def moved_back(self, voxels: np.ndarray) -> np.ndarray:
+    def moved_back(
+        self, voxels: np.ndarray, start: np.ndarray | None = None, tolerance: float = TOLERANCE
+    ) -> np.ndarray:
         """The points in voxels that the field leads to given ones; what lies beside the grid then stays as it is."""
-        found = _solve(lambda points: points + self.read(points), voxels)
+        found = _solve(lambda points: points + self.read(points), voxels, start, tolerance)
         return np.where(self.holds(found)[:, None], found, voxels)
 
     def inverse(self) -> sitk.DisplacementFieldTransform:
@@ -159,12 +162,25 @@ class _Field:
         before = np.ceil(np.clip([-part.min() for part in reached], 0, last)).astype(int)
         after = np.ceil(np.clip([part.max() for part in reached] - last, 0, last)).astype(int)
         grid = self.frame.widened(before, after)
-        found = np.empty((int(np.prod(grid.size)), 3), np.float32)
-        for start in range(0, len(found), AT_ONCE):
-            numbers = np.arange(start, min(start + AT_ONCE, len(found)))
-            voxels = np.stack(np.unravel_index(numbers, grid.size), axis=-1) - before.astype(np.float64)
-            found[numbers] = (self.moved_back(voxels) - voxels) @ self.frame.matrix.T
-        return field_transform(grid, found.reshape(*grid.size, 3))
+        coarse = self._inverse_on(tuple(-(-n // COARSE) for n in grid.size), before, COARSE, None)
+        found = self._inverse_on(grid.size, before, 1, coarse)
+        return field_transform(grid, np.moveaxis(found, 0, -1) @ self.frame.matrix.T.astype(np.float32))
+
+    def _inverse_on(self, size: Sequence[int], before: np.ndarray, step: int, coarse: np.ndarray | None) -> np.ndarray:
+        """Displacements in voxels, [3, X, Y, Z], that lead back from every `step`-th voxel from -before on."""
+        found = np.empty((3, int(np.prod(size))), np.float32)
+        for first in range(0, found.shape[1], AT_ONCE):
+            numbers = np.arange(first, min(first + AT_ONCE, found.shape[1]))
+            counted = np.stack(np.unravel_index(numbers, size), axis=-1).astype(np.float64)
+            voxels = step * counted - before
+            start = None if coarse is None else voxels + _read(coarse, counted / COARSE)
+            found[:, numbers] = (self.moved_back(voxels, start, GRID_TOLERANCE) - voxels).T
+        return found.reshape(3, *size)
+
+
+def _read(field: np.ndarray, voxels: np.ndarray) -> np.ndarray:
+    """Vectors [n, 3] at points in voxels of a field [3, X, Y, Z], linearly, the edge repeated."""
+    return np.stack([ndimage.map_coordinates(part, voxels.T, order=1, mode="nearest") for part in field], axis=-1)
 
 
 def field_transform(frame: Frame, vectors: np.ndarray) -> sitk.DisplacementFieldTransform:
@@ -211,18 +227,18 @@ def _inverse_part(part: sitk.Transform) -> sitk.Transform:
     return linear(np.linalg.inv(matrix), -np.linalg.solve(matrix, offset))
 
 
-def _solve(move: Move, wanted: np.ndarray) -> np.ndarray:
+def _solve(move: Move, wanted: np.ndarray, start: np.ndarray | None = None, tolerance: float = TOLERANCE) -> np.ndarray:
     """Points that `move` leads to the wanted ones, by iteration: each is corrected by its own error.
 
     A correction that does not make the error smaller by a good part is taken back, and the next one is half as long. So
     where the flow folds the nearest that was found stays.
     """
-    found = wanted.copy()
+    found = (wanted if start is None else start).copy()
     off = move(found) - wanted
     error = np.linalg.norm(off, axis=1)
     length = np.ones(len(found))
     for _ in range(STEPS):
-        left = np.flatnonzero((error > TOLERANCE) & (length >= SMALLEST_STEP))
+        left = np.flatnonzero((error > tolerance) & (length >= SMALLEST_STEP))
         if not len(left):
             break
         tried = found[left] - length[left, None] * off[left]
