@@ -245,9 +245,10 @@ class Trainer(keras.Model):
                 terms = whole_run(batch, asked)
                 self._told_to_stop = float(terms.pop(_STOP, 0.0)) > 0
             except _LOST as error:
+                when = " before all had stopped" if self.asked_to_stop else ""
                 raise UserError(
-                    f"step {self.step + 1}: another worker was lost; see what it said, and start all workers again, "
-                    "with -c and this run to go on from its last checkpoint if it has one"
+                    f"step {self.step + 1}: another worker was lost{when}; see what it said, and start all workers "
+                    "again, with -c and this run to go on from its last checkpoint if it has one"
                 ) from error
             self.step += 1
             return terms

@@ -1,5 +1,8 @@
 """How a command ends by what a user got wrong."""
 
+import os
+import signal
+
 import pytest
 import tensorflow as tf
 
@@ -34,6 +37,27 @@ def test_a_command_that_was_stopped_with_its_work_saved_is_no_error(capsys):
 
     assert cli.run(main) == cli.STOPPED
     assert capsys.readouterr() == ("Stopped at step 5, which is saved\n", "")
+
+
+@pytest.fixture
+def signals():
+    """Signals whose handlers are the test's own."""
+    numbers = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+    before = {n: signal.signal(n, signal.SIG_DFL) for n in numbers}
+    yield numbers
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_a_command_like_ctrl_c(number, signals, capsys):
+    assert cli.run(lambda _: os.kill(os.getpid(), number)) == cli.STOPPED
+    assert capsys.readouterr().err == "error: stopped\n"
+
+
+def test_what_was_started_with_nohup_does_not_hear_the_terminal_close(signals):
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    assert cli.run(lambda _: os.kill(os.getpid(), signal.SIGHUP)) == 0
 
 
 BROKEN = {

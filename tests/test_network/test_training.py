@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from errors import UserError
 from network import checkpoints, training
 from network.base_networks import BaseNetwork
 from network.config import CascadeConfig
@@ -148,6 +149,57 @@ def test_two_devices_train_and_save_the_same_weights_as_one(tmp_path):
     for name in saved[0].get_variable_to_shape_map():
         one, two = (reader.get_tensor(name) for reader in saved)
         np.testing.assert_allclose(two, one, rtol=1e-4, atol=1e-4 * np.abs(one).max(), err_msg=name)
+
+
+SMALLEST = CascadeConfig(n_cascades=0, image_size=(16, 16, 16), channels=2, augmentation="identity")
+
+
+def several(trainer, monkeypatch):
+    """The function of a step, of a trainer that takes itself for one of several workers."""
+    monkeypatch.setattr(training, "has_several_workers", lambda strategy: True)
+    trainer.make_train_function()
+    return trainer.train_function
+
+
+def test_several_workers_stop_after_the_first_step_that_begins_once_one_was_asked(monkeypatch):
+    trainer, batch = trainer_of(SMALLEST), batch_of((16, 16, 16))
+    step = several(trainer, monkeypatch)
+    names = set(step(iter([batch])))
+    assert not trainer.stops
+    trainer.asked_to_stop = True  # after the step, as by a signal in a validation
+    assert not trainer.stops
+    assert set(step(iter([batch]))) == names  # what the workers tell each other is no term of the loss
+    assert trainer.stops
+
+
+def test_one_process_stops_after_the_step_that_is_under_way():
+    trainer = trainer_of(SMALLEST)
+    trainer.make_train_function()
+    trainer.train_function(iter([batch_of((16, 16, 16))]))
+    assert not trainer.stops
+    trainer.asked_to_stop = True
+    assert trainer.stops
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_a_lost_worker_is_told_from_a_stop(monkeypatch, asked):
+    trainer = trainer_of(SMALLEST)
+    step = several(trainer, monkeypatch)
+    trainer.asked_to_stop = asked
+
+    def lost():
+        raise tf.errors.UnavailableError(None, None, "gone")
+        yield
+
+    expected = "step 1: another worker was lost" + (" before all had stopped; see" if asked else "; see")
+    with pytest.raises(UserError, match=expected):
+        step(lost())
+    strategy = trainer.distribute_strategy
+    assert trainer.leaves_together()
+    monkeypatch.setattr(strategy, "reduce", lambda *_, **__: next(lost()))
+    assert not trainer.leaves_together()
+    with pytest.raises(UserError, match="lost before the first step"), training.no_lost_worker(strategy):
+        next(lost())
 
 
 def one_step(jit=False, **options):
