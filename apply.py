@@ -6,6 +6,7 @@ import sys
 from typing import Any
 
 import cli
+import files
 from data_util.scans.carrying import INTERPOLATIONS
 from data_util.scans.points import SPACES
 from errors import UserError
@@ -157,7 +158,8 @@ def carry_mesh(args: argparse.Namespace, transform: Any, path: pathlib.Path) -> 
     space = args.points_space or mesh.space or "lps"
     before, after = _grids(args, space)
     led, error = _led(args, transform, to_lps(mesh.points, space, before))
-    path.write_bytes(mesh.content(from_lps(led, space, after)))
+    with files.whole_file(path) as new:
+        new.write_bytes(mesh.content(from_lps(led, space, after)))
     normals = "; the normals it keeps are the old ones: compute them again" if mesh.has_normals else ""
     return f"{len(led)} vertices, read as {space}, {_how(args, error)}{normals}"
 

@@ -12,6 +12,7 @@ import types
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import files
 import start
 from errors import Stopped, UserError, first_line
 
@@ -206,11 +207,11 @@ def run(
         return _fail(error)
     except KeyboardInterrupt:
         return _fail("stopped", status=STOPPED)
-    except OSError as error:
-        if error.filename is None:
-            raise
-        return _fail(f"{error.filename}: {error.strerror}")
     except Exception as error:
+        if files.is_full(error):
+            return _fail(files.cannot_write(getattr(error, "filename", None), error))
+        if isinstance(error, OSError):
+            return _fail(": ".join(str(part) for part in (error.filename, error.strerror or error) if part))
         # TensorFlow's, by name: it is not imported here.
         if not isinstance(error, MemoryError) and type(error).__name__ != "ResourceExhaustedError":
             raise

@@ -310,20 +310,19 @@ def make_callbacks(
         callbacks.LearningRate(args.lr, args.round),
         callbacks.StopAtNonFinite(lambda step: scheme.training_pair_ids(args.batch, args.seed, step)),
     ]
-    writer = saver = None
+    curves = saver = None
     if run is not None:
-        import tensorflow as tf
-
         from data_util.output.figures import training_pictures
+        from network.curves import Curves
 
-        writer = tf.summary.create_file_writer(str(LOGS / args.logs / run.name))
+        curves = Curves(LOGS / args.logs / run.name)
         saver = callbacks.SaveCheckpoints(run, args.round, total)
-        steps += [callbacks.Log(run, writer), saver, callbacks.Pictures(writer, shown, training_pictures)]
+        steps += [callbacks.Log(run, curves), saver, callbacks.Pictures(curves, shown, training_pictures)]
     if validation is not None and is_chief():
         sample = validation.sample(args.val_pairs, seed=0)
         every = 1 if args.debug else args.val_steps
         batches = lambda: validation.evaluation(args.batch, sample)  # noqa: E731
-        steps.append(callbacks.Validate(every, batches, validation.label_values, run, writer))
+        steps.append(callbacks.Validate(every, batches, validation.label_values, run, curves))
     how = "nothing was to be saved" if is_chief() or args.debug else "the first worker has saved it"
     how = how if run is None else f"go on with -c {run}: {command_to_go_on(args, run)}"
     steps.append(callbacks.StopAtSignal(saver, how, total))  # what a step leads to is done before the run ends

@@ -22,6 +22,7 @@ import network  # noqa: E402, F401, I001  (before TensorFlow: it sets what that 
 import tensorflow as tf  # noqa: E402
 
 import cli  # noqa: E402
+import files  # noqa: E402
 from benchmarks import memory  # noqa: E402
 from benchmarks.cases import cases  # noqa: E402
 from errors import UserError  # noqa: E402
@@ -65,8 +66,8 @@ def main(arguments=None):
         print(table(result))
         return
     pathlib.Path(args.output).parent.mkdir(parents=True, exist_ok=True)
-    pathlib.Path(f"{args.output}.json").write_text(json.dumps(result, indent=2) + "\n")
-    pathlib.Path(f"{args.output}.md").write_text(table(result))
+    files.write_text(f"{args.output}.json", json.dumps(result, indent=2) + "\n")
+    files.write_text(f"{args.output}.md", table(result))
     print(f"{args.output}.md")
 
 

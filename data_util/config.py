@@ -86,8 +86,6 @@ def write_dataset_config(
 ) -> None:
     """Write the config of a data set of one HDF5 file.
 
-    It is written beside its name and then renamed, so that there is never half of it.
-
     Args:
         path: the config.
         data: the HDF5 file; its name without ending is its file key.

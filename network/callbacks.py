@@ -18,10 +18,12 @@ import numpy as np
 import tensorflow as tf
 import tqdm
 
+import files
 import progress
 from errors import Stopped, UserError
 
 from . import checkpoints
+from .curves import Curves
 from .evaluation import EvaluationPlan, Evaluator
 from .kernels import whole_step
 from .training import GRADIENT, learning_rate
@@ -79,9 +81,9 @@ class StopAtNonFinite(keras.callbacks.Callback):
 class Log(keras.callbacks.Callback):
     """Writes the logged steps to `log.csv` (step, loss, lr and the loss terms) and as TensorBoard scalars."""
 
-    def __init__(self, folder: pathlib.Path, writer: tf.summary.SummaryWriter) -> None:
+    def __init__(self, folder: pathlib.Path, curves: Curves) -> None:
         super().__init__()
-        self.path, self.writer = pathlib.Path(folder) / "log.csv", writer
+        self.path, self.curves = pathlib.Path(folder) / "log.csv", curves
         self.file: TextIO | None = None
 
     def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
@@ -90,39 +92,38 @@ class Log(keras.callbacks.Callback):
             return
         terms = {name: value for name, value in logs.items() if name != GRADIENT}
         row = {"step": step, "loss": terms.pop("loss"), "lr": self.model.rate, **terms}
-        if self.file is None:
-            self.file = self.path.open("w", newline="")
-            self.rows = csv.DictWriter(self.file, list(row))
-            self.rows.writeheader()
-        self.rows.writerow(row)
-        self.file.flush()
-        with self.writer.as_default(step):
-            for name, value in row.items():
-                if name != "step":
-                    tf.summary.scalar(name, value)
+        with files.writing(self.path):
+            if self.file is None:
+                self.file = self.path.open("w", newline="")
+                self.rows = csv.DictWriter(self.file, list(row))
+                self.rows.writeheader()
+            self.rows.writerow(row)
+            self.file.flush()
+        self.curves.scalars(step, {name: value for name, value in row.items() if name != "step"})
 
     def on_train_end(self, logs: Logs = None) -> None:
         if self.file is not None:
-            self.file.close()
+            with files.writing(self.path):
+                self.file.close()
 
 
 class Pictures(keras.callbacks.Callback):
     """Every 1000 steps, mid-slice pictures of one fixed pair for TensorBoard.
 
     Args:
-        writer: TensorBoard writer.
+        curves: the run's, for TensorBoard.
         batch: a Batch whose first pair is shown.
         draw: function (fixed, moving, warped [X, Y, Z], flow [X, Y, Z, 3]) -> dict name -> image [H, W, 1 or 3] uint8.
     """
 
     def __init__(
         self,
-        writer: tf.summary.SummaryWriter,
+        curves: Curves,
         batch: dict[str, tf.Tensor],
         draw: Callable[..., dict[str, np.ndarray]],
     ) -> None:
         super().__init__()
-        self.writer, self.draw = writer, draw
+        self.curves, self.draw = curves, draw
         self.pair = batch["fixed"][:1], batch["moving"][:1]
 
     def on_train_begin(self, logs: Logs = None) -> None:
@@ -135,9 +136,7 @@ class Pictures(keras.callbacks.Callback):
         fixed, moving = self.pair
         output = self.network((fixed, moving))
         images = [volume.numpy()[0, ..., 0] for volume in (fixed, moving, output.warped)]
-        with self.writer.as_default(step):
-            for name, picture in self.draw(*images, output.flow.numpy()[0]).items():
-                tf.summary.image(name, picture[None])
+        self.curves.pictures(step, self.draw(*images, output.flow.numpy()[0]))
 
 
 class Validate(keras.callbacks.Callback):
@@ -150,7 +149,7 @@ class Validate(keras.callbacks.Callback):
         steps: steps between validations.
         batches: function without arguments giving the Batches of the sample.
         labels: label values, or None for a mask.
-        folder, writer: the run folder and TensorBoard writer, or None to write nothing.
+        folder, curves: the run's folder and its curves for TensorBoard, or None to write nothing.
     """
 
     NAMES = {"dice": "dice_score", "jaccard": "jacc_score", "landmark_distance": "landmark_dist"}
@@ -161,12 +160,12 @@ class Validate(keras.callbacks.Callback):
         batches: Callable[[], Iterable[dict[str, tf.Tensor]]],
         labels: Sequence[int] | None,
         folder: pathlib.Path | None = None,
-        writer: tf.summary.SummaryWriter | None = None,
+        curves: Curves | None = None,
     ) -> None:
         super().__init__()
         self.steps, self.batches, self.labels = steps, batches, labels
         self.path = None if folder is None else pathlib.Path(folder) / "validation.csv"
-        self.writer = writer
+        self.curves = curves
 
     def on_train_begin(self, logs: Logs = None) -> None:
         plan = EvaluationPlan(("overlap", "landmarks"))
@@ -188,14 +187,11 @@ class Validate(keras.callbacks.Callback):
         """Write one validation's means."""
         text = ", ".join(f"{name} {'not measured' if v is None else format(v, '.4f')}" for name, v in means.items())
         tqdm.tqdm.write(f"step {step}: validation of {pairs} pairs: {text}")
-        if self.writer is not None:
-            with self.writer.as_default(step):
-                for name, value in means.items():
-                    if value is not None:
-                        tf.summary.scalar(f"val_{name}", value)
+        if self.curves is not None:
+            self.curves.scalars(step, {f"val_{name}": value for name, value in means.items()})
         if self.path is not None:
             new = not self.path.exists()
-            with self.path.open("a", newline="") as file:
+            with files.writing(self.path), self.path.open("a", newline="") as file:
                 rows = csv.writer(file)
                 if new:
                     rows.writerow(["step", "pairs", *means])

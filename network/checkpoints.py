@@ -7,16 +7,14 @@ holds beside them is in `runs.py`, whose functions are offered here too.
 
 import hashlib
 import math
-import os
 import pathlib
-import shutil
-import tempfile
 import warnings
 from typing import Any
 
 import keras
 import tensorflow as tf
 
+import files
 from errors import UserError, first_line
 
 from .config import CascadeConfig
@@ -32,6 +30,7 @@ from .runs import (
     load_args,
     load_cascade_config,
     load_data,
+    remove_leftovers,
 )
 
 __all__ = [
@@ -164,37 +163,37 @@ def save(
 ) -> None:
     """Write a checkpoint of every variable of the network and of the optimizer's state: FOLDER/model-<step>.
 
-    The files appear under their names only when they are complete, the index last, so that a kill at any moment
-    leaves the older checkpoints and no broken one. Of those written before, the newest five stay, and one every five
-    hours.
+    The files appear under their names only when they are complete and on the disk, the index last, so that a kill or a
+    power failure at any moment leaves the older checkpoints and no broken one. Of those written before, the newest five
+    stay, and one every five hours.
+
+    Raises:
+        UserError: it cannot be written.
     """
     folder = pathlib.Path(folder)
-    for leftover in folder.glob(".partial-*"):  # of a save that was killed
-        shutil.rmtree(leftover, ignore_errors=True)
+    remove_leftovers(folder)
     variables = network.named_weights() | _slot_variables(network, optimizer) | _scale_variables(optimizer)
     tensors = {name: variable.value for name, variable in variables.items()}
     done = int(keras.ops.convert_to_numpy(optimizer.iterations))
     tensors.update({name: tf.constant(beta ** (done + 1), tf.float32) for name, beta in _BETAS.items()})
     tensors["is_training"] = tf.constant(False)
     prefix = checkpoint_prefix(folder, step)
-    with tempfile.TemporaryDirectory(prefix=".partial-", dir=folder) as partial:
-        written = pathlib.Path(partial) / prefix.name
-        names = sorted(tensors)
-        try:
-            tf.raw_ops.SaveV2(
-                prefix=str(written),
-                tensor_names=names,
-                shape_and_slices=[""] * len(names),
-                tensors=[tensors[name] for name in names],
-            )
-        except tf.errors.OpError as error:
-            raise UserError(f"cannot write checkpoint {prefix} ({first_line(error)}); is the disk full?") from error
-        for file in sorted(pathlib.Path(partial).iterdir()):  # .data-... before .index
-            os.replace(file, folder / file.name)
-    _prune(folder)
+    names = sorted(tensors)
+    with files.writing(prefix, tf.errors.OpError), files.partial_folder(folder) as partial:
+        tf.raw_ops.SaveV2(
+            prefix=str(partial / prefix.name),
+            tensor_names=names,
+            shape_and_slices=[""] * len(names),
+            tensors=[tensors[name] for name in names],
+        )
+        files.sync(partial)  # both: after a kill between the two names, the index is published later
+        for file in sorted(partial.iterdir()):  # .data-... before .index
+            files.publish(file, folder / file.name)
+        _prune(folder)
 
 
 def _prune(folder: pathlib.Path) -> None:
+    """Remove older checkpoints by way of a partial folder: after a kill in between, the index finds its data again."""
     kept_at = -math.inf
     for step in list_steps(folder)[:-_KEEP_NEWEST]:
         prefix = checkpoint_prefix(folder, step)
@@ -202,8 +201,9 @@ def _prune(folder: pathlib.Path) -> None:
         if written_at - kept_at >= _KEEP_EVERY_SECONDS:
             kept_at = written_at
             continue
-        for file in sorted(folder.glob(f"{prefix.name}.*"), reverse=True):  # the index first
-            file.unlink()
+        with files.partial_folder(folder) as removed:
+            for file in sorted(folder.glob(f"{prefix.name}.*"), reverse=True):  # the index first
+                file.rename(removed / file.name)
 
 
 def _slot_variables(

@@ -4,6 +4,7 @@ A run is a folder with `model-<step>.index` and `model-<step>.data-*` in TensorF
 (`CascadeConfig`) or, in a published folder, the original's `args.json`.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -12,6 +13,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any
 
+import files
 from checked import COUNT, INDEX, POSITIVE, build, read_json
 from errors import UserError
 
@@ -47,6 +49,7 @@ class RunArgs:
     precision: str = "float32"
     seed: Annotated[int, INDEX] = 0
     finetune: str | None = None
+    checkpoint: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +89,7 @@ def find_run(text: str | pathlib.Path, root: str | pathlib.Path = "weights") -> 
         folder = _existing(str(pathlib.Path(name).parent), root)
         if folder is not None and int(file[1]) in list_steps(folder):
             return folder, int(file[1])
-    known = sorted(p.name for p in pathlib.Path(root).glob("*") if p.is_dir())
+    known = sorted(p.name for p in pathlib.Path(root).glob("[!.]*") if p.is_dir())
     hint = f"; runs there: {', '.join(known)}" if known else ""
     raise UserError(f"checkpoint folder {name!r} does not exist, nor does {root}/{name}{hint}")
 
@@ -109,8 +112,31 @@ def find_step(folder: str | pathlib.Path, step: int | None = None) -> int:
     """
     steps = list_steps(folder)
     if not steps:
-        raise UserError(f"{folder} holds no checkpoint (no file model-<step>.index); unzip or train a model there")
+        raise UserError(f"{folder} holds no checkpoint {_why_none(pathlib.Path(folder))}")
     return steps[-1] if step is None else min(steps, key=lambda s: abs(s - step))
+
+
+def _why_none(folder: pathlib.Path) -> str:
+    """Why a run has no checkpoint, and what to do."""
+    if not (folder / ARGS_FILE).is_file():
+        return "(no file model-<step>.index); unzip or train a model there"
+    source = load_args(folder).checkpoint
+    instead = f"use the run that it goes on from, -c {source}" if source else "start that run again"
+    return f"yet: the run was stopped before its first one, or has only just started; {instead}"
+
+
+def remove_leftovers(folder: pathlib.Path) -> None:
+    """Remove what a killed save left in a run's folder, and say so.
+
+    A save gives the .data file its name first: an index that is left without it is given its own name now, which
+    makes a whole checkpoint of both.
+    """
+    for partial in files.leftovers(folder):
+        for index in partial.glob("model-*.index"):
+            if not any(partial.glob(f"{index.stem}.data-*")) and any(folder.glob(f"{index.stem}.data-*")):
+                with contextlib.suppress(OSError):  # a folder that may only be read
+                    files.publish(index, folder / index.name)
+    files.remove_leftovers(folder)
 
 
 def load_args(folder: str | pathlib.Path) -> RunArgs:
@@ -179,10 +205,13 @@ def _check_registered(values: dict[str, Any], source: pathlib.Path) -> None:
 def find_checkpoint(text: str | pathlib.Path, root: str | pathlib.Path = "weights") -> pathlib.Path:
     """Path without endings, FOLDER/model-<step>, of the checkpoint that a `-c` argument means.
 
+    What a killed save left in its folder is removed.
+
     Raises:
         UserError: as `find_run` and `find_step`.
     """
     folder, step = find_run(text, root)
+    remove_leftovers(folder)
     return checkpoint_prefix(folder, find_step(folder, step))
 
 
@@ -202,6 +231,8 @@ def new_run(
 ) -> pathlib.Path:
     """Make folder/<stem><suffix>, or <stem>_1<suffix>, <stem>_2<suffix>, ... where that is there already.
 
+    It appears with its files.
+
     Args:
         folder: folder of runs, made where it is not there.
         stem, suffix: the two parts of its name.
@@ -212,22 +243,23 @@ def new_run(
         The new folder.
 
     Raises:
-        UserError: a folder or file cannot be written; no folder is left behind then.
+        UserError: a folder or file cannot be written; no folder of a run is left behind then.
     """
-    try:
+    with files.writing(folder):
         folder.mkdir(exist_ok=True)
-        run = _new_folder(folder, stem, suffix)
-        try:
-            logs.mkdir(parents=True, exist_ok=True)
-        except OSError:
-            run.rmdir()
-            raise
-        for name, values in content.items():
-            (run / name).write_text(json.dumps(values, indent=2))
-    except OSError as error:
-        raise UserError(
-            f"cannot write to {error.filename} ({error.strerror}); make the folder writable, or run where it is"
-        ) from error
+        with files.partial_folder(folder) as partial:
+            new = partial / "run"
+            new.mkdir()
+            for name, values in content.items():
+                (new / name).write_text(json.dumps(values, indent=2), encoding="utf-8")
+            with files.writing(logs):
+                logs.mkdir(parents=True, exist_ok=True)
+            run = _new_folder(folder, stem, suffix)
+            try:
+                files.publish(new, run)
+            except BaseException:
+                run.rmdir()
+                raise
     return run
 
 

@@ -1,7 +1,11 @@
 """Fixtures of the whole suite. Importing `network` first sets the variables that TensorFlow reads at its start."""
 
+import contextlib
 import ctypes
 import gc
+import os
+import resource
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -27,6 +31,34 @@ LONGEST = ("test_distribution.py", "test_train.py", "test_eval.py", "test_golden
 def pytest_collection_modifyitems(items):
     """Sort the modules of `LONGEST` to the front; the order within a module stays."""
     items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
+@pytest.fixture
+def file_limit():
+    """A context in which files can have only so many bytes, as under a quota; Python ignores the signal for it."""
+
+    @contextlib.contextmanager
+    def limited(size):
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return limited
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder with room for 256 KiB; skips where no file system may be mounted."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)]
+    if os.geteuid() or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("no file system may be mounted here")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 @pytest.fixture(autouse=True)

@@ -1,5 +1,6 @@
 """How a command ends by what a user got wrong."""
 
+import errno
 import os
 import signal
 
@@ -94,3 +95,29 @@ def test_a_plugin_is_imported_once(tmp_path):
     assert cli.load_plugin(None) is None
     assert [cli.load_plugin(str(tmp_path / "once.py")) for _ in range(2)] == ["once.py"] * 2
     assert (tmp_path / "log").read_text() == "."
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "cannot write a file (No space left on device); make space"),
+        (
+            OSError("Can't write data (errno = 28, error message = 'No space left on device')"),
+            "cannot write a file (No",
+        ),
+        (OSError(errno.ENOSPC, "No space left on device", "/a/b"), "cannot write /a/b (No space left on device; "),
+        (
+            tf.errors.ResourceExhaustedError(None, None, "/x; No space left on device\n\tmore"),
+            "cannot write a file (No",
+        ),
+        (OSError("odd"), "odd"),
+        (OSError(errno.EACCES, "Permission denied", "/a/b"), "/a/b: Permission denied"),
+    ],
+)
+def test_what_the_system_refuses_is_one_line(error, said, capsys):
+    def main(_):
+        raise error
+
+    assert cli.run(main) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {said}")

@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+import files
 from errors import UserError
 
 FIXED_COLOUR, MOVING_COLOUR, GRID_COLOUR = "#30d158", "#ff453a", "#ffd60a"
@@ -239,13 +240,14 @@ def cascade_figure(path: str | Path, table: Mapping[str, np.ndarray]) -> None:
 
 
 def save_figure(figure: Figure, path: str | Path) -> None:
-    """Write a figure to an image file.
+    """Write a figure to an image file, whole or not at all.
 
     Raises:
         UserError: it cannot be written.
     """
     FigureCanvasAgg(figure)
-    try:
-        figure.savefig(path, dpi=110)
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot write the figure {path}: {error}; check its folder and ending (.png, .pdf)") from error
+    with files.whole_file(path) as new:
+        try:
+            figure.savefig(new, dpi=110)
+        except ValueError as error:
+            raise UserError(f"cannot write the figure {path}: {error}; check its ending (.png, .pdf)") from error

@@ -5,13 +5,12 @@ report.json lists the files that were written. Only a folder all of whose files 
 
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import files
 from errors import UserError, listed
 
 REPORT = "report.json"
@@ -37,6 +36,7 @@ def check_folder(output: Path, overwrite: bool = False, inputs: Iterable[str | N
     parent = next(folder for folder in place.parents if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise UserError(f"-o {output}: cannot write in {parent}; name a folder in another place")
+    files.remove_leftovers(output.parent)  # before it is looked at: of a killed replacement the old one is put back
     if not output.exists():
         return
     if not output.is_dir():
@@ -67,20 +67,22 @@ def new_folder(output: Path, report: dict[str, Any]) -> Iterator[Path]:
     Raises:
         UserError: it cannot be written.
     """
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as partial:
-        folder = Path(partial) / output.name
-        folder.mkdir()
-        yield folder
-        report["files"] = sorted([*_files_in(folder), REPORT])
-        (folder / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-        if output.exists():
-            if _foreign_files(output):
+    with files.writing(output):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with files.partial_folder(output.parent) as partial:
+            folder = partial / output.name
+            folder.mkdir()
+            yield folder
+            report["files"] = sorted([*_files_in(folder), REPORT])
+            (folder / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+            if not output.exists():
+                files.publish(folder, output)
+            elif not _foreign_files(output):
+                files.replace_folder(folder, output)
+            else:
                 output = _free_name(output)
-                os.replace(folder, output)
+                files.publish(folder, output)
                 raise UserError(f"files were put into the output folder meanwhile, so the result is in {output}")
-            shutil.move(output, Path(partial) / "replaced")
-        os.replace(folder, output)
 
 
 def _files_in(folder: Path) -> list[str]:

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+import files
 from data_util.grey_values import from_unit
 from data_util.output.figures import pair_figure
 from data_util.scans.frame import Frame
@@ -61,6 +62,8 @@ def save_pair(
 ) -> None:
     """Write images of a pair, to folder/<index>_<fixed>_<moving>/; label maps that it lacks are left out.
 
+    A new folder appears when all of them are written, and an older one's files are replaced then.
+
     Args:
         folder: made where it does not exist.
         result: the pair.
@@ -72,8 +75,23 @@ def save_pair(
     Raises:
         UserError: a file cannot be written.
     """
-    folder = pathlib.Path(folder) / pair_name(result)
-    folder.mkdir(parents=True, exist_ok=True)
+    target = pathlib.Path(folder) / pair_name(result)
+    with files.writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with files.partial_folder(target.parent) as partial:
+            new = partial / target.name
+            new.mkdir()
+            _write_images(new, result, names, file_format, orientation)
+            if not target.exists():
+                files.publish(new, target)
+            else:  # of an evaluation before: other images of it stay
+                for file in sorted(new.iterdir()):
+                    files.publish(file, target / file.name)
+
+
+def _write_images(
+    folder: pathlib.Path, result: Pair, names: Collection[str], file_format: str, orientation: str | None
+) -> None:
     arrays = {name: array for name in names if (array := _in_file(result.images[name])) is not None}
     if file_format == "npz":
         spacings = {"fixed_spacing": result.fixed_spacing, "moving_spacing": result.moving_spacing}
@@ -97,7 +115,8 @@ def draw_pair(folder: str | os.PathLike, result: Pair) -> None:
     Raises:
         UserError: the file cannot be written.
     """
-    pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
+    with files.writing(folder):
+        pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
     images: dict[str, Any] = {name: _in_file(result.images[name]) for name in FIGURE_IMAGES}
     title = f"fixed {result.fixed_id}, moving {result.moving_id}"
     path = pathlib.Path(folder) / f"{pair_name(result)}.png"

@@ -13,6 +13,7 @@ docs/metrics.md. `sum` is a checksum of the line and of the settings (`checksums
 comes from another evaluation, is found; lines of old files have none.
 """
 
+import contextlib
 import dataclasses
 import fcntl
 import math
@@ -25,6 +26,7 @@ from typing import IO, Annotated, Any, NamedTuple
 
 import numpy as np
 
+import files
 from checked import INDEX, Limit, build, parse_json
 from data_util.output.checksums import is_whole, sealed, sum_of
 from data_util.output.settings import Settings
@@ -141,13 +143,14 @@ class Records:
             self.done = {record.index for record in kept}
             # A kill may have cut the last line: what is whole is written anew before going on. The new file is locked
             # before it takes the place of the old one.
-            new = pathlib.Path(f"{self.path}.new")
-            self._file = new.open("w")
-            fcntl.flock(self._file, fcntl.LOCK_EX)
-            first = sealed(settings.to_dict())
-            self._evaluation = str(sum_of(first.encode()))
-            self._write(first, *(self._line(record) for record in kept))
-            os.replace(new, self.path)
+            with files.writing(self.path), files.partial_folder(self.path.parent) as partial:
+                new = partial / self.path.name
+                self._file = new.open("w")
+                fcntl.flock(self._file, fcntl.LOCK_EX)
+                first = sealed(settings.to_dict())
+                self._evaluation = str(sum_of(first.encode()))
+                self._write(first, *(self._line(record) for record in kept))
+                files.publish(new, self.path)
 
     def _kept(self, settings: Settings, resume: bool) -> list[Record]:
         """The pairs of a stopped evaluation that this one goes on with; damaged ones are left out, and said."""
@@ -185,9 +188,10 @@ class Records:
         return sealed(record.to_dict(), of=self._evaluation)
 
     def _write(self, *lines: str) -> None:
-        self._file.write("".join(f"{line}\n" for line in lines))
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with files.writing(self.path):
+            self._file.write("".join(f"{line}\n" for line in lines))
+            self._file.flush()
+            os.fsync(self._file.fileno())
 
     def __enter__(self) -> "Records":
         return self
@@ -195,7 +199,8 @@ class Records:
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         if error and not self.done:
             self.path.unlink(missing_ok=True)
-        self._file.close()
+        with contextlib.suppress(OSError):  # of a line that could not be written, which was raised then
+            self._file.close()
 
 
 def _open_locked(path: pathlib.Path) -> IO[str]:
@@ -355,13 +360,6 @@ def _pair_on(line: bytes) -> str:
     """The pair that a damaged line seems to be of, for a message."""
     found = re.match(rb'\{"index": (\d{1,9}),', line)
     return "" if found is None else f" (pair {int(found[1])})"
-
-
-def replace_file(path: str | os.PathLike, text: str) -> None:
-    """Write a file such that at any moment there is the old one or the whole new one."""
-    new = pathlib.Path(f"{path}.new")
-    new.write_text(text)
-    os.replace(new, path)
 
 
 def _to_json(values: Mapping[str, np.ndarray]) -> dict[str, Any]:

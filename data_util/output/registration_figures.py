@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from scipy import ndimage
 
+import files
 from data_util.output.figures import (
     COLUMN_INCHES,
     FIXED_COLOUR,
@@ -27,7 +28,6 @@ from data_util.output.figures import (
     places,
     save_figure,
 )
-from errors import UserError
 
 FADING = 15  # voxels of displacement by which a channel of the flow picture falls from white to 1/e
 BOX_COLOUR = "#0a84ff"
@@ -59,10 +59,8 @@ def flow_image(path: str | Path, flow: np.ndarray) -> None:
         UserError: it cannot be written.
     """
     picture = np.exp(-np.abs(PLANES[0].cut(flow, flow.shape[2] // 2)) / FADING)
-    try:
-        matplotlib.image.imsave(path, (255 * picture).round().astype(np.uint8))
-    except OSError as error:
-        raise UserError(f"cannot write the picture {path}: {error}; check its folder") from error
+    with files.whole_file(path) as new:
+        matplotlib.image.imsave(new, (255 * picture).round().astype(np.uint8))
 
 
 def summary_figure(

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
+import files
 from data_util.grey_values import from_unit, to_uint8
 from data_util.output import registration_figures
 from data_util.output.registration_report import doubts_about_inverse
@@ -55,7 +56,7 @@ def write_output(folder: Path, result: Any, labels: sitk.Image | None = None, po
     """
     write_image(result.warped, folder / "warped.nii.gz")
     write_image(result.displacement, folder / "displacement.nii.gz")
-    sitk.WriteTransform(result.transform.affine, str(folder / "affine.tfm"))
+    _write_affine(result.transform.affine, folder / "affine.tfm")
     write_transforms(folder, result)
     if labels is not None:
         write_image(resample_labels(labels, result.displacement), folder / "labels.nii.gz")
@@ -91,6 +92,14 @@ def write_transforms(folder: Path, result: Any) -> None:
 
 def _largest_and_mean(error: np.ndarray) -> dict[str, float]:
     return {"largest": round(float(error.max()), 4), "mean": round(float(error.mean()), 4)}
+
+
+def _write_affine(transform: sitk.Transform, path: Path) -> None:
+    with files.whole_file(path, RuntimeError) as new:
+        sitk.WriteTransform(transform, str(new))
+        text = new.read_text()
+        if "\nFixedParameters:" not in text or not text.endswith("\n"):  # SimpleITK passes over a full disk
+            raise RuntimeError(f"wrote only {len(text)} bytes of it")
 
 
 def write_series_of(folder: Path, result: Any) -> None:

@@ -9,9 +9,10 @@ from typing import Any
 from checked import parse_json
 from data_util.output import tables
 from data_util.output.checksums import checksum, is_whole, sealed
-from data_util.output.records import Record, replace_file
+from data_util.output.records import Record
 from data_util.output.settings import Settings
 from errors import UserError, listed
+from files import write_text
 
 
 def is_finished(path: str | os.PathLike, settings: Settings) -> bool:
@@ -91,7 +92,7 @@ def write_report(path: str | os.PathLike, settings: Settings, records: Sequence[
     if settings.per_cascade:
         texts["-cascades.csv"] = tables.cascades_csv(records, settings)
     for ending, text in texts.items():
-        replace_file(f"{path}{ending}", text)
+        write_text(f"{path}{ending}", text)
     endings = list(texts)
     if settings.per_cascade and (curves := tables.cascade_curves(records)):
         from data_util.output.figures import cascade_figure
@@ -100,7 +101,7 @@ def write_report(path: str | os.PathLike, settings: Settings, records: Sequence[
         endings.append("-cascades.png")
     files = {ending: checksum(pathlib.Path(f"{path}{ending}").read_bytes()) for ending in endings}
     report = {**tables.json_report(records, settings), "files": files}
-    replace_file(f"{path}.json", sealed(report, indent=2) + "\n")  # last: where it is, the report is complete
+    write_text(f"{path}.json", sealed(report, indent=2) + "\n")  # last: where it is, the report is complete
 
 
 def _check_complete(records: Sequence[Record], settings: Settings) -> None:

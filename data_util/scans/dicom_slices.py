@@ -18,6 +18,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.multival import MultiValue
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian, generate_uid
 
+import files
 from errors import UserError, first_line
 
 # How messages name what a slice must have.
@@ -92,6 +93,8 @@ class DicomFile:
         try:
             with quiet():
                 pixels = _decompressed(dataset) if _is_compressed(dataset) else dataset.pixel_array
+        except UserError:
+            raise
         except Exception as error:  # pydicom raises many kinds
             raise UserError(f"{self.path}: its pixels cannot be read ({first_line(error)}); copy it again") from error
         pixels = pixels.reshape(-1, int(dataset.Rows), int(dataset.Columns))
@@ -310,5 +313,6 @@ def _decompressed(dataset: Dataset) -> np.ndarray:
     bare.NumberOfFrames = frame_count(dataset)
     bare.add(dataset["PixelData"])
     with tempfile.NamedTemporaryFile(suffix=".dcm") as file:
-        pydicom.dcmwrite(file.name, bare, enforce_file_format=True)
+        with files.writing(file.name):
+            pydicom.dcmwrite(file.name, bare, enforce_file_format=True)
         return sitk.GetArrayFromImage(sitk.ReadImage(file.name))

@@ -9,6 +9,7 @@ from pydicom.datadict import dictionary_VR
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.uid import UID, ExplicitVRLittleEndian, generate_uid
 
+import files
 from data_util.scans.dicom import FRAME_UID, MODALITY, SERIES_DESCRIPTION, SOURCE_TAGS, STUDY_UID
 from errors import UserError
 
@@ -47,7 +48,7 @@ def source_tags(image: sitk.Image) -> dict[str, str]:
 
 
 def write_series(image: sitk.Image, folder: str | Path, tags: dict[str, str], name: str) -> None:
-    """Write a volume as a DICOM series of its own, one file per slice, into a folder that it makes.
+    """Write a volume as a DICOM series of its own, one file per slice, into a folder that appears when it is whole.
 
     Whole numbers that fit 16 bits, such as HU, are stored as they are; other grey values are stored with a rescale that
     gives them back to 1 / 65535 of their range. Text is written in UTF-8.
@@ -63,14 +64,22 @@ def write_series(image: sitk.Image, folder: str | Path, tags: dict[str, str], na
     """
     grey = sitk.GetArrayFromImage(image).astype(np.float64)
     stored, slope, intercept = _stored(grey)
-    try:
-        Path(folder).mkdir(parents=True)
-        series = _series(image, tags, name, slope, intercept)
-        for k, pixels in enumerate(stored):
-            _write_slice(Path(folder) / f"{k:04d}.dcm", series, image, k, pixels)
-    except (OSError, ValueError, TypeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"{folder}: cannot be written as DICOM; check the folder ({reason})") from error
+    folder = Path(folder)
+    if folder.exists():
+        raise UserError(f"{folder}: cannot be written as DICOM, it is there already; name a new folder")
+    with files.writing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with files.partial_folder(folder.parent) as partial:
+            new = partial / folder.name
+            new.mkdir()
+            try:
+                series = _series(image, tags, name, slope, intercept)
+                for k, pixels in enumerate(stored):
+                    _write_slice(new / f"{k:04d}.dcm", series, image, k, pixels)
+            except (ValueError, TypeError) as error:
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+                raise UserError(f"{folder}: cannot be written as DICOM ({reason}); use NIfTI") from error
+            files.publish(new, folder)
 
 
 def _stored(grey: np.ndarray) -> tuple[np.ndarray, float, float]:

@@ -5,13 +5,20 @@ What is no single volume of finite grey values at known places is refused. `read
 superior), and the direction matrix is the identity wherever the scan was not taken askew. Arrays are [x, y, z].
 """
 
+import gzip
 import os
+import sys
+import threading
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
 
+import files
 from data_util.scans import nibabel_formats, text_headers
 from data_util.scans.dicom import SOURCE_TAGS, find_series, read_series, series_of_file
 from data_util.scans.dicom_slices import is_dicom
@@ -27,6 +34,8 @@ GREY_TYPES = (
     *(sitk.sitkInt8, sitk.sitkUInt8, sitk.sitkInt16, sitk.sitkUInt16, sitk.sitkInt32, sitk.sitkUInt32),
     *(sitk.sitkInt64, sitk.sitkUInt64, sitk.sitkFloat32, sitk.sitkFloat64),
 )
+NIFTI_HEADER = 352  # bytes before the voxels
+_silence = threading.Lock()
 Source = Any  # a path (str, Path) or a SimpleITK image
 
 
@@ -183,7 +192,7 @@ def match_labels(labels: sitk.Image, image: sitk.Image) -> sitk.Image:
 
 
 def write_image(image: sitk.Image, path: str | os.PathLike) -> None:
-    """Write an image, compressed.
+    """Write an image, compressed, whole or not at all.
 
     Args:
         image: SimpleITK image.
@@ -192,9 +201,59 @@ def write_image(image: sitk.Image, path: str | os.PathLike) -> None:
     Raises:
         UserError: it cannot be written.
     """
+    with files.whole_file(path, RuntimeError) as new:
+        new.touch()  # a disk without room for a name is told by the system, but not by every format's library
+        try:
+            with _silent_library():
+                sitk.WriteImage(image, str(new), useCompression=True)
+        except RuntimeError as error:
+            if files.is_full(error):
+                raise
+            raise UserError(f"cannot write {path} as an image ({reason_of(error)}); check the file's ending") from error
+        _check_whole(new.parent, image)
+
+
+def _check_whole(folder: Path, image: sitk.Image) -> None:
+    """Raise RuntimeError unless new NIfTI or Analyze files hold all voxels: their library passes over a full disk."""
+    voxels = image.GetNumberOfPixels() * image.GetNumberOfComponentsPerPixel() * image.GetSizeOfPixelComponent()
+    for file in folder.iterdir():
+        name = file.name.lower().removesuffix(".gz")
+        header = NIFTI_HEADER if name.endswith(".nii") else 0
+        if name.endswith((".nii", ".img")) and not _has_bytes(file, header + voxels):
+            raise RuntimeError(f"wrote only {file.stat().st_size} bytes of it")
+
+
+def _has_bytes(path: Path, wanted: int) -> bool:
+    """Whether a file has so many bytes; a packed one is unpacked, and must end as it should."""
+    if path.suffix.lower() != ".gz":
+        return path.stat().st_size >= wanted
+    length = 0
     try:
-        sitk.WriteImage(image, str(path), useCompression=True)
-    except RuntimeError as error:
-        raise UserError(
-            f"{path}: cannot be written as an image; check folder and file ending ({reason_of(error)})"
-        ) from error
+        with gzip.open(path) as file:
+            while block := file.read(2**22):
+                length += len(block)
+    except (EOFError, zlib.error, gzip.BadGzipFile):
+        return False
+    return length >= wanted
+
+
+@contextmanager
+def _silent_library() -> Iterator[None]:
+    """Keep the NIfTI library's own words off standard error: what they tell is raised, in a line.
+
+    The library writes to the file descriptor, past Python. What others write there meanwhile is handed on.
+    """
+    with _silence, os.fdopen(os.memfd_create("stderr"), "w+b") as said:
+        sys.stderr.flush()
+        before = os.dup(2)
+        os.dup2(said.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(before, 2)
+            os.close(before)
+            said.seek(0)
+            for line in said:
+                if not line.startswith(b"** ERROR"):
+                    os.write(2, line)

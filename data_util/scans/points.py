@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
+import files
 from data_util.scans.frame import SET_UPRIGHT, Frame
 from errors import UserError
 
@@ -99,9 +100,13 @@ def write_points(path: str | Path, points: np.ndarray, error: np.ndarray | None 
         path: where to.
         points: [n, 3], NaN where one is missing.
         error: how far off each may be, [n], or None.
+
+    Raises:
+        UserError: it cannot be written.
     """
     rows, header = (points, "x,y,z") if error is None else (np.column_stack([points, error]), "x,y,z,error")
-    np.savetxt(path, rows, "%.4f", ",", header=header, comments="")
+    with files.whole_file(path) as new:
+        np.savetxt(new, rows, "%.4f", ",", header=header, comments="")
 
 
 def _read_table(path: Path) -> np.ndarray:

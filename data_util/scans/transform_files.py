@@ -20,7 +20,7 @@ from data_util.scans.frame import Frame
 from data_util.scans.images import reason_of
 from data_util.scans.transform_chain import field_transform, is_field, linear_map, parts
 from errors import UserError
-from files import writing
+from files import whole_file
 
 HDF5 = (".h5", ".hdf5")
 ITK_ENDINGS = (*HDF5, ".tfm", ".txt", ".mat")
@@ -109,8 +109,8 @@ def write_transform(transform: sitk.Transform, path: str | os.PathLike) -> None:
                 )
             else:
                 place["TransformParameters"] = np.array(part.GetParameters(), np.float64)
-    with writing(path):
-        Path(path).write_bytes(content.getbuffer())
+    with whole_file(path) as new:
+        new.write_bytes(content.getbuffer())
 
 
 def _write_type(group: h5py.Group, name: str) -> None:

@@ -269,7 +269,7 @@ def test_the_contact_sheet_is_drawn_with_what_can_be_read(folder, capsys):
     assert look("--figure", "sheet.png") == 1
     assert pathlib.Path("sheet.png").read_bytes()[1:4] == b"PNG"
     assert look("--figure", "nowhere/sheet.png") == 1
-    assert "cannot write the figure nowhere/sheet.png" in capsys.readouterr().err
+    assert "cannot write nowhere/sheet.png (No such file" in capsys.readouterr().err
     change_config(files={"p": {"path": "sets/gone.h5"}})
     assert look("--figure", "sheet2.png") == 1
     assert "there is no scan that can be drawn" in capsys.readouterr().err

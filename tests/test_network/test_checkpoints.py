@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import subprocess
 
 import keras
 import make_checkpoint
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import files
 from errors import UserError
 from network import checkpoints, load_model
 from network.config import CascadeConfig
@@ -131,11 +133,56 @@ def test_a_write_that_fails_leaves_what_was_there(saved, monkeypatch):
             raise KeyboardInterrupt
         os.rename(source, target)
 
-    monkeypatch.setattr(checkpoints.os, "replace", killed)
+    monkeypatch.setattr(files.os, "replace", killed)
     with pytest.raises(KeyboardInterrupt):
         checkpoints.save(folder, network, optimizer, 6)
     assert checkpoints.list_steps(folder) == [5]
     checkpoints.restore(network, checkpoints.checkpoint_prefix(folder, 5))
+
+
+def test_a_full_disk_is_one_line_and_leaves_what_was_there(saved, file_limit, tmp_path):
+    folder, network, optimizer = saved
+    shutil.copytree(folder, tmp_path / "run")
+    before = sorted((tmp_path / "run").iterdir())
+    said = r"cannot write .*run/model-9 \(File too large; \d+ MiB left in .*run\); make space"
+    with file_limit(1000), pytest.raises(UserError, match=said) as error:
+        checkpoints.save(tmp_path / "run", network, optimizer, 9)
+    assert "\n" not in str(error.value)
+    assert sorted((tmp_path / "run").iterdir()) == before
+
+
+@pytest.mark.parametrize("published", [(), (".data-00000-of-00001",)])
+def test_a_save_that_was_killed_leaves_no_broken_checkpoint(saved, tmp_path, published, capsys):
+    """Killed before its first name nothing of it stays; between its two names it is completed."""
+    folder, network, optimizer = saved
+    shutil.copytree(folder, tmp_path / "run")
+    checkpoints.save(tmp_path / "run", network, optimizer, 6)
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    partial = tmp_path / "run" / f"{files.PARTIAL}{files.machine()}-{dead.pid}-x"
+    partial.mkdir()
+    for ending in {".data-00000-of-00001", ".index"} - set(published):
+        (tmp_path / "run" / f"model-6{ending}").rename(partial / f"model-6{ending}")
+    files._cleaned.clear()  # as in the next command
+    assert checkpoints.list_steps(tmp_path / "run") == [5]
+    found = checkpoints.find_checkpoint(tmp_path / "run")
+    assert found.name == ("model-6" if published else "model-5")
+    checkpoints.restore(network, found, optimizer)
+    assert {path.name.partition(".")[0] for path in (tmp_path / "run").glob("*.data-*")} == {
+        "model-5",
+        *(["model-6"] if published else []),
+    }
+    assert not partial.exists()
+    assert capsys.readouterr().err == f"removed {partial}: a killed process left it unfinished\n"
+
+
+def test_a_run_that_was_stopped_before_its_first_checkpoint_says_so(tmp_path):
+    (tmp_path / "args.json").write_text('{"checkpoint": null}')
+    with pytest.raises(UserError, match=r"holds no checkpoint yet: .*; start that run again"):
+        checkpoints.find_checkpoint(tmp_path)
+    (tmp_path / "args.json").write_text('{"checkpoint": "Jan01-1200:500"}')
+    with pytest.raises(UserError, match=r"no checkpoint yet: .*use the run that it goes on from, -c Jan01-1200:500"):
+        checkpoints.find_checkpoint(tmp_path)
 
 
 WRONG = {

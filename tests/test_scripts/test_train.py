@@ -333,7 +333,7 @@ MISTAKES = {
     "finished run": (other_checkpoint, ["-c", "other", "--epochs", "0.3"], "raise --epochs or use --clear_steps"),
     "finetune without checkpoint": (None, ["--finetune", "x"], "name it with -c"),
     "unknown finetune": (other_checkpoint, ["-c", "other", "--finetune", "x"], "finetune-train-x"),
-    "unwritable weights": (unwritable, [], "cannot write to weights"),
+    "unwritable weights": (unwritable, [], "cannot write weights (File exists)"),
     "endless epochs": (None, ["--epochs", "inf"], "--epochs is inf"),
     "negative seed": (None, ["--seed", "-1"], "--seed is -1"),
     "paired of no truth": (None, ["--data_args", "paired='no'"], "paired is 'no'; it must be True or False"),
@@ -344,7 +344,7 @@ MISTAKES = {
     "name without end": (None, ["--name", 300 * "x"], "--name has 300 bytes"),
     "logs elsewhere": (None, ["--logs", "../x"], "it must be a folder in logs/"),
     "no such plugin": (None, ["--plugin", "no.py"], "--plugin no.py: no such Python file"),
-    "unwritable logs": (unwritable_logs, [], "cannot write to logs"),
+    "unwritable logs": (unwritable_logs, [], "cannot write logs ("),
     "no epochs": (None, ["--epochs", "0"], "--epochs is 0.0; it must be greater than 0"),
 }
 

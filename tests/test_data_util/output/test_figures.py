@@ -119,5 +119,5 @@ def test_planes_go_through_the_centre_of_the_fixed_label():
 
 @pytest.mark.parametrize("name", ["gone/a.png", "a.ending"])
 def test_a_figure_that_cannot_be_written_is_an_error(tmp_path, name):
-    with pytest.raises(UserError, match="cannot write the figure"):
+    with pytest.raises(UserError, match=r"cannot write .*(No such file|check its ending)"):
         pair_figure(tmp_path / name, *pair_of(np.zeros((8, 9, 10), np.uint8)))

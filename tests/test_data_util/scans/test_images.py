@@ -172,5 +172,5 @@ def test_colours_are_refused(tmp_path):
 
 @pytest.mark.parametrize("name", ["gone/scan.nii.gz", "scan.ending"])
 def test_an_image_that_cannot_be_written_is_an_error(tmp_path, name):
-    with pytest.raises(UserError, match="cannot be written"):
+    with pytest.raises(UserError, match="cannot write"):
         write_image(image_of(ramp((3, 3, 3))), tmp_path / name)
