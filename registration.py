@@ -1,12 +1,11 @@
 """Register two raw scans from Python: DICOM or NIfTI in, the warped scan and its displacement field out.
 
-    from register import Input, register
+from register import Input, register
 
-    result = register("fixed/", "moving.nii.gz", "weights/VTN-10-liver")
-    result.warped, result.displacement      # SimpleITK images on the voxels of the fixed file
-    result.transform.to_moving(points)      # landmarks [n, 3] in mm
-
-Without a model, two brain scans: `register("a.nii.gz", "b.nii.gz", view="brain", refine=100)`.
+result = register("a.nii.gz", "b.nii.gz")                               # without a model
+result = register("fixed/", "moving.nii.gz", "weights/VTN-10-liver")
+result.warped, result.displacement      # SimpleITK images on the voxels of the fixed file
+result.transform.to_moving(points)      # landmarks [n, 3] in mm
 """
 
 import time
@@ -18,10 +17,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import SimpleITK as sitk
 
-from data_util.config import load_dataset_config
 from data_util.grey_values import from_unit, to_unit
+from data_util.output.quality import Quality
 from data_util.output.registration_report import describe, doubts
 from data_util.scans import affine_search
+from data_util.scans.automatic_view import modality_of
 from data_util.scans.frame import Frame
 from data_util.scans.images import orient, read_image, read_native
 from data_util.scans.pair_transform import PairTransform
@@ -29,8 +29,10 @@ from data_util.scans.prepared import PreparedScan, prepare_scan
 from data_util.scans.preprocessing import prepare
 from data_util.scans.view import PRESETS, View
 from errors import UserError
+from views import choose_view, run_view
 
-AUTO = "auto"  # repeats
+AUTO = "auto"  # repeats, and steps of refinement
+AUTO_STEPS = 60
 AFFINE_KINDS = ("none", *affine_search.KINDS)
 
 
@@ -57,7 +59,8 @@ class Options:
         affine: map found by grey values before anything else: 'rigid', 'similarity', 'affine' or 'none'. None is
             'affine' without a network, and 'none' with one, which has an affine cascade of its own.
         rep: how often each deformable cascade is applied, or 'auto': as often as it helps.
-        refine: steps of optimisation of the result for this very pair, after the network or without one.
+        refine: steps of optimisation of the result for this very pair, after the network or without one; 'auto': until
+            it no longer improves. None is 'auto' without a network, and 0 with one.
         image_size: (X, Y, Z) to work at; None is the run's, or 128 x 128 x 128 without a run.
         net_args: options of the network and its loss, as on the command line.
         precision, fast_reconstruction: how to compute, as on the command line.
@@ -65,7 +68,7 @@ class Options:
 
     affine: str | None = None
     rep: int | str = 1
-    refine: int = 0
+    refine: int | str | None = None
     image_size: tuple[int, int, int] | None = None
     net_args: str | None = ""
     precision: str = "float32"
@@ -84,7 +87,8 @@ class Registration:
         transform: `PairTransform` from places in the fixed scan to places in the moving one, in mm.
         warped: the moving scan on the voxels of the fixed scan's file, interpolated once: SimpleITK image.
         displacement: the transform as a displacement field in mm (LPS) on the same voxels: SimpleITK image of vectors.
-        report: settings, similarity, folding, doubts and seconds; fit for JSON.
+        quality: maps of how alike the volumes are and how far voxels are moved, on `fixed.frame` with its axes in LPS.
+        report: settings, what was chosen and why, similarity, folding, doubts and seconds; fit for JSON.
     """
 
     fixed: PreparedScan
@@ -93,6 +97,7 @@ class Registration:
     transform: PairTransform
     warped: sitk.Image
     displacement: sitk.Image
+    quality: Quality
     report: dict[str, Any]
 
 
@@ -110,7 +115,7 @@ def register(
         fixed, moving: DICOM folder, image file, SimpleITK image, or `Input`, which can also name a mask and a series.
         checkpoint: run of the network, as in `network.load_model`, or a model that it loaded; None to register without.
         view: what the network is to see: a `View` or one of `view.PRESETS`. What it leaves open, or all of it where it
-            is None, is as the run was trained.
+            is None, is as the run was trained; without a run, as `automatic_view` chooses.
         on_step: function of (step, loss) called after every step of refinement.
         options: how to register, by the names of `Options`.
 
@@ -121,14 +126,16 @@ def register(
         UserError: nothing to register with, an unknown view or kind, and what `read_native`, `prepare_scan`,
             `find_affine` and `load_model` raise.
     """
-    chosen = _options(options)
-    kind = _check(checkpoint, view, chosen)
+    how = _options(checkpoint, options)
+    kind = _check(checkpoint, view, how)
     clock = _Clock()
     inputs = [source if isinstance(source, Input) else Input(source) for source in (fixed, moving)]
     scans = [_read(role, source) for role, source in zip(("fixed", "moving"), inputs, strict=True)]
     clock.stop("read")
-    model = _find_model(checkpoint, chosen)
-    view, remarks = _chosen_view(view, model)
+    model = _find_model(checkpoint, how)
+    view, chosen, remarks = choose_view(view, model.view, model.prefix is not None, scans[0][0], scans[1][0])
+    model, multimodal = _for_modalities(model, how, scans[0][0], scans[1][0])
+    chosen += multimodal
     clock.stop("load")
     fixed, moving = (
         prepare_scan(role, *scan, view, model.config.image_size)
@@ -141,12 +148,15 @@ def register(
     network = _load(model)
     clock.stop("load")
     pair = _tensor(fixed.volume), _tensor(volume)
-    output, rep = _apply(network, *pair, chosen.rep)
+    output, rep = _apply(network, *pair, how.rep)
+    if how.rep == AUTO:
+        chosen.append(f"Each cascade was applied {rep} times")
     clock.stop("network")
-    if chosen.refine:
+    if how.refine:
         from network import refinement
 
-        output = refinement.refine(output, *pair, model.config, chosen.refine, on_step)
+        steps = AUTO_STEPS if how.refine == AUTO else int(how.refine)
+        output = refinement.refine(output, *pair, model.config, steps, on_step)
         clock.stop("refine")
     stages = tuple(type(stage)(*_arrays(stage)) for stage in output.stages)
     affine = output.affine.matrix[0].numpy(), output.affine.shift[0].numpy()
@@ -154,23 +164,26 @@ def register(
     warped, displacement = transform.warp(moving.image, fixed.file_frame)
     clock.stop("warp")
     measured = _measure(pair[0], _tensor(moving.volume), output.stages)
+    quality = _quality(fixed, moving, stages)
     left_over = (
         affine_search.left_over(fixed.frame, fixed.volume, from_unit(stages[-1].warped)) if kind == "none" else None
     )
     clock.stop("measure")
     report = {
-        "settings": _settings(inputs, model, view, kind, replace(chosen, rep=rep)),
+        "settings": _settings(inputs, model, view, kind, replace(how, rep=rep)),
+        "chosen": chosen,
         "fixed": describe(fixed),
         "moving": describe(moving),
         "doubts": [*remarks, *doubts(fixed, moving, measured, left_over)],
         **measured,
+        "quality": quality.numbers(),
         "seconds": clock.seconds,
     }
-    return Registration(fixed, moving, stages, transform, warped, displacement, report)
+    return Registration(fixed, moving, stages, transform, warped, displacement, quality, report)
 
 
-def _options(given: dict[str, Any]) -> Options:
-    """The options that are given by name."""
+def _options(checkpoint: Any, given: dict[str, Any]) -> Options:
+    """The options that are given by name, and the number of steps of refinement where it is not."""
     known = [field.name for field in fields(Options)]
     unknown = [name for name in given if name not in known]
     if unknown:
@@ -178,7 +191,10 @@ def _options(given: dict[str, Any]) -> Options:
             f"register() has no option {unknown[0]!r}; known are {', '.join(known)}; a mask and a series "
             "go into Input, what the network sees into view"
         )
-    return Options(**given)
+    options = Options(**given)
+    if options.refine is None:
+        return replace(options, refine=AUTO if checkpoint is None else 0)
+    return options
 
 
 def _check(checkpoint: Any, view: View | str | None, options: Options) -> str:
@@ -191,10 +207,10 @@ def _check(checkpoint: Any, view: View | str | None, options: Options) -> str:
         raise UserError(f"unknown kind of scan {view!r}; known are {', '.join(PRESETS)}")
     if options.affine not in (None, *AFFINE_KINDS):
         raise UserError(f"unknown kind of affine map {options.affine!r}; known are {', '.join(AFFINE_KINDS)}")
-    if options.refine < 0:
-        raise UserError(f"{options.refine} steps of refinement; give a whole number from 0")
+    if isinstance(options.refine, int) and options.refine < 0:
+        raise UserError(f"{options.refine} steps of refinement; give a whole number from 0, or auto")
     kind = options.affine or ("none" if checkpoint is not None else "affine")
-    if checkpoint is None and not options.refine and options.affine in (None, "none"):
+    if checkpoint is None and not options.refine and kind == "none":
         raise UserError("nothing to register with: give a checkpoint, steps of refinement, or a kind of affine map")
     return kind
 
@@ -259,51 +275,14 @@ def _find_model(checkpoint: Any, options: Options) -> _Model:
     return _Model(None, prefix, config.replace(image_size=options.image_size or config.image_size), view)
 
 
-def run_view(folder: Path) -> View:
-    """How the network of a run sees scans, as far as the run knows.
-
-    A run keeps it in its config.json. One that does not (a published run, for instance) names the data config that it
-    was trained on, which may be here and tell.
-
-    Args:
-        folder: the run.
-
-    Raises:
-        UserError: a file of the run is damaged.
-    """
-    from network import checkpoints
-
-    values = checkpoints.load_data(folder)
-    if values is not None:
-        return View.from_dict(values, Path(folder) / checkpoints.CONFIG_FILE)
-    dataset = checkpoints.load_args(folder).dataset
-    if dataset is None or not Path(dataset).is_file():
-        return View()
-    return load_dataset_config(dataset).view
-
-
-def _chosen_view(asked: View | str | None, model: _Model) -> tuple[View, list[str]]:
-    """The view to take, and what is to be said about what it takes for granted."""
-    remarks = []
-    view = PRESETS[asked] if isinstance(asked, str) else asked or View()
-    if view.crop is None:
-        view = view.completed(model.view)
-    if view.crop is None:
-        view = view.completed(PRESETS["liver"])
-        if model.prefix is not None:
-            remarks.append(
-                "the run does not say what its volumes show, so the scans were prepared as livers; if that is wrong, "
-                "say it with --preprocess"
-            )
-    if view.window is None and view.percentiles is None and view.crop in PRESETS:
-        view = view.completed(PRESETS[view.crop])
-    view = view.completed(View(orientation=model.view.orientation))
-    if view.orientation is None and model.prefix is not None:
-        remarks.append(
-            "the run does not say where the axes of its volumes run to, so they were taken as LPS; if that is wrong, "
-            "say it with --orientation (RPI for the published liver models)"
-        )
-    return view.completed(View(orientation="LPS")), remarks
+def _for_modalities(model: _Model, options: Options, fixed: sitk.Image, moving: sitk.Image) -> tuple[_Model, list[str]]:
+    """The model, with mutual information in place of correlation where no network is used and the modalities differ."""
+    kinds = modality_of(fixed), modality_of(moving)
+    if model.prefix or model.network or kinds[0] == kinds[1] or "similarity" in (options.net_args or ""):
+        return model, []
+    named = " and ".join(kind or "another modality" for kind in kinds)
+    config = model.config.with_net_args("similarity='mi'")
+    return model._replace(config=config), [f"{named}: compared by mutual information (--net_args \"similarity='mi'\")"]
 
 
 def _aligned(
@@ -369,6 +348,13 @@ def _measure(fixed: Any, moving: Any, stages: Any) -> dict[str, Any]:
         "folding": [0.0, *(round(float(share[0]), 8) for share in folding)],
         "jacobian_std": round(float(metrics.jacobian_std(stages[-1].composed_flow)[0]), 6),
     }
+
+
+def _quality(fixed: PreparedScan, moving: PreparedScan, stages: tuple) -> Quality:
+    """The maps of a result, with their axes in LPS."""
+    volumes = fixed.in_lps(fixed.volume), moving.in_lps(moving.volume), from_unit(fixed.in_lps(stages[-1].warped))
+    flows = fixed.in_lps(stages[-1].composed_flow), fixed.in_lps(stages[-1].flow)
+    return Quality.of(*volumes, *flows, fixed.frame.spacing)
 
 
 def _settings(inputs: list[Input], model: _Model, view: View, kind: str, options: Options) -> dict[str, Any]:

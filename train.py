@@ -344,7 +344,7 @@ def trained_view(data: DatasetConfig, source: pathlib.Path | None) -> View:
     """How the volumes that the run trains on show scans: as its data set says, or else the run that it continues."""
     if source is None:
         return data.view
-    from registration import run_view
+    from views import run_view
 
     before = run_view(source.parent)
     for difference in data.view.differences(before):

@@ -1,18 +1,21 @@
-"""Files of two registered scans: what demo.py leaves in its output folder.
+"""Files of two registered scans: what register.py and demo.py leave in their output folders.
 
 On the voxels of the fixed scan's file, with its axes as they are there:
 
     warped.nii.gz        the moving scan, interpolated once
-    displacement.nii.gz  vectors in mm, from a place in the fixed scan to the one in the moving scan (ITK's convention)
-    affine.tfm           the affine cascade alone, as an ITK transform of the same direction
-    transform.h5         all of it as an ITK transform of that direction, on the network's grid; inverse.h5: its inverse
+    transform.h5         ITK transform from places in the fixed scan to those in the moving one, on the network's grid
+    inverse.h5           the inverse of it
+    report.html          the volumes slice by slice, with maps of the quality, for a browser
     labels.nii.gz        the moving scan's labels, nearest voxel
     points.csv           the moving scan's landmarks in the fixed scan, x,y,z in mm (LPS), and the error of the inverse
 
-On the grid that the network saw, those of the original:
+demo.py alone:
 
-    fixed, moving, warped_moving_k      PNG of slices, and a DICOM series in the scan's own unit, after each cascade k
-    flow_k.png                          the composed flow of the cascades up to k; 0 is the affine one
+    displacement.nii.gz  vectors in mm, from a place in the fixed scan to the one in the moving scan (ITK's convention)
+    affine.tfm           the affine cascade alone, as an ITK transform of the same direction
+    fixed, moving, warped_moving_k      on the grid that the network saw, as in the original: PNG of slices, and a DICOM
+                         series in the scan's own unit, after each cascade k
+    flow_k.png           the composed flow of the cascades up to k; 0 is the affine one
 """
 
 from collections.abc import Mapping
@@ -26,9 +29,10 @@ import SimpleITK as sitk
 import files
 from data_util.grey_values import from_unit, to_uint8
 from data_util.output import registration_figures
+from data_util.output.html_report import write_html
 from data_util.output.registration_report import doubts_about_inverse
 from data_util.scans import transform_chain
-from data_util.scans.dicom import FRAME_UID
+from data_util.scans.dicom import FRAME_UID, MODALITY
 from data_util.scans.dicom_writing import source_tags, write_series
 from data_util.scans.frame import Frame
 from data_util.scans.images import orient, to_array, write_image
@@ -40,8 +44,14 @@ from data_util.scans.transform_files import write_transform
 MEASURED = 100_000  # places at which the transforms are measured
 
 
-def write_output(folder: Path, result: Any, labels: sitk.Image | None = None, points: np.ndarray | None = None) -> None:
-    """Write everything of a `register.Registration` into a folder that is there, but for its report.
+def write_output(
+    folder: Path,
+    result: Any,
+    labels: sitk.Image | None = None,
+    points: np.ndarray | None = None,
+    series: bool | None = None,
+) -> None:
+    """Write a `registration.Registration` into a folder that is there, but for its report.
 
     The report is told how exact the transforms are.
 
@@ -50,13 +60,12 @@ def write_output(folder: Path, result: Any, labels: sitk.Image | None = None, po
         result: the registration.
         labels: SimpleITK image of the moving scan's labels, or None.
         points: landmarks of the moving scan in mm (LPS), [n, 3], NaN where one is missing, or None.
+        series: whether to write the warped scan as a DICOM series too, in the folder `warped`; None: if one is DICOM.
 
     Raises:
         UserError: a file cannot be written.
     """
     write_image(result.warped, folder / "warped.nii.gz")
-    write_image(result.displacement, folder / "displacement.nii.gz")
-    _write_affine(result.transform.affine, folder / "affine.tfm")
     write_transforms(folder, result)
     if labels is not None:
         write_image(resample_labels(labels, result.displacement), folder / "labels.nii.gz")
@@ -65,8 +74,35 @@ def write_output(folder: Path, result: Any, labels: sitk.Image | None = None, po
         known = np.isfinite(points).all(axis=1)
         rows[known] = np.column_stack(result.transform.to_fixed(points[known]))
         write_points(folder / "points.csv", rows[:, :3], rows[:, 3])
+    images = result.fixed.image, result.moving.image
+    if any(image.HasMetaDataKey(MODALITY) for image in images) if series is None else series:
+        fixed, moving = map(source_tags, images)
+        write_series(orient(result.warped), folder / "warped", {**moving, FRAME_UID: fixed[FRAME_UID]}, "warped")
+    draw_summary(folder, result)
+    fixed, moving = result.fixed, result.moving
+    volumes = {"fixed": fixed.in_lps(fixed.volume), "moving": moving.in_lps(moving.volume)}
+    volumes["warped"] = _warped_volume(fixed, result.stages[-1])
+    write_html(folder / "report.html", volumes, result.quality, fixed.frame, result.report)
+
+
+def write_original(
+    folder: Path, result: Any, labels: sitk.Image | None = None, points: np.ndarray | None = None
+) -> None:
+    """Write what `write_output` does and, as the original's demo, pictures and DICOM series after each cascade.
+
+    Args:
+        folder: where to.
+        result: the registration.
+        labels, points: as in `write_output`.
+
+    Raises:
+        UserError: a file cannot be written.
+    """
+    write_output(folder, result, labels, points, series=False)
+    write_image(result.displacement, folder / "displacement.nii.gz")
+    _write_affine(result.transform.affine, folder / "affine.tfm")
     write_series_of(folder, result)
-    draw(folder, result)
+    draw_stages(folder, result)
 
 
 def write_transforms(folder: Path, result: Any) -> None:
@@ -119,25 +155,35 @@ def write_series_of(folder: Path, result: Any) -> None:
         write_series(orient(warped), folder / f"warped_moving_{k}", in_fixed, f"warped_moving_{k}")
 
 
-def draw(folder: Path, result: Any) -> None:
-    """Draw the pictures: slices of the volumes, the flow after each cascade, and the summary."""
-    fixed, moving = result.fixed, result.moving
-    volumes = [scan.in_lps(scan.volume) for scan in (fixed, moving)]
-    for role, scan, volume in zip(("fixed", "moving"), (fixed, moving), volumes, strict=True):
-        registration_figures.slices_figure(folder / f"{role}.png", volume, scan.frame.spacing)
+def draw_stages(folder: Path, result: Any) -> None:
+    """Draw slices of both volumes, and of the warped one with the flow after each cascade."""
+    fixed = result.fixed
+    for role, scan in (("fixed", fixed), ("moving", result.moving)):
+        registration_figures.slices_figure(folder / f"{role}.png", scan.in_lps(scan.volume), scan.frame.spacing)
     for k, stage in enumerate(result.stages):
         registration_figures.flow_image(folder / f"flow_{k}.png", fixed.in_lps(stage.composed_flow))
-        warped = to_uint8(from_unit(fixed.in_lps(stage.warped)))
-        registration_figures.slices_figure(folder / f"warped_moving_{k}.png", warped, fixed.frame.spacing)
+        registration_figures.slices_figure(
+            folder / f"warped_moving_{k}.png", _warped_volume(fixed, stage), fixed.frame.spacing
+        )
+
+
+def draw_summary(folder: Path, result: Any) -> None:
+    """Draw summary.png: both scans, how alike they are before and after, the flow, and what may be wrong."""
+    fixed, moving, last = result.fixed, result.moving, result.stages[-1]
     registration_figures.summary_figure(
         folder / "summary.png",
         [_shown(scan) for scan in (fixed, moving)],
-        (*volumes, warped),
-        fixed.in_lps(result.stages[-1].composed_flow),
+        (fixed.in_lps(fixed.volume), moving.in_lps(moving.volume), _warped_volume(fixed, last)),
+        fixed.in_lps(last.composed_flow),
         fixed.frame.spacing,
         headline(result.report),
         result.report["doubts"],
     )
+
+
+def _warped_volume(fixed: PreparedScan, stage: Any) -> np.ndarray:
+    """The warped volume of a stage, 0..255, its axes turned to LPS."""
+    return to_uint8(from_unit(fixed.in_lps(stage.warped)))
 
 
 def headline(report: Mapping[str, Any]) -> str:

@@ -16,7 +16,7 @@ from scipy import ndimage
 
 import cli
 import demo
-import registration
+import register as register_module
 from data_util.output import registration_files
 from data_util.scans.frame import Frame
 from data_util.scans.images import read_image, to_array
@@ -108,7 +108,7 @@ def registered(home):
 def test_everything_is_there_and_nothing_else(done):
     names = {"fixed", "moving", "warped_moving_0", "warped_moving_1"}
     files = {"flow_0.png", "flow_1.png", "warped.nii.gz", "displacement.nii.gz", "affine.tfm", "labels.nii.gz"}
-    files |= {"transform.h5", "inverse.h5", "points.csv", "report.json", "summary.png"}
+    files |= {"transform.h5", "inverse.h5", "points.csv", "report.json", "report.html", "summary.png"}
     expected = names | {f"{name}.png" for name in names} | files
     assert {p.name for p in done.iterdir()} == expected
     assert [p.name for p in done.parent.iterdir()] == [done.name]
@@ -279,7 +279,7 @@ def test_a_liver_is_found_unless_a_mask_takes_its_place(home, tmp_path):
 
 @pytest.mark.slow
 def test_repeats_and_refinement_are_told(work, capsys, monkeypatch):
-    monkeypatch.setattr(registration_files, "draw", lambda *_: None)
+    monkeypatch.setattr(registration_files, "draw_summary", lambda *_: None)
     assert run(*PAIR, "-o", "out", "-r", "auto", "--refine", "3") == 0
     report = json.loads((work / "out" / "report.json").read_text())
     rep = report["settings"]["rep"]
@@ -307,7 +307,11 @@ def test_without_a_checkpoint_refinement_registers_alone():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("-f", "moving.nii.gz", "-m", "moving.nii.gz"), "no --checkpoint"),
+        (
+            ("-f", "moving.nii.gz", "-m", "moving.nii.gz", "--refine", "0", "--affine", "none"),
+            "nothing to register with",
+        ),
+        (("-f", "flat.nii.gz", "-m", "moving.nii.gz"), "fixed scan: the scan is 7 everywhere"),
         (("-c", "own", "-m", "moving.nii.gz"), "--fixed is missing"),
         (("-c", "own", "-f", "moving.nii.gz"), "--moving is missing"),
         ((*PAIR, "-c", "gone"), "checkpoint folder 'gone' does not exist"),
@@ -315,7 +319,7 @@ def test_without_a_checkpoint_refinement_registers_alone():
         ((*PAIR, "-f", "weights"), "no DICOM slices in this folder"),
         ((*PAIR, "-f", "points.csv"), "cannot be read as an image"),
         ((*PAIR, "-r", "0"), "-r '0' is neither"),
-        ((*PAIR, "--refine", "-1"), "--refine is -1"),
+        ((*PAIR, "--refine", "-1"), "--refine '-1' is neither"),
         ((*PAIR, "--preprocess", "heart"), "unknown kind of scan 'heart'"),
         ((*PAIR, "--preprocess", "liver"), "fixed scan: no liver found"),
         ((*PAIR, "-f", "mr.nii.gz", "--preprocess", "body"), "fixed scan: the scan's lowest grey value is"),
@@ -333,6 +337,7 @@ def test_without_a_checkpoint_refinement_registers_alone():
 )
 def test_mistakes_are_one_line_and_leave_nothing(work, capsys, arguments, message):
     sitk.WriteImage(MOVING.put(np.zeros(MOVING.size, np.uint8)), "empty.nii.gz")
+    sitk.WriteImage(MOVING.put(np.full(MOVING.size, 7, np.uint8)), "flat.nii.gz")
     sitk.WriteImage(sitk.Cast(sitk.Abs(MOVING.put(texture(MOVING.size, 1))), sitk.sitkInt16), "mr.nii.gz")
     before = sorted(p.name for p in work.iterdir())
     assert run(*arguments) == 1
@@ -343,8 +348,8 @@ def test_mistakes_are_one_line_and_leave_nothing(work, capsys, arguments, messag
 
 
 def test_an_output_folder_is_replaced_only_whole_and_only_when_asked(work, registered, capsys, monkeypatch):
-    monkeypatch.setattr(registration, "register", lambda *_, **__: registered)
-    monkeypatch.setattr(registration_files, "draw", lambda *_: None)
+    monkeypatch.setattr(register_module, "register", lambda *_, **__: registered)
+    monkeypatch.setattr(registration_files, "draw_summary", lambda *_: None)
     (work / "output").mkdir()  # an empty folder may be filled
     assert run(*PAIR) == 0
     assert run(*PAIR) == 1
@@ -356,7 +361,7 @@ def test_an_output_folder_is_replaced_only_whole_and_only_when_asked(work, regis
 
     before = sorted(p.name for p in work.iterdir())
     with monkeypatch.context() as patch:
-        patch.setattr(registration_files, "draw", fail)
+        patch.setattr(registration_files, "draw_summary", fail)
         assert run(*PAIR, "--overwrite") == 1
         assert run(*PAIR, "-o", "other") == 1
     assert sorted(p.name for p in work.iterdir()) == before
@@ -393,10 +398,10 @@ def test_files_that_come_during_the_work_are_kept(work, registered, capsys, monk
         (work / "output" / "late.txt").write_text("precious")
         return replace(registered, report=deepcopy(registered.report))
 
-    monkeypatch.setattr(registration_files, "draw", lambda *_: None)
-    monkeypatch.setattr(registration, "register", lambda *_, **__: replace(registered, report={**registered.report}))
+    monkeypatch.setattr(registration_files, "draw_summary", lambda *_: None)
+    monkeypatch.setattr(register_module, "register", lambda *_, **__: replace(registered, report={**registered.report}))
     assert run(*PAIR) == 0
-    monkeypatch.setattr(registration, "register", intrude)
+    monkeypatch.setattr(register_module, "register", intrude)
     assert run(*PAIR, "--overwrite") == 1
     assert "so the result is in output-1" in capsys.readouterr().err
     assert (work / "output" / "late.txt").read_text() == "precious"
@@ -405,7 +410,7 @@ def test_files_that_come_during_the_work_are_kept(work, registered, capsys, monk
 
 @pytest.mark.parametrize("output", [".", "..", "./", "fixed", "results/.."])
 def test_an_output_that_would_replace_what_is_read_or_stood_in_is_refused_at_once(work, capsys, monkeypatch, output):
-    monkeypatch.setattr(registration, "register", None)
+    monkeypatch.setattr(register_module, "register", None)
     (work / "results").mkdir()
     assert run(*PAIR, "-o", output, "--overwrite") == 1
     assert "would be replaced; name another folder" in capsys.readouterr().err
@@ -415,9 +420,9 @@ def test_an_output_that_would_replace_what_is_read_or_stood_in_is_refused_at_onc
 def quick(registered, monkeypatch):
     """demo.py with its registration done before, and without pictures."""
     monkeypatch.setattr(
-        registration, "register", lambda *_, **__: replace(registered, report=deepcopy(registered.report))
+        register_module, "register", lambda *_, **__: replace(registered, report=deepcopy(registered.report))
     )
-    monkeypatch.setattr(registration_files, "draw", lambda *_: None)
+    monkeypatch.setattr(registration_files, "draw_summary", lambda *_: None)
 
 
 @pytest.mark.parametrize("space", ["lps", "ras", "voxel"])

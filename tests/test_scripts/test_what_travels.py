@@ -13,7 +13,8 @@ from data_util import build
 from data_util.config import load_dataset_config
 from data_util.scans.frame import Frame
 from data_util.scans.view import View
-from registration import register, run_view
+from registration import register
+from views import run_view
 
 SIZE = ("16", "18", "20")
 SCANS = Frame((34, 30, 26), (2.0, 2.2, 3.0), (-30, -25, -40), (1, 0, 0, 0, 1, 0, 0, 0, 1))
