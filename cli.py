@@ -17,6 +17,7 @@ import start
 from errors import Stopped, UserError, first_line
 
 VERSION = "1.0"
+AUTO = "auto"  # of repeats, steps of refinement and devices: as it suits
 STOPPED = 130
 """Exit status of a command that a signal ended (Ctrl-C, SIGTERM or SIGHUP); 0 is a success, 1 an error."""
 
@@ -151,7 +152,7 @@ def parse_rep(text: str) -> int | str:
     Raises:
         UserError: it is neither.
     """
-    if text == "auto":
+    if text == AUTO:
         return text
     if not re.fullmatch("0*[1-9][0-9]{0,8}", text):
         raise UserError(f"-r {text!r} is neither a whole number from 1 nor auto")

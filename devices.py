@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import start
 import workers
+from cli import AUTO
 from errors import UserError
 
 if TYPE_CHECKING:
     import tensorflow as tf
-
-
-AUTO = "auto"
 
 
 def devices(gpu: str, batch: int, wait: float | None = None, most: int | None = None) -> tf.distribute.Strategy:

@@ -6,6 +6,7 @@ From Python: `from register import Input, register`; `registration` has the func
 import argparse
 import contextlib
 import functools
+import importlib
 import os
 import pathlib
 import sys
@@ -18,9 +19,8 @@ import devices
 import progress
 from data_util.output.output_folder import check_folder, new_folder
 from errors import UserError
-from registration import AUTO, Input, Options, Registration, register
 
-__all__ = ["Input", "Options", "Registration", "register"]
+_OFFERED = ("Input", "Options", "Registration", "register")
 
 EXAMPLES = """\
   python register.py fixed.nii.gz moving.nii.gz -o out            two scans of one modality, without a model
@@ -62,6 +62,12 @@ def add_flags(flags: argparse.ArgumentParser) -> None:
     cli.add_shared_flags(flags)
 
 
+def __getattr__(name: str) -> Any:
+    if name not in _OFFERED:
+        raise AttributeError(f"module 'register' has no attribute {name!r}; it offers {', '.join(_OFFERED)}")
+    return getattr(importlib.import_module("registration"), name)  # at first use, so that --help is quick
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Register the pair and write the result into a folder, which appears when it is complete.
 
@@ -88,6 +94,7 @@ def run(args: argparse.Namespace, write: Callable[..., None]) -> None:
     from data_util.making.labels import read_label_image
     from data_util.output.registration_files import headline
     from data_util.scans.geometry import doubts_about_labels, doubts_about_points
+    from registration import Input, register
 
     print("Reading and registering ...", flush=True)
     labels = None if args.labels is None else read_label_image(args.labels)
@@ -169,8 +176,8 @@ def parse_refine(text: str | None, checkpoint: str | None) -> int | str:
         UserError: it is neither.
     """
     if text is None:
-        return AUTO if checkpoint is None else 0
-    if text == AUTO:
+        return cli.AUTO if checkpoint is None else 0
+    if text == cli.AUTO:
         return text
     if not text.isdecimal():
         raise UserError(f"--refine {text!r} is neither a whole number from 0 nor auto")

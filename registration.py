@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import SimpleITK as sitk
 
+from cli import AUTO
 from data_util.grey_values import from_unit, to_unit
 from data_util.output.quality import Quality
 from data_util.output.registration_report import describe, doubts
@@ -31,7 +32,6 @@ from data_util.scans.view import PRESETS, View
 from errors import UserError
 from views import choose_view, run_view
 
-AUTO = "auto"  # repeats, and steps of refinement
 AUTO_STEPS = 60
 AFFINE_KINDS = ("none", *affine_search.KINDS)
 

