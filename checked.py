@@ -16,10 +16,9 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from errors import UserError
+from errors import UserError, shortened
 
 Made = TypeVar("Made")
-_LONGEST = 60  # characters of a value in a message
 _WORDS = {
     bool: "true or false",
     int: "a whole number",
@@ -146,8 +145,7 @@ def build(cls: type[Made], values: Any, where: str, remedy: str) -> Made:
 
 def shown(value: Any) -> str:
     """A JSON value for a message; its beginning where it is long."""
-    text = json.dumps(value)
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+    return shortened(json.dumps(value))
 
 
 def is_finite(value: Any) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 
 import files
 import start
-from errors import Stopped, UserError, first_line
+from errors import Stopped, UserError, first_line, shortened
 
 VERSION = "1.0"
 AUTO = "auto"  # of repeats, steps of refinement and devices: as it suits
@@ -258,7 +258,7 @@ def parse_assignments(
     except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
         deep = isinstance(error, (MemoryError, RecursionError))
         reason = "it is nested too deeply" if deep else first_line(error)
-        given = repr(text if text is None or len(text) <= 200 else f"{text[:200]}...")
+        given = repr(shortened(text or "", 200))
         raise UserError(
             f'{flag} {given} cannot be read ({reason}); write "key=value, key=value" with numbers, True, False, '
             "None or quoted words as values"

@@ -19,6 +19,11 @@ def first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
+def shortened(text: str, most: int = 60) -> str:
+    """A text for a message; its beginning where it is long."""
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
 def listed(values: Sequence[object], most: int = 5) -> str:
     """Values for a message: the first of them, and how many more there are."""
     return ", ".join(map(str, values[:most])) + (f" and {len(values) - most} more" if len(values) > most else "")

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cli import parse_assignments
-from errors import UserError
+from errors import UserError, shortened
 
 from .registry import BASE_NETWORKS, SIMILARITIES, Option, is_whole_number, number, one_of, whole_number
 
@@ -258,7 +258,9 @@ def _image_size(size: Any) -> tuple[int, int, int]:
         isinstance(size, (tuple, list)) and len(size) == 3 and all(is_whole_number(n, 2, _MOST_VOXELS) for n in size)
     )
     if not allowed:
-        raise UserError(f"image_size is {size!r}; it must be three whole numbers from 2 to {_MOST_VOXELS}")
+        raise UserError(
+            f"image_size is {shortened(repr(size))}; it must be three whole numbers from 2 to {_MOST_VOXELS}"
+        )
     return tuple(size)
 
 

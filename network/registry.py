@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Generic, TypeVar
 
 from checked import MOST, is_finite
-from errors import UserError
+from errors import UserError, shortened
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Option:
             UserError: it is not.
         """
         if not self.check(value):
-            raise UserError(f"{name} is {value!r}; it must be {self.allowed}")
+            raise UserError(f"{name} is {shortened(repr(value))}; it must be {self.allowed}")
         return value
 
 
@@ -185,7 +185,9 @@ class Table(dict[str, Row], Generic[Row]):
         """
         if not isinstance(name, str) or name not in self:
             known = ", ".join(self)
-            raise UserError(f"{self.kind} is {name!r}; it must be one of {known}, or one that --plugin registers")
+            raise UserError(
+                f"{self.kind} is {shortened(repr(name))}; it must be one of {known}, or one that --plugin registers"
+            )
         return self[name]
 
 

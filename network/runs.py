@@ -195,7 +195,7 @@ def _check_registered(values: dict[str, Any], source: pathlib.Path) -> None:
     """
     for table in (BASE_NETWORKS, SIMILARITIES):
         name, plugin = values.get(table.kind), values.get("plugin")
-        if plugin is not None and name is not None and name not in table:
+        if plugin is not None and isinstance(name, str) and name not in table:
             raise UserError(
                 f"{source}: {table.kind} is {name!r}, which is not built in: the run was made with a plugin; "
                 f"give it again, as --plugin {plugin}"

@@ -36,7 +36,7 @@ _REMEDY = "evaluate it again with the same flags and --resume, which does again 
 _ANEW = "delete the file to start anew"
 _LARGEST = float(np.finfo(np.float32).max)
 _Number = Annotated[float, Limit(lambda value: abs(value) <= _LARGEST, f"a number up to {_LARGEST:.2g}")] | None
-_Values = Mapping[str, _Number | tuple[_Number, ...]]
+_Values = Mapping[str, tuple[_Number, ...] | _Number]
 
 
 @dataclasses.dataclass(frozen=True)

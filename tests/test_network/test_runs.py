@@ -1,7 +1,9 @@
 """The JSON files of a run: whatever stands in them, what is wrong is one line."""
 
 import argparse
+import dataclasses
 import json
+import random
 
 import pytest
 
@@ -117,6 +119,30 @@ def test_a_file_that_is_no_json_object_is_named(tmp_path, content):
             read(tmp_path)
     with pytest.raises(UserError, match=r"config\.json"):
         runs.load_data(tmp_path)
+
+
+ODD = (
+    None, True, 0, -1, 1.5, 10**30, 10**400, float("nan"), float("inf"), "", "1", "x", [], [1, 2, 3], [["a"] * 99], {},
+    {"a": 1}, "\ud800", "-" * 3000 + "1", "a=1", json.loads("[" * 800 + "]" * 800),
+)  # fmt: skip
+
+
+def test_whatever_stands_in_the_files_is_read_or_one_short_line(tmp_path):
+    chance, said = random.Random(0), []
+    for _ in range(250):
+        own(tmp_path, **{chance.choice([*CascadeConfig().to_dict(), "data", "plugin", "self"]): chance.choice(ODD)})
+        published(tmp_path, **{field.name: chance.choice(ODD) for field in dataclasses.fields(runs.RunArgs)[::3]})
+        if chance.random() < 0.3:
+            content = bytearray((tmp_path / "config.json").read_bytes())
+            content[chance.randrange(len(content))] = chance.randrange(256)
+            (tmp_path / "config.json").write_bytes(content)
+        for read in (runs.load_cascade_config, runs.load_data, runs.load_args):
+            try:
+                read(tmp_path)
+            except UserError as error:
+                said.append(str(error))
+    assert 250 < len(said) < 750
+    assert [text for text in said if "\n" in text or len(text) > 500] == []
 
 
 def test_a_run_with_a_wrong_flag_is_not_continued(tmp_path, monkeypatch):
