@@ -49,6 +49,9 @@ def carry_image(
 
     Returns:
         Image of the same pixel type on the grid; grey values between whole numbers are rounded.
+
+    Raises:
+        UserError: each label is to be read, and the image has too many values to be one of labels.
     """
     if outside is None:
         outside = 0 if interpolation in (NEAREST, LABELS) else float(sitk.GetArrayViewFromImage(image).min())
@@ -68,6 +71,11 @@ def _read(image: sitk.Image, frame: Frame, transform: sitk.Transform, how: int, 
 def _voted(image: sitk.Image, frame: Frame, transform: sitk.Transform, outside: float) -> sitk.Image:
     """The label of which most is there, read linearly; the smaller one of two with as much."""
     values = np.unique(sitk.GetArrayViewFromImage(image))
+    if len(values) > MOST_LABELS:
+        raise UserError(
+            f"the image has {len(values)} values, and labels are at most {MOST_LABELS}; choose another interpolation "
+            "than labels, such as nearest"
+        )
     most = np.zeros(frame.size[::-1], np.float32)
     voted = np.full(most.shape, outside, values.dtype)
     for value in values.tolist():

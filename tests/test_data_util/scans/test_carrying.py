@@ -6,6 +6,7 @@ from scipy import ndimage
 from data_util.scans.carrying import carry_image, is_label_image
 from data_util.scans.frame import Frame, cast_rounded
 from data_util.scans.images import to_array
+from errors import UserError
 
 FRAME = Frame((12, 10, 8), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), (1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0))
 
@@ -59,3 +60,8 @@ def test_a_vote_is_smoother_than_the_nearest_voxel_and_keeps_the_type():
     assert voted.GetPixelID() == sitk.sitkUInt16
     inside = to_array(carry_image(FRAME.put(np.ones(FRAME.size, np.uint8)), FRAME, turn, "nearest")) == 1
     np.testing.assert_array_equal(to_array(voted)[inside], ((to_array(share) > 150) * 300)[inside])
+
+
+def test_grey_values_are_not_voted_on():
+    with pytest.raises(UserError, match="the image has 960 values, and labels are at most 512"):
+        carry_image(FRAME.put(smooth()), FRAME, sitk.Transform(), "labels")

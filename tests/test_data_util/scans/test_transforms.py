@@ -177,6 +177,22 @@ def test_what_itk_wrote_is_read(name, tmp_path):
     np.testing.assert_allclose(PLACES @ matrix.T + offset, by_itk(linear, PLACES))
 
 
+def test_a_composite_of_single_precision_is_read(tmp_path):
+    """As antsRegistration writes it with --float: the names of the types and the numbers are of single precision."""
+    composite = pair().composite(FIXED_SCAN)
+    sitk.WriteTransform(composite, str(tmp_path / "double.h5"))
+    with h5py.File(tmp_path / "double.h5") as double, h5py.File(tmp_path / "single.h5", "w") as single:
+        for number, place in double["TransformGroup"].items():
+            for name, data in place.items():
+                value = data[()]
+                value = value.astype("f4") if value.dtype == "f8" else [value[0].replace(b"double", b"float")]
+                kind = None if name != "TransformType" else h5py.string_dtype("ascii")
+                single.create_dataset(f"TransformGroup/{number}/{name}", data=value, dtype=kind)
+    read = transform_files.read_transform(tmp_path / "single.h5")
+    places = centres(FIXED_SCAN)[::5]
+    np.testing.assert_allclose(by_itk(read, places), by_itk(composite, places), atol=1e-4)
+
+
 def test_an_affine_map_of_ants_is_read(tmp_path):
     """ANTs stores matrix, translation and centre: p -> M (p - c) + c + t."""
     centre = np.array([10.0, 20.0, 30.0])
