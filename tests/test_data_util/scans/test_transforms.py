@@ -61,8 +61,10 @@ SIZE = (14, 18, 11)
 
 
 def test_many_points_go_as_itk_leads_each(monkeypatch):
-    composite = pair().composite(FIXED_SCAN)
-    field = transform_chain.field_frame(transform_chain.parts(composite)[0])
+    transform = pair()
+    jumps = transform_chain.field_transform(transform.fixed, transform.displacement(transform.fixed))
+    composite = transform_chain.chain([jumps, transform.affine])
+    field = transform.fixed
     rng = np.random.default_rng(0)
     # Around the edge too, where a field of ITK ends half a voxel beside its last voxel.
     places = field.to_physical(rng.uniform(-2, np.add(field.size, 1), (4000, 3)))
@@ -104,6 +106,18 @@ def test_the_inverse_of_a_field_leads_back():
     found = grid.to_voxel(by_itk(inverse, places)) - voxels[4:, 1:-1, 1:-1].reshape(-1, 3)
     np.testing.assert_allclose(found[:, 0], -np.broadcast_to(shift[4:, 1:-1, 1:-1, 0], (36, 18, 10)).ravel(), atol=0.01)
     np.testing.assert_allclose(found[:, 1:], 0, atol=0.01)
+
+
+def test_beside_a_field_that_jumps_places_stay_on_the_way_back_too():
+    """A shift of 3 mm along x from 0 to 19 mm: it leads nothing to 1 mm, and leaves what is far away."""
+    grid = Frame((20, 20, 20), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), (1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0))
+    shift = transform_chain.field_transform(grid, np.ones((20, 20, 20, 1)) * (3.0, 0, 0))
+    wanted = np.array([[10.0, 5, 5], [21.0, 5, 5], [60.0, 5, 5], [-30.0, 5, 5]])
+    expected = [[7.0, 5, 5], [18.0, 5, 5], [60.0, 5, 5], [-30.0, 5, 5]]
+    found, error = transform_chain.inverse_points(shift, wanted)
+    np.testing.assert_allclose(found, expected, atol=0.01)
+    assert error.max() < 0.01
+    np.testing.assert_allclose(by_itk(transform_chain.inverse(shift), wanted), expected, atol=0.02)
 
 
 @pytest.mark.parametrize("flips", [(), (0, 2)])
