@@ -1,0 +1,160 @@
+"""register.py from its command line: what it chooses by itself, what it leaves, and the page to look at."""
+
+import base64
+import io
+import json
+import re
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from matplotlib.image import imread
+from scipy import ndimage
+
+import cli
+import register
+from data_util.output.quality import Quality, local_correlation
+from data_util.scans.automatic_view import automatic_view, modality_of
+from errors import UserError
+from tests.test_data_util.scans.test_pair_transform import oblique
+
+SIZE = (30, 26, 22)
+MM = (6.0, 7.0, 8.0)  # per voxel: a head of 1 to 2 litres fits in
+
+
+def head(shift=(0, 0, 0), scale=1.0, offset=0.0):
+    """A bright ellipsoid with bright and dark parts inside, its centre shifted by voxels."""
+    places = np.moveaxis(np.indices(SIZE), 0, -1) - (np.array(SIZE) - 1) / 2 - shift
+    inside = ((places * MM / (70, 85, 75)) ** 2).sum(axis=-1) < 1
+    parts = 300 * np.exp(-((places - (4, 3, 2)) ** 2).sum(axis=-1) / 12)
+    parts -= 200 * np.exp(-((places - (-4, 1, -3)) ** 2).sum(axis=-1) / 9)
+    grey = np.where(inside, 500 + parts, 0)
+    return (ndimage.gaussian_filter(grey, 0.7) * scale + offset).astype(np.float32)
+
+
+FRAME = oblique(SIZE, MM, (-80, -90, -85), (4, -3, 5))
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """The output folder of a registration of two NIfTIs without any flag but -o, at a small size."""
+    home = tmp_path_factory.mktemp("register")
+    for name, volume in (("fixed", head()), ("moving", head((2, -1, 1)))):
+        sitk.WriteImage(FRAME.put(volume), str(home / f"{name}.nii.gz"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(home)
+        flags = ("-o", "out", "--refine", "8", "-g", "-1", "--size", *SIZE)
+        assert cli.run(register.main, ["fixed.nii.gz", "moving.nii.gz", *map(str, flags)]) == 0
+    return home / "out"
+
+
+def test_it_leaves_few_files(done):
+    names = {"warped.nii.gz", "transform.h5", "inverse.h5", "report.json", "report.html", "summary.png"}
+    assert {path.name for path in done.iterdir()} == names
+
+
+def test_it_registers_and_says_what_it_chose(done):
+    report = json.loads((done / "report.json").read_text())
+    assert report["similarity"][-1] > 0.99 > report["similarity"][0] + 0.02
+    assert report["chosen"] == [
+        f"scans of no known modality, {volume} litres: prepared as heads or brains (--preprocess)"
+        for volume in re.findall(r"[\d.]+ and [\d.]+", report["chosen"][0])
+    ]
+    assert report["doubts"] == []
+    assert report["quality"]["local_correlation"]["after"] > report["quality"]["local_correlation"]["before"]
+    assert report["quality"]["moved_mm"]["largest"] < 40
+
+
+def test_the_page_holds_the_volumes_and_needs_nothing_else(done):
+    page = (done / "report.html").read_text()
+    assert not re.search(r"https?://|src=\"|href=", page)
+    assert "moving.nii.gz registered to fixed.nii.gz" in page
+    data = json.loads(re.search(r"^const data = (.*);$", page, re.M).group(1))
+    packed = data["volumes"]["fixed"]
+    nx, ny, nz = packed["size"]
+    sheet = imread(io.BytesIO(base64.b64decode(packed["png"])))
+    sheet = sheet.reshape(-1, ny, packed["columns"], nx).swapaxes(1, 2).reshape(-1, ny, nx)[:nz]
+    assert [nx, ny, nz] == data["size"]
+    volume = np.round(sheet.transpose(2, 1, 0) * 255)
+    assert volume.min() == 1
+    assert volume.max() == 255
+    centre = ndimage.center_of_mass(volume - 1)
+    np.testing.assert_allclose(centre, (np.array(volume.shape) - 1) / 2, atol=1.5)
+
+
+def test_examples_and_version(capsys):
+    for flag, said in (("--help", "python register.py fixed.nii.gz"), ("--version", f"networks {cli.VERSION}")):
+        with pytest.raises(SystemExit) as end:
+            register.main([flag])
+        assert end.value.code == 0
+        assert said in capsys.readouterr().out
+
+
+def test_it_offers_the_library():
+    from registration import Input
+
+    assert register.Input is Input
+    with pytest.raises(AttributeError, match="no attribute 'Inputs'; it offers Input, Options"):
+        register.Inputs  # noqa: B018
+
+
+@pytest.mark.parametrize(("text", "checkpoint", "value"), [
+    (None, None, "auto"), (None, "own", 0), ("auto", "own", "auto"), ("0", None, 0), ("25", None, 25),
+])  # fmt: skip
+def test_steps_of_refinement(text, checkpoint, value):
+    assert register.parse_refine(text, checkpoint) == value
+
+
+def test_steps_that_are_no_number():
+    with pytest.raises(UserError, match=r"--refine '2\.5' is neither a whole number from 0 nor auto"):
+        register.parse_refine("2.5", None)
+
+
+def as_scan(volume, modality=None):
+    image = FRAME.put(volume)
+    if modality:
+        image.SetMetaData("0008|0060", modality)
+    return image
+
+
+def test_the_modality_is_the_headers_or_shown_by_hounsfield_units():
+    assert modality_of(as_scan(head(), "MR")) == "MR"
+    assert modality_of(as_scan(head(offset=-1000))) == "CT"
+    assert modality_of(as_scan(head())) is None
+    assert modality_of(as_scan(head(scale=0.001, offset=-300))) is None  # flat
+
+
+def test_the_view_follows_what_the_scans_are():
+    brain, text = automatic_view(as_scan(head(), "MR"), as_scan(head(), "MR"))
+    assert (brain.crop, brain.percentiles) == ("brain", (1, 99))
+    assert re.fullmatch(r"MR, (1\.\d|2\.0) and \S+ litres: prepared as heads or brains \(--preprocess\)", text)
+    ct = as_scan(head(scale=2.1, offset=-1000))
+    assert automatic_view(ct, ct)[0].crop == "body"
+    large = FRAME.put(head())
+    large.SetSpacing([2.2 * mm for mm in MM])
+    assert automatic_view(large, as_scan(head()))[0].crop == "none"
+
+
+def test_correlation_around_each_voxel_is_pearsons():
+    rng = np.random.default_rng(3)
+    first, second = (ndimage.gaussian_filter(rng.uniform(0, 255, (15, 14, 13)), 1) * 3 - 250 for _ in range(2))
+    found = local_correlation(first, second, 5)
+    for x, y, z in ((7, 7, 6), (2, 11, 10), (12, 2, 2)):
+        cube = tuple(slice(k - 2, k + 3) for k in (x, y, z))
+        expected = np.corrcoef(first[cube].ravel(), second[cube].ravel())[0, 1]
+        np.testing.assert_allclose(found[x, y, z], expected, atol=1e-4)
+
+
+def test_maps_of_a_result():
+    flow = np.zeros((*SIZE, 3), np.float32)
+    flow[..., 1] = 2
+    flat = np.zeros(SIZE)
+    maps = Quality.of(head() / 4, flat, head() / 4, flow, 0.5 * flow, MM)
+    assert np.unique(maps.moved).tolist() == [14.0]
+    assert np.unique(maps.residual).tolist() == [7.0]
+    numbers = maps.numbers()
+    assert numbers["local_correlation"]["after"] == 1
+    assert numbers["local_correlation"]["before"] == 0
+    assert np.isnan(maps.after[0, 0, 0])  # nothing there to compare
+    assert {tuple(region["region"]) for region in numbers["regions"]} <= set(np.ndindex(4, 4, 4))
+    assert json.loads(json.dumps(numbers)) == numbers
