@@ -6,6 +6,8 @@ PHANTOMS = datasets/quickstart
 CTS = datasets/sample64
 # Give memory back to the system as soon as it is free: the tests make hundreds of networks in one process.
 FRUGAL = MALLOC_ARENA_MAX=2 MALLOC_MMAP_THRESHOLD_=65536 TF_ONEDNN_USE_SYSTEM_ALLOCATOR=1
+# In two parts, since networks and what XLA compiled for them stay in the memory of a process.
+TESTS = $(FRUGAL) $(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 NEWEST = $$(ls -td weights/*_$@* | head -n 1)
 
 .DEFAULT_GOAL := help
@@ -48,10 +50,12 @@ sample: $(CTS).json  ## the same on two real abdominal CTs, which are fetched
 	$(RUN) eval.py -c $(NEWEST) -d $(CTS).json -g -1 -v 2,known --paired --per_cascade --figures 2
 
 test: $(VENV)/.ready-dev  ## set up and pass the tests
-	$(FRUGAL) $(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(TESTS) tests/test_network
+	$(TESTS) --ignore tests/test_network
 
 test-slow: $(VENV)/.ready-dev  ## pass the long tests too
-	$(FRUGAL) $(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m ""
+	$(TESTS) tests/test_network -m ""
+	$(TESTS) --ignore tests/test_network -m ""
 
 bench: $(VENV)/.ready  ## measure speed and memory, into docs/
 	$(RUN) -m benchmarks -o docs/benchmarks

@@ -65,7 +65,8 @@ class CascadeConfig:
             two modalities).
         warp_gradient: whether a cascade's gradient flows back through the image it was given.
         warp_padding: whether warping sees one voxel of zeros around the image instead of a repeated edge.
-        augmentation: None or 'bspline' (random deformation of the moving image in training), or 'identity' (none).
+        augmentation: of the moving image in training. None or 'bspline': a random deformation; 'identity': no
+            augmentation at all.
         fast_reconstruction: whether warps run as compiled kernels that recompute in the backward pass.
         precision: what the convolutions compute in, but for the one that gives a flow; all else is float32.
         rematerialize: whether the backward pass computes a cascade's activations again instead of keeping them.

@@ -80,7 +80,8 @@ class PairResult:
         stages: what was measured after each cascade: a tuple of dicts, name -> NumPy value: a scalar, or an array with
             one value per label or landmark. NaN is 'not measured'. Every name is defined in docs/metrics.md. The last
             one is the result; the first one, if every cascade was measured, is the pair before registration.
-        before: the values before registration, of the graph metrics whose values have a better side.
+        before: the values before registration, of those metrics in the graph that can be better or worse (overlap, for
+            instance; not folding).
         seconds: time that registering and measuring took: the pair's share of its batch.
         images: name -> `PairImage`, as asked for.
         fixed_spacing, moving_spacing: float32 [3], mm per voxel, NaN where unknown.
@@ -103,7 +104,8 @@ class PairResult:
 
 
 class Evaluator:
-    """Applies a network to batches and measures what a plan asks for. Its graph is made once, and kept as long as it.
+    """Applies a network to batches and measures what a plan asks for. Its graph is made
+    once, at the first batch, and kept.
 
     A label value that no segmentation can hold (0 is the background, and above 2**31 - 1 there is none) is not
     measured. Nor is anything of a pair of which an image or the flow is not finite somewhere: all its values are NaN.

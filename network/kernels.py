@@ -23,11 +23,11 @@ xla_kernel = functools.partial(tf.function, jit_compile=True)
 
 
 def whole_step(function: Callable[..., Any], **options: Any) -> Any:
-    """A `tf.function` of a whole step, in which every gradient is taken that is ever wanted of it.
+    """A `tf.function` of a whole step: all gradients of what it computes are taken inside of it, none by its caller.
 
     For each custom gradient in a graph, TensorFlow keeps an entry in a table of its own, and with it the graph and all
-    weights that it uses, for as long as the process runs. The entry serves who takes the gradient of the graph from
-    outside; as nobody does here, it is dropped once the graph is made.
+    weights that it uses, for as long as the process runs. The entry is needed only by a
+    caller who takes the gradient of the whole graph; nobody does here, so it is dropped once the graph is made.
 
     Args:
         function: the step; no tape may be watching where it is called.

@@ -164,7 +164,10 @@ def _interpolate(image: tf.Tensor, coordinates: Sequence[tf.Tensor]) -> tf.Tenso
 
 
 def _looked_at(flow: tf.Tensor) -> list[tf.Tensor]:
-    """Coordinates p + flow(p): three tensors [B, X, Y, Z]. A vector an axis, where a whole grid would cost a pass."""
+    """Coordinates p + flow(p): three tensors [B, X, Y, Z].
+
+    p is added as one vector along each axis, since making the whole grid of p would cost a pass over memory.
+    """
     shape = tf.shape(flow)
     axes = (tf.range(shape[k + 1], dtype=tf.float32) for k in range(3))
     return [flow[..., k] + tf.reshape(axis, [-1] + [1] * (2 - k)) for k, axis in enumerate(axes)]
@@ -218,7 +221,7 @@ def _image_gradient(image: tf.Tensor, flow: tf.Tensor, upstream: tf.Tensor) -> t
         *coordinates, gradient = (tf.gather(a, k, axis=1) for a in slabs)
         cells = _cells(coordinates, shape)
         tx, ty, tz = (t[..., None] for t in cells.fractions)
-        # Weights 1 - t and t as constant + slope * t: a choice between two formulas an element is slow.
+        # Weights 1 - t and t as constant + slope * t, since choosing one of two formulas for each element is slow.
         quad = (_CONSTANT_Y + _SLOPE_Y * ty) * (_CONSTANT_Z + _SLOPE_Z * tz)
         for i, weight in enumerate((1.0 - tx, tx)):
             update = (weight * quad)[..., None] * gradient[..., None, :]

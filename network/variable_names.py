@@ -8,7 +8,7 @@ _CONTAINERS = (list, tuple, dict)
 
 
 def _attributes_of_keras() -> frozenset[str]:
-    """What every layer with a layer in it holds for Keras's and TensorFlow's own use."""
+    """Names of the attributes that Keras gives to every layer for its own use: no weights of a network are there."""
     probe = keras.layers.Layer()
     probe.part = keras.layers.Layer()
     return frozenset(vars(probe)) - {"part"}

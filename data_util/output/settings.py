@@ -51,7 +51,7 @@ class Settings:
         figures: number of pairs that are drawn.
         versions: package -> version of what the numbers may depend on.
         weights: hash of the checkpoint's content; None in old files.
-        written: when the checkpoint file was written, in seconds: what old files know it by.
+        written: when the checkpoint file was written, in seconds. Files without `weights` tell a checkpoint by it.
         values: name -> what that value is; empty in old files.
     """
 

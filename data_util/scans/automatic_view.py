@@ -5,7 +5,7 @@ import SimpleITK as sitk
 
 from data_util.scans.dicom import MODALITY
 from data_util.scans.frame import Frame
-from data_util.scans.regions import AIR, body_mask
+from data_util.scans.regions import DARKEST, body_mask
 from data_util.scans.view import PRESETS, View
 from errors import UserError
 
@@ -19,7 +19,7 @@ def modality_of(image: sitk.Image) -> str | None:
         return image.GetMetaData(MODALITY)
     values = sitk.GetArrayViewFromImage(image)
     lowest, highest = float(values.min()), float(values.max())
-    return "CT" if lowest < AIR and highest - lowest > CT_RANGE else None
+    return "CT" if lowest < DARKEST and highest - lowest > CT_RANGE else None
 
 
 def automatic_view(fixed: sitk.Image, moving: sitk.Image) -> tuple[View, str]:

@@ -1,8 +1,8 @@
 """DICOM series: list those of a folder, and read one with the right grey values at the right places.
 
 A series is read slice by slice, in files of one slice or of many (enhanced DICOM), and put together by the slices'
-places, not by their numbers or file names. Grey values are the stored numbers by each slice's own rescale, whichever
-way they are meant to be drawn. What does not make one volume is refused.
+places, not by their numbers or file names. Grey values are the stored numbers with each slice's own slope and
+intercept, also where dark is meant to be drawn bright (MONOCHROME1). What does not make one volume is refused.
 """
 
 import hashlib

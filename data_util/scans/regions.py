@@ -33,7 +33,7 @@ LIVER_RANGES = (
 LIVER_RADIUS = 26  # mm
 LIVER_SIGMA = 2  # voxels
 LEAST_LIVER = 50  # ml
-AIR = -200  # HU; every CT of a person has something darker
+DARKEST = -200  # HU; every CT of a person has something darker, air
 COARSE = 3  # mm, about the grid that majorities are counted on
 BODY_HU = -300
 BODY_GRID = 4  # mm
@@ -94,9 +94,9 @@ def check_hounsfield(image: sitk.Image) -> None:
     if modality not in ("", "CT"):
         raise UserError(f"the scan is {modality}, and liver and body are for CT; preprocess by brain or none")
     lowest = sitk.GetArrayViewFromImage(image).min()
-    if lowest > AIR:
+    if lowest > DARKEST:
         raise UserError(
-            f"the scan's lowest grey value is {lowest:g}, and a CT in Hounsfield units has air below {AIR}; "
+            f"the scan's lowest grey value is {lowest:g}, and a CT in Hounsfield units has air below {DARKEST}; "
             "of another modality, preprocess by brain or none"
         )
 
@@ -171,7 +171,7 @@ def body_mask(image: sitk.Image) -> np.ndarray:
     size = np.ceil(np.array(frame.size) * frame.spacing / BODY_GRID).astype(int)
     coarse = frame.box((0, 0, 0), frame.size, np.clip(size, 2, np.maximum(frame.size, 2)))
     grey = to_array(coarse.resample(sitk.Cast(image, sitk.sitkFloat32)))
-    bright = grey > (BODY_HU if grey.min() < AIR else _otsu(grey))
+    bright = grey > (BODY_HU if grey.min() < DARKEST else _otsu(grey))
     reach = np.maximum(BODY_OPENING / np.array(coarse.spacing), 1)
     around = [(int(r), int(r)) for r in reach]
     opened = ndimage.binary_opening(np.pad(bright, around, mode="edge"), _ball(reach))
