@@ -45,7 +45,7 @@ def devices(gpu: str, batch: int, wait: float | None = None, most: int | None = 
         n = max(len(ids), 1)
     if wait is not None and cluster.workers > 1:
         workers.meet(cluster, wait)
-    with start.quietly(), workers.connecting(wait or 0) if cluster.workers > 1 else contextlib.nullcontext():
+    with start.quietly(), workers.connecting() if cluster.workers > 1 else contextlib.nullcontext():
         strategy = _strategy(tf, gpu, ids, n, cluster.workers)
     start.compiler()
     return strategy

@@ -20,6 +20,7 @@ from errors import UserError, listed
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _AGAIN_SECONDS = 0.2  # between two looks at who is there
 _ANSWER_SECONDS = 2.0  # for what a worker that is there sends
+_CONNECT_SECONDS = 120  # for TensorFlow, once all workers are there
 _END_SECONDS = 5.0  # for a process that a signal has ended in the ordinary way
 
 
@@ -88,6 +89,8 @@ def meet(cluster: Cluster, seconds: float) -> None:
         _report(cluster, until, seconds)
     else:
         _gather(cluster, until, seconds)
+    connects = f"TensorFlow connects them, within {_CONNECT_SECONDS} s"
+    print(f"All {cluster.workers} workers are here; {connects}", file=sys.stderr, flush=True)
 
 
 def _gather(cluster: Cluster, until: float, seconds: float) -> None:
@@ -112,7 +115,8 @@ def _gather(cluster: Cluster, until: float, seconds: float) -> None:
                 _welcome(cluster, here, connection)
             here = {k: connection for k, connection in here.items() if not _is_closed(connection)}
         for connection in here.values():
-            connection.sendall(b"go\n")
+            with contextlib.suppress(OSError):  # it ended just now, which TensorFlow will tell
+                connection.sendall(b"go\n")
         for connection in here.values():  # who closes first keeps the port for a while: not this process
             connection.settimeout(_ANSWER_SECONDS)
             with contextlib.suppress(OSError):
@@ -214,18 +218,19 @@ def _cannot_start(why: str) -> UserError:
 
 
 @contextlib.contextmanager
-def connecting(seconds: float) -> Iterator[None]:
+def connecting() -> Iterator[None]:
     """Around the moment in which TensorFlow connects the workers.
 
     It holds Python's lock then, so that no Python code, a signal handler or a thread, could end a process that waits
-    for one that died just now: signals end the process as the system does it, and an alarm where it takes too long.
+    for one that died just now: Ctrl-C and SIGHUP end it as the system does it, and an alarm where it takes too long.
+    SIGTERM is not heard: TensorFlow takes it for itself, until the handler of before is set again.
 
     Raises:
         UserError: TensorFlow cannot connect.
     """
     handled = [n for n in (*_SIGNALS, signal.SIGALRM) if signal.getsignal(n) is not signal.SIG_IGN]
     before = {number: signal.signal(number, signal.SIG_DFL) for number in handled}
-    signal.alarm(max(1, round(seconds)))
+    signal.alarm(_CONNECT_SECONDS)
     try:
         yield
     except Exception as error:
