@@ -1,6 +1,7 @@
-"""Progress bars: on a terminal a bar that moves, in a log file one line per minute."""
+"""Progress bars: on a terminal a bar that moves, in a log file one line per minute; and how long each step took."""
 
 import sys
+import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -32,3 +33,21 @@ def bar(items: Iterable | None = None, **options: Any) -> tqdm.tqdm:
     if sys.stderr.isatty():
         return tqdm.tqdm(items, **options)
     return tqdm.tqdm(items, file=_Lines(), mininterval=EVERY_SECONDS, ncols=100, **options)
+
+
+class Clock:
+    """Adds up the wall time of named steps.
+
+    Attributes:
+        seconds: those of each step so far.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def stop(self, step: str) -> None:
+        """Add the time since the last stop to a step."""
+        now = time.perf_counter()
+        self.seconds[step] = round(self.seconds.get(step, 0) + now - self._last, 3)
+        self._last = now

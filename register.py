@@ -47,6 +47,7 @@ def add_flags(flags: argparse.ArgumentParser) -> None:
     add("-c", "--checkpoint", default=None, help="run: FOLDER, FOLDER:STEP or its name in weights/ (none)")
     add("-o", "--output", default="output", help="folder to make (output)")
     add("--affine", default=None, help="find this map first: none, rigid, similarity or affine (affine; none with -c)")
+    add("--initial_transform", metavar="FILE", help="linear transform to start from, in place of one that is found")
     add("-r", "--rep", default="1", help="times each cascade is applied, or auto: as often as it helps (1)")
     add("--refine", default=None, metavar="STEPS", help="optimise the result for this pair; auto: until it no longer "
         "improves (auto; 0 with -c)")  # fmt: skip
@@ -109,6 +110,7 @@ def run(args: argparse.Namespace, write: Callable[..., None]) -> None:
             asked_view(args),
             _shown_steps(refine, stack),
             affine=args.affine,
+            initial_transform=args.initial_transform,
             rep=cli.parse_rep(args.rep),
             refine=refine,
             image_size=None if args.size is None else tuple(args.size),
@@ -155,6 +157,8 @@ def check(args: argparse.Namespace) -> int | str:
     Raises:
         UserError: a flag is outside its range, a file is not there, or the output must not be written.
     """
+    from data_util.scans.transform_files import read_linear
+
     refine = parse_refine(args.refine, args.checkpoint)
     cli.parse_rep(args.rep)
     if devices.device_count(args.gpu) > 1:
@@ -168,6 +172,8 @@ def check(args: argparse.Namespace) -> int | str:
         if path is not None and not os.path.exists(path):
             raise UserError(f"{path}: no such file; check --labels and --points")
     asked_view(args)
+    if args.initial_transform is not None:
+        read_linear(args.initial_transform)
     return refine
 
 

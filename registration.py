@@ -8,7 +8,6 @@ result.warped, result.displacement      # SimpleITK images on the voxels of the 
 result.transform.to_moving(points)      # landmarks [n, 3] in mm
 """
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -28,12 +27,15 @@ from data_util.scans.images import orient, read_image, read_native
 from data_util.scans.pair_transform import PairTransform
 from data_util.scans.prepared import PreparedScan, prepare_scan
 from data_util.scans.preprocessing import prepare
+from data_util.scans.transform_files import read_linear
 from data_util.scans.view import PRESETS, View
 from errors import UserError
+from progress import Clock
 from views import choose_view, run_view
 
 AUTO_STEPS = 60
 AFFINE_KINDS = ("none", *affine_search.KINDS)
+GIVEN = "given"  # an initial transform in place of one of these
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,8 @@ class Options:
     Attributes:
         affine: map found by grey values before anything else: 'rigid', 'similarity', 'affine' or 'none'. None is
             'affine' without a network, and 'none' with one, which has an affine cascade of its own.
+        initial_transform: a linear map to start from in place of one that is found: transform file or SimpleITK
+            transform, from places in the fixed scan to places in the moving one, in mm (LPS).
         rep: how often each deformable cascade is applied, or 'auto': as often as it helps.
         refine: steps of optimisation of the result for this very pair, after the network or without one; 'auto': until
             it no longer improves. None is 'auto' without a network, and 0 with one.
@@ -67,6 +71,7 @@ class Options:
     """
 
     affine: str | None = None
+    initial_transform: Any = None
     rep: int | str = 1
     refine: int | str | None = None
     image_size: tuple[int, int, int] | None = None
@@ -128,7 +133,8 @@ def register(
     """
     how = _options(checkpoint, options)
     kind = _check(checkpoint, view, how)
-    clock = _Clock()
+    given = None if kind != GIVEN else read_linear(how.initial_transform)
+    clock = Clock()
     inputs = [source if isinstance(source, Input) else Input(source) for source in (fixed, moving)]
     scans = [_read(role, source) for role, source in zip(("fixed", "moving"), inputs, strict=True)]
     clock.stop("read")
@@ -142,7 +148,9 @@ def register(
         for role, scan in zip(("fixed", "moving"), scans, strict=True)
     )
     clock.stop("preprocess")
-    frame, volume = (moving.frame, moving.volume) if kind == "none" else _aligned(fixed, moving, view, kind, model)
+    frame, volume = (
+        (moving.frame, moving.volume) if kind == "none" else _aligned(fixed, moving, view, given or kind, model)
+    )
     kind = "none" if frame is moving.frame else kind
     clock.stop("affine")
     network = _load(model)
@@ -166,7 +174,9 @@ def register(
     measured = _measure(pair[0], _tensor(moving.volume), output.stages)
     quality = _quality(fixed, moving, stages)
     left_over = (
-        affine_search.left_over(fixed.frame, fixed.volume, from_unit(stages[-1].warped)) if kind == "none" else None
+        affine_search.left_over(fixed.frame, fixed.volume, from_unit(stages[-1].warped))
+        if kind in ("none", GIVEN)
+        else None
     )
     clock.stop("measure")
     report = {
@@ -209,24 +219,14 @@ def _check(checkpoint: Any, view: View | str | None, options: Options) -> str:
         raise UserError(f"unknown kind of affine map {options.affine!r}; known are {', '.join(AFFINE_KINDS)}")
     if isinstance(options.refine, int) and options.refine < 0:
         raise UserError(f"{options.refine} steps of refinement; give a whole number from 0, or auto")
+    if options.initial_transform is not None and options.affine is not None:
+        raise UserError(f"an initial transform, and an affine map of kind {options.affine!r} to find; give one of them")
+    if options.initial_transform is not None:
+        return GIVEN
     kind = options.affine or ("none" if checkpoint is not None else "affine")
     if checkpoint is None and not options.refine and kind == "none":
         raise UserError("nothing to register with: give a checkpoint, steps of refinement, or a kind of affine map")
     return kind
-
-
-class _Clock:
-    """Adds up the wall time of named steps."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def stop(self, step: str) -> None:
-        """Add the time since the last stop to a step."""
-        now = time.perf_counter()
-        self.seconds[step] = round(self.seconds.get(step, 0) + now - self._last, 3)
-        self._last = now
 
 
 def _read(role: str, source: Input) -> tuple[sitk.Image, Frame, sitk.Image | None]:
@@ -286,16 +286,24 @@ def _for_modalities(model: _Model, options: Options, fixed: sitk.Image, moving: 
 
 
 def _aligned(
-    fixed: PreparedScan, moving: PreparedScan, view: View, kind: str, model: _Model
+    fixed: PreparedScan, moving: PreparedScan, view: View, how: str | tuple[np.ndarray, np.ndarray], model: _Model
 ) -> tuple[Frame, np.ndarray]:
     """The moving volume brought to the fixed one by an affine map, with its frame in the moving scan.
 
-    Where the two volumes as they were cropped are more alike already, they stay as they are.
+    Args:
+        how: the kind of map to find; where the two volumes as they were cropped are more alike already, they stay as
+            they are. Or the matrix and the offset of a given one, which is taken as it is.
     """
+    if isinstance(how, tuple):
+        frame = fixed.frame.mapped(*how)
+        try:
+            return frame, prepare(moving.image, frame, view)[0]
+        except UserError as error:
+            raise UserError(f"where the initial transform leads: {error}") from error
     from network.losses import similarity_loss
 
     try:
-        found = affine_search.find_affine(fixed.image, moving.image, kind)
+        found = affine_search.find_affine(fixed.image, moving.image, how)
         offset = np.array(found.TransformPoint((0.0, 0.0, 0.0)))
         frame = fixed.frame.mapped(np.reshape(found.GetMatrix(), (3, 3)), offset)
         volume, _ = prepare(moving.image, frame, view)
@@ -368,6 +376,7 @@ def _settings(inputs: list[Input], model: _Model, view: View, kind: str, options
         "moving_mask": _name(moving.mask),
         "checkpoint": None if model.prefix is None else str(model.prefix),
         "affine": kind,
+        "initial_transform": _name(options.initial_transform),
         "rep": options.rep,
         "refine": options.refine,
         "orientation": view.orientation,

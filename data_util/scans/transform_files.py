@@ -67,17 +67,21 @@ def read_transform(path: str | os.PathLike) -> sitk.Transform:
     return transform
 
 
-def read_linear(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
+def read_linear(source: str | os.PathLike | sitk.Transform) -> tuple[np.ndarray, np.ndarray]:
     """Read a transform that is linear: matrix [3, 3] and offset [3] in mm (LPS), from fixed to moving places.
+
+    Args:
+        source: file with one of `ENDINGS`, or a SimpleITK transform.
 
     Raises:
         UserError: as `read_transform`, or it is not linear.
     """
-    transform = read_transform(path)
+    is_read = isinstance(source, sitk.Transform)
+    transform = source if is_read else read_transform(source)
     try:
         return linear_map(transform)
     except UserError as error:
-        raise UserError(f"{path}: {error}") from error
+        raise UserError(f"{'the transform' if is_read else source}: {error}") from error
 
 
 def write_transform(transform: sitk.Transform, path: str | os.PathLike) -> None:
