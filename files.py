@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from errors import UserError
 PARTIAL = ".partial-"
 REPLACED = "replaced"  # in a partial folder: the folder that is being replaced, until the new one has its place
 SECONDS_UNTIL_LEFT = 24 * 3600
+AT_A_TIME = 16  # files that are brought to the disk: 1700 take 0.3 s, one after another 8 s
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # What libraries say that give no number of an error.
 _FULL_TEXTS = (*map(os.strerror, FULL), "wrote only", "only wrote")
@@ -105,9 +107,9 @@ def publish(written: Path, path: Path) -> None:
 
 def sync(written: Path) -> None:
     """Bring a file, or a folder with all that is in it, to the disk."""
-    for below in written.rglob("*") if written.is_dir() else ():
-        if not below.is_symlink():
-            _sync(below)
+    if written.is_dir():
+        with ThreadPoolExecutor(AT_A_TIME) as pool:
+            list(pool.map(_sync, (below for below in written.rglob("*") if not below.is_symlink())))
     _sync(written)
 
 
