@@ -38,6 +38,15 @@ def parser(description: str, examples: str | None = None) -> argparse.ArgumentPa
     return flags
 
 
+def add_trust_flag(flags: argparse.ArgumentParser) -> None:
+    """The flag of the commands that read a data set."""
+    flags.add_argument(
+        "--trust",
+        action="store_true",
+        help="the data set's HDF5 files may have images read from files outside their folders (off)",
+    )
+
+
 def add_shared_flags(flags: argparse.ArgumentParser) -> None:
     """The flags that mean the same in every script."""
     flags.add_argument(

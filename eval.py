@@ -53,6 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--shard", default="1/1", help="evaluate part i of n, as i/n; join with python -m data_util.report merge")
     cli.add_shared_flags(flags)
+    cli.add_trust_flag(flags)
     return flags
 
 
@@ -75,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     prefix = runs.find_checkpoint(args.checkpoint)
     trained = runs.load_args(prefix.parent)
-    data = load_dataset_config(args.dataset or trained.dataset or "datasets/liver.json")
+    data = load_dataset_config(args.dataset or trained.dataset or "datasets/liver.json", args.trust)
     data_args = trained.data_args if args.data_args is None else args.data_args
     paired = args.paired or cli.is_paired(data_args)
     reports = report_names(args, prefix)

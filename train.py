@@ -73,6 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--rematerialize", action="store_true", help="compute activations again in the backward pass: less memory")
     add("--wait", type=int, default=600, metavar="SECONDS", help="how long to wait for the workers of TF_CONFIG (600)")
     cli.add_shared_flags(flags)
+    cli.add_trust_flag(flags)
     flags.set_defaults(precision=None)  # that of the run
     return flags
 
@@ -86,7 +87,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     from data_util.config import load_dataset_config
 
-    data = load_dataset_config(args.dataset)
+    data = load_dataset_config(args.dataset, args.trust)
     config = model_config(args, source, data.image_size)
     # As the run's args.json tells them, in which the original reads net_args as text.
     args.base_network, args.n_cascades, args.net_args = config.base_network, config.n_cascades, config.net_args

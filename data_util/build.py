@@ -26,6 +26,7 @@ from data_util.making.parts import is_finished, join_parts, make_parts, opened_p
 from data_util.making.recipe import Recipe
 from data_util.making.sources import RULE, Source, find_sources
 from data_util.making.splits import SUBSETS
+from data_util.names import check_name
 from data_util.scans.points import SPACES
 from data_util.scans.view import CROPS
 from errors import Stopped, UserError
@@ -66,6 +67,8 @@ def build(
         Stopped: Ctrl-C; what is finished is kept.
     """
     data, config = Path(f"{prefix}.h5"), Path(f"{prefix}.json")
+    for source in sources:
+        check_name(f"{data.stem}/{source.id}", "scan")
     command = [asdict(recipe), subsets, image_type, atlas]
     if not overwrite and is_finished(data, sources, command):
         print(f"{data} is there already, made by the same command of the same files", file=sys.stderr)

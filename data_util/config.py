@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from checked import read_json
+from checked import is_finite, read_json, shown
+from data_util.names import check_name, plain
 from data_util.readers import READERS
 from data_util.scans.view import KEYS as VIEW_KEYS
 from data_util.scans.view import View
-from errors import UserError
+from errors import UserError, listed
 from files import write_text
 
 KEYS = (
@@ -28,6 +29,8 @@ KEYS = (
     "task",
     *VIEW_KEYS,
 )
+LARGEST = 2**15
+"""Voxels along an axis of a volume; more is a mistake."""
 _KIND = {dict: "an object {...}", list: "a list [...]", str: "a string", int: "a whole number", float: "a number"}
 
 
@@ -38,10 +41,12 @@ class DataFile:
     Attributes:
         path: the file; it need not exist: only files that are read are opened.
         type: how it is read, one of `readers.READERS`.
+        trusted: whether it may have values read from files outside its folder.
     """
 
     path: Path
     type: str = "HDF5"
+    trusted: bool = False
 
 
 @dataclass(frozen=True)
@@ -119,7 +124,7 @@ def save_json(path: str | Path, content: Mapping[str, Any]) -> None:
     write_text(path, json.dumps(content, indent=2) + "\n")
 
 
-def load_dataset_config(path: str | Path) -> DatasetConfig:
+def load_dataset_config(path: str | Path, trusted: bool = False) -> DatasetConfig:
     """Read and check a config.
 
     A relative path in it is looked for from the working directory, then from the config's folder, then from that
@@ -127,6 +132,7 @@ def load_dataset_config(path: str | Path) -> DatasetConfig:
 
     Args:
         path: the config, a JSON file.
+        trusted: the files may have values read from files outside their folders (`--trust`).
 
     Returns:
         The checked config.
@@ -151,7 +157,7 @@ def load_dataset_config(path: str | Path) -> DatasetConfig:
     }
     return DatasetConfig(
         path=path,
-        files={key: _file(key, entry, path) for key, entry in _table(raw, "files", dict, path).items()},
+        files={key: _file(key, entry, path, trusted) for key, entry in _table(raw, "files", dict, path).items()},
         image_size=_image_size(raw.get("image_size", [128, 128, 128]), path),
         image_type=_optional(raw, "image_type", path),
         subsets=subsets,
@@ -175,15 +181,15 @@ def _read_json(path: Path) -> Any:
 def _expect(value: Any, kind: type, path: Path, what: str) -> Any:
     """`value` where it is of `kind` (a float may be written as an int; true and false are no numbers)."""
     allowed = (int, float) if kind is float else kind
-    if not isinstance(value, allowed) or isinstance(value, bool):
-        raise UserError(f"{path}: {what} must be {_KIND[kind]}, not {json.dumps(value)}")
+    if not isinstance(value, allowed) or isinstance(value, bool) or (kind is float and not is_finite(value)):
+        raise UserError(f"{path}: {what} must be {_KIND[kind]}, not {shown(value)}")
     return value
 
 
 def _known(value: Mapping[str, Any], allowed: Sequence[str], path: Path, what: str) -> None:
     unknown = [key for key in value if key not in allowed]
     if unknown:
-        raise UserError(f"{path}: unknown key '{unknown[0]}' in {what}; allowed are {', '.join(allowed)}")
+        raise UserError(f"{path}: unknown key '{plain(unknown[0])}' in {what}; allowed are {', '.join(allowed)}")
 
 
 def _table(raw: Mapping[str, Any], key: str, kind: type, path: Path) -> dict[str, Any]:
@@ -191,6 +197,8 @@ def _table(raw: Mapping[str, Any], key: str, kind: type, path: Path) -> dict[str
     table = _expect(raw[key], dict, path, f"'{key}'")
     if not table:
         raise UserError(f"{path}: '{key}' is empty; it needs at least one entry")
+    for name in table:
+        check_name(name, f"{path}: in '{key}' the name")
     return {name: _expect(value, kind, path, f"{key}.{name}") for name, value in table.items()}
 
 
@@ -198,7 +206,7 @@ def _optional(raw: Mapping[str, Any], key: str, path: Path) -> str | None:
     return None if raw.get(key) is None else _expect(raw[key], str, path, f"'{key}'")
 
 
-def _file(key: str, entry: Mapping[str, Any], path: Path) -> DataFile:
+def _file(key: str, entry: Mapping[str, Any], path: Path, trusted: bool) -> DataFile:
     what = f"files.{key}"
     if key == "" or ("/" in key and key != "/"):
         raise UserError(f"{path}: file key '{key}' cannot be part of a scan id; use a name without '/', or '/' alone")
@@ -206,22 +214,25 @@ def _file(key: str, entry: Mapping[str, Any], path: Path) -> DataFile:
     kind = entry.get("type", "HDF5")
     if not isinstance(kind, str) or kind not in READERS:
         known = ", ".join(f'"{name}"' for name in READERS)
-        raise UserError(f"{path}: {what}.type is {json.dumps(kind)}; known are {known}, and those that a --plugin adds")
+        raise UserError(f"{path}: {what}.type is {shown(kind)}; known are {known}, and those that a --plugin adds")
     if "path" not in entry:
         raise UserError(f"{path}: {what} has no 'path'; give the path of its HDF5 file")
     relative = Path(_expect(entry["path"], str, path, f"{what}.path"))
     folder = path.resolve().parent
     candidates = [base / relative for base in (Path.cwd(), folder, folder.parent)]
-    return DataFile(next((c for c in candidates if c.exists()), candidates[0]), kind)
+    try:
+        return DataFile(next((c for c in candidates if c.exists()), candidates[0]), kind, trusted)
+    except OSError as error:  # no file can be named so
+        raise UserError(f"{path}: {what}.path is {shown(entry['path'])} ({error.strerror}); mend it") from error
 
 
 def _image_size(size: Any, path: Path) -> tuple[int, int, int]:
     if (
         not isinstance(size, list)
         or len(size) != 3
-        or any(not isinstance(s, int) or isinstance(s, bool) or s < 1 for s in size)
+        or any(not isinstance(s, int) or isinstance(s, bool) or not 1 <= s <= LARGEST for s in size)
     ):
-        raise UserError(f"{path}: 'image_size' must be three positive whole numbers, not {json.dumps(size)}")
+        raise UserError(f"{path}: 'image_size' must be three positive whole numbers up to {LARGEST}, not {shown(size)}")
     x, y, z = size
     return x, y, z
 
@@ -231,9 +242,11 @@ def _scheme(name: str, parts: Mapping[str, Any], subsets: Mapping[str, Any], pat
         raise UserError(f"{path}: scheme '{name}' is empty; give it at least one subset with a fraction")
     for subset, fraction in parts.items():
         if subset not in subsets:
-            raise UserError(f"{path}: scheme '{name}' names unknown subset '{subset}'; known are {', '.join(subsets)}")
+            raise UserError(
+                f"{path}: scheme '{name}' names unknown subset '{plain(subset)}'; known are {listed(list(subsets))}"
+            )
         if not _expect(fraction, float, path, f"schemes.{name}.{subset}") > 0:
-            raise UserError(f"{path}: schemes.{name}.{subset} is {fraction}; a fraction must be positive")
+            raise UserError(f"{path}: schemes.{name}.{subset} is {fraction:g}; a fraction must be positive")
     total = sum(parts.values())
     if not abs(total - 1) <= 1e-6:
         raise UserError(f"{path}: the fractions of scheme '{name}' add up to {total:g}; they must add up to 1")
@@ -249,19 +262,17 @@ def _pairs(raw: dict[str, Any], subsets: Mapping[str, Any], path: Path) -> dict[
     table = _table(raw, "pairs", list, path)
     for subset, pairs in table.items():
         if subset not in subsets:
-            raise UserError(f"{path}: 'pairs' names unknown subset '{subset}'; known are {', '.join(subsets)}")
+            raise UserError(f"{path}: 'pairs' names unknown subset '{subset}'; known are {listed(list(subsets))}")
         for k, pair in enumerate(pairs):
             if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(scan, str) for scan in pair)):
-                raise UserError(
-                    f"{path}: pairs.{subset}, entry {k + 1}: is {json.dumps(pair)}; write [fixed id, moving id]"
-                )
+                raise UserError(f"{path}: pairs.{subset}, entry {k + 1}: is {shown(pair)}; write [fixed id, moving id]")
     return {subset: tuple((fixed, moving) for fixed, moving in pairs) for subset, pairs in table.items()}
 
 
 def _task(task: Any, path: Path) -> tuple[str, ...]:
     tasks = task if isinstance(task, list) else [task]
     if "registration" not in tasks:
-        raise UserError(f"{path}: 'task' is {json.dumps(task)}; only \"registration\", or a list with it, is supported")
+        raise UserError(f"{path}: 'task' is {shown(task)}; only \"registration\", or a list with it, is supported")
     return tuple(_expect(t, str, path, "an entry of 'task'") for t in tasks)
 
 
@@ -274,7 +285,7 @@ def _labels(raw: dict[str, Any], path: Path) -> dict[str, int] | None:
         if not 0 < value < 2**31:
             what = "; 0 is the background, which is not scored: leave it out" if value == 0 else ""
             raise UserError(
-                f"{path}: segmentation_class_value.{name} is {value}; a label is a whole number from 1 to {2**31 - 1}"
-                + what
+                f"{path}: segmentation_class_value.{name} is {shown(value)}; a label is a whole number from 1 to "
+                f"{2**31 - 1}{what}"
             )
     return labels

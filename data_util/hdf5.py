@@ -22,6 +22,7 @@ Of the file:
     made_by       a digest of the command and of the scans' files, by which a finished build knows its own set
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from data_util.names import plain
 from data_util.readers import Reader
 from errors import UserError
 
@@ -120,15 +122,51 @@ class HDF5Reader(Reader):
             if not isinstance(group, h5py.Group):
                 raise UserError(f"{where}: is a dataset; a scan must be a group with a dataset 'volume'")
             if "volume" not in group:
-                have = ", ".join(map(_text, group)) or "nothing"
+                have = ", ".join(plain(_text(name)) for name in group) or "nothing"
                 raise UserError(
                     f"{where}: no dataset 'volume' (it has {have}); a scan must be a group with a dataset 'volume'"
                 )
-            arrays = {name: _Array(group[name], name, where) for name in (*ARRAYS, SPACING) if name in group}
+            self._check_place(group, f"{where}: the scan")
+            arrays = {}
+            for name in (*ARRAYS, SPACING):
+                if name in group:
+                    self._check_place(group[name], f"{where}: '{name}'")
+                    arrays[name] = _Array(group[name], name, where)
             attributes = {name: group.attrs[name] for name in (SPACING, DOUBTS) if name in group.attrs}
             if "flow" in arrays and FLOW_SOURCE in group["flow"].attrs:
                 attributes["flow_source"] = group["flow"].attrs[FLOW_SOURCE]
         return attributes | arrays
+
+    def _check_place(self, item: h5py.Group | h5py.Dataset, where: str) -> None:
+        """Refuse what would be read from another file than the user gave: a file may name any of the user's."""
+        if isinstance(item, h5py.Dataset) and item.external:
+            raise UserError(
+                f"{where} has its values in another file ({plain(str(item.external[0][0]))}), which may be any; get "
+                "them as values within the HDF5 file"
+            )
+        if self.trusted:
+            return
+        other, folder = Path(os.path.abspath(item.file.filename)), Path(os.path.abspath(self.path)).parent
+        if not other.is_relative_to(folder):
+            what = f"is a link to {other}, outside the folder of {self.path}"
+        elif isinstance(item, h5py.Dataset) and _maps_files(item):
+            what = "is put together of parts of other files (a virtual dataset)"
+        else:
+            return
+        raise UserError(f"{where} {what}; get it as values within the HDF5 file, or give --trust if you trust the file")
+
+
+def _maps_files(dataset: h5py.Dataset, seen: frozenset[str] = frozenset()) -> bool:
+    """Whether a dataset is virtual and has values of other files, also by way of others in its own."""
+    if not dataset.is_virtual:
+        return bool(dataset.external)
+    for source in dataset.virtual_sources():
+        name = source.dset_name
+        if source.file_name != "." or "%" in name or name in seen:
+            return True
+        if name in dataset.file and _maps_files(dataset.file[name], seen | {name}):
+            return True
+    return False
 
 
 class _Array:
@@ -146,6 +184,7 @@ class _Array:
                 "again with gzip (h5repack -f GZIP=4), or name the folder of the filter's plugin in HDF5_PLUGIN_PATH"
             )
         self.shape, self.dtype = dataset.shape, dataset.dtype
+        self.has_checksum = dataset.size == 0 or dataset.fletcher32
         self._dataset, self._name, self._where = dataset, name, where
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:

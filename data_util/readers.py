@@ -20,7 +20,10 @@ class Reader(abc.ABC):
 
     Attributes:
         path: the file.
+        trusted: whether the user trusts the file (`--trust`), so that it may have values read from files elsewhere.
     """
+
+    trusted = False
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -73,10 +76,12 @@ class Reader(abc.ABC):
 READERS: dict[str, Callable[[Path], Reader] | str] = {"HDF5": "data_util.hdf5:HDF5Reader"}
 
 
-def open_file(path: Path, kind: str) -> Reader:
+def open_file(path: Path, kind: str, trusted: bool = False) -> Reader:
     """Open a file of a data set by the reader of its type, which is imported now if it is not yet."""
     reader = READERS[kind]
     if isinstance(reader, str):
         module, _, name = reader.partition(":")
         reader = getattr(importlib.import_module(module), name)
-    return reader(path)
+    opened = reader(path)
+    opened.trusted = trusted
+    return opened

@@ -14,6 +14,7 @@ import numpy as np
 
 from data_util.config import DataFile
 from data_util.hdf5 import Scan
+from data_util.names import check_name, plain
 from data_util.readers import Reader, open_file
 from errors import UserError
 
@@ -34,6 +35,7 @@ class Description:
         has_spacing: whether the size of its voxels is known.
         flow_source: id of the scan that it was made of by a known flow, or None.
         doubts: reasons to look at the scan, a text, or None.
+        without_checksum: number of its arrays in whose file damage can go unnoticed.
     """
 
     shape: tuple[int, int, int]
@@ -44,6 +46,7 @@ class Description:
     has_spacing: bool
     flow_source: str | None
     doubts: str | None
+    without_checksum: int = 0
 
 
 class ScanStore:
@@ -104,11 +107,14 @@ class ScanStore:
         Ids keep their order; a glob gives the scans that it matches in natural order (1, 2, 10), `*` within one level.
 
         Raises:
-            UserError: an id does not exist, or a glob matches nothing.
+            UserError: an id does not exist or cannot be one, or a glob matches nothing.
         """
         ids: dict[str, None] = {}
         for entry in entries:
+            check_name(entry, "scan")
             named = self._glob(entry) if any(c in entry for c in "*?[") else [self._existing(entry)]
+            for scan_id in named:
+                check_name(scan_id, f"{self.locate(scan_id)[0].path}: scan")
             ids.update(dict.fromkeys(named))
         return list(ids)
 
@@ -156,7 +162,7 @@ class ScanStore:
                 raise UserError(
                     f"{file.path}: no such {file.type} file; download or make it, or mend its path in the config"
                 )
-            self._readers[file.path] = open_file(file.path, file.type)
+            self._readers[file.path] = open_file(file.path, file.type, file.trusted)
         return self._readers[file.path]
 
     def _existing(self, scan_id: str) -> str:
@@ -166,7 +172,7 @@ class ScanStore:
             if reader.exists(key):
                 return scan_id
             known = reader.keys()
-        near = difflib.get_close_matches(key, known, n=5, cutoff=0)
+        near = [plain(name) for name in difflib.get_close_matches(key, known, n=5, cutoff=0)]
         raise UserError(
             f"scan '{scan_id}': no key '{key}' in {file.path}; the nearest there are {', '.join(near) or 'none'}: "
             "mend the id or get the right file"
@@ -274,6 +280,7 @@ def _describe(members: Mapping[str, Any], where: str) -> tuple[Description, np.n
         has_spacing=spacing is not None,
         flow_source=_flow_source(members, volume.shape, where),
         doubts=" ".join(_text(members.get("doubts")).split()) or None,
+        without_checksum=sum(getattr(member, "has_checksum", True) is False for member in members.values()),
     )
     return description, points, spacing
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_util.making.folders import list_folder, scan_in
+from data_util.names import check_name
 from data_util.store import natural_order
 from errors import UserError
 
@@ -72,6 +73,7 @@ def find_sources(scans: str | Path) -> tuple[list[Source], list[str]]:
     if not sources:
         raise UserError("; ".join([f"{scans}: no scans found", *remarks, RULE]))
     for source in sources:
+        check_name(source.id, f"{scans}: id")
         if not source.id or re.search(r"[/*?\[\]]", source.id) or source.id.startswith("."):
             raise UserError(f"{scans}: id '{source.id}' cannot name a scan; rename it without / * ? [ ] or a first dot")
     return sources, remarks

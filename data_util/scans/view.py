@@ -6,6 +6,7 @@ scans by it. What is not known is None, and is never guessed.
 
 import dataclasses
 from collections.abc import Mapping
+from reprlib import repr as short
 from typing import Any
 
 from checked import is_finite
@@ -41,13 +42,13 @@ class View:
         if self.orientation is not None:
             flipped_axes(self.orientation)
         if self.crop not in (None, *CROPS):
-            raise UserError(f"crop is {self.crop!r}; it must be one of {', '.join(CROPS)}")
+            raise UserError(f"crop is {short(self.crop)}; it must be one of {', '.join(CROPS)}")
         for name, count in (("window", 2), ("percentiles", 2), ("spacing", 3)):
             values = getattr(self, name)
             if values is None:
                 continue
             if not _are_numbers(values, count):
-                raise UserError(f"{name} is {values!r}; it must be {'two' if count == 2 else 'three'} numbers")
+                raise UserError(f"{name} is {short(values)}; it must be {'two' if count == 2 else 'three'} numbers")
             object.__setattr__(self, name, tuple(float(value) for value in values))
         if self.window is not None and not self.window[1] > 0:
             raise UserError(f"window is {list(self.window)}; its second number, the width, must be above 0")
@@ -110,7 +111,7 @@ def flipped_axes(orientation: str) -> list[int]:
     """
     known = isinstance(orientation, str) and len(orientation) == 3
     if not (known and all(letter in ends for letter, ends in zip(orientation, ENDS, strict=True))):
-        raise UserError(f"orientation {orientation!r} is not L or R, P or A, S or I; write for example LPS or RPI")
+        raise UserError(f"orientation {short(orientation)} is not L or R, P or A, S or I; write for example LPS or RPI")
     return [axis for axis in range(3) if orientation[axis] == ENDS[axis][1]]
 
 

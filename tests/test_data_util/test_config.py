@@ -129,7 +129,7 @@ def test_a_config_named_relatively_finds_files_beside_it(tmp_path, monkeypatch):
         ({"schemes": {"1": {"train": "all"}}}, ["schemes.1.train", "number", "all"]),
         ({"schemes": {"1": {"train": True}}}, ["schemes.1.train", "number", "true"]),
         ({"schemes": {"1": {"train": 1.5, "val": -0.5}}}, ["schemes.1.val", "-0.5", "positive"]),
-        ({"schemes": {"1": {"train": float("nan")}}}, ["schemes.1.train", "nan", "positive"]),
+        ({"schemes": {"1": {"train": float("nan")}}}, ["schemes.1.train", "number", "NaN"]),
         ({"schemes": {"1": {"train": 0.75, "val": 0.24}}}, ["scheme '1'", "0.99", "1"]),
         ({"segmentation_class_value": [21]}, ["segmentation_class_value", "object"]),
         ({"segmentation_class_value": {}}, ["segmentation_class_value", "empty"]),
@@ -145,6 +145,47 @@ def test_what_is_wrong_is_named(tmp_path, changes, words):
     message = str(error.value)
     assert "\n" not in message
     assert all(word in message for word in [str(path), *words]), message
+
+
+def places(value, path=()):
+    """Paths of all values within a JSON value, itself included."""
+    yield path
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, one in inner:
+        yield from places(one, (*path, key))
+
+
+WRONG = [None, True, "", "1", [], {}, 0, -1, 1.5, 10**400, -(10**400), 1e308, float("inf"), float("nan")]
+WRONG += ["-" * 200_000, "a\nb", "\0", [[[]]], [None], {"x": None}, {"": 1}, {"-" * 200_000: 1.0}, {"a\nb": 1.0}]
+
+
+def test_any_value_in_any_place_is_taken_or_refused_in_one_short_line(tmp_path):
+    whole = minimal(
+        image_size=[8, 8, 8],
+        image_type="x",
+        segmentation_class_value={"organ": 3},
+        task=["registration"],
+        orientation="LPS",
+        crop="none",
+        window=[40, 400],
+        spacing=[1, 1, 1],
+        pairs={"train": [["yanx/1", "yanx/2"]]},
+    )
+    refused = []
+    for place in places(whole):
+        for value in WRONG:
+            config = inner = {"": json.loads(json.dumps(whole))}
+            for key in ("", *place)[:-1]:
+                inner = inner[key]
+            inner[("", *place)[-1]] = value
+            path = write(tmp_path, json.dumps(config[""]))
+            try:
+                load_dataset_config(path)
+            except UserError as error:
+                refused.append(str(error))
+    assert [message for message in refused if not message.isprintable()] == []
+    assert [message[:300] for message in refused if len(message) > 450 + len(str(path))] == []
+    assert len(refused) > 500
 
 
 def test_fractions_may_miss_one_by_a_rounding(tmp_path):
