@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import tensorflow as tf
 
-from .kernels import TensorFunction, compiled, ordered_sum
+from .kernels import TensorFunction, compiled, ordered_sum, volume_sum
 from .registry import SIMILARITIES
 from .splines import cubic_weights
 
@@ -15,9 +15,6 @@ if TYPE_CHECKING:
     from .config import CascadeConfig
     from .recursive_cascaded_networks import CascadeOutput
 
-# What is added to the variances of the local correlation: about one grey level of 255, squared, so that noise in a flat
-# region does not count as structure.
-_VARIANCE_EPSILON = 1e-5
 # Bins of the joint histogram over the intensities 0..1; the outermost two only take the tails of the B-splines.
 _BINS = 32
 # Least divisor: the entropy of a constant image is 0, and rounding errors would be divided by it.
@@ -25,105 +22,49 @@ _LEAST_ENTROPY = 1e-2
 _ORTHOGONALITY_EPSILON = 1e-5
 
 
-def _sum(volume: tf.Tensor) -> tf.Tensor:
-    """Sum over all axes but the batch. In two steps: XLA sums a whole volume in one slow thread, and less exactly."""
-    return tf.reduce_sum(tf.reduce_sum(volume, [1, 2]), [1, 2])
+def correlation(fixed: tf.Tensor, warped: tf.Tensor, mask: tf.Tensor | None = None) -> tf.Tensor:
+    """Pearson correlation of two images [B, X, Y, Z, C], for each pair: float32 [B]. 1e-6 is added to the variances.
+
+    With a mask, weights [B, X, Y, Z, 1] from 0, every voxel counts by its weight, and one of weight 0 not at all.
+    """
+    return _correlation(fixed, warped) if mask is None else _masked_correlation(fixed, warped, mask)
 
 
 @compiled
-def correlation(fixed: tf.Tensor, warped: tf.Tensor) -> tf.Tensor:
-    """Pearson correlation of two images [B, X, Y, Z, C], for each pair: float32 [B]. 1e-6 is added to the variances."""
+def _correlation(fixed: tf.Tensor, warped: tf.Tensor) -> tf.Tensor:
     count = tf.cast(tf.reduce_prod(tf.shape(fixed)[1:]), tf.float32)
-    fixed = fixed - (_sum(fixed) / count)[:, None, None, None, None]
-    warped = warped - (_sum(warped) / count)[:, None, None, None, None]
-    variances = _sum(tf.square(fixed)) / count, _sum(tf.square(warped)) / count
-    return _sum(fixed * warped) / count / tf.sqrt((variances[0] + 1e-6) * (variances[1] + 1e-6))
+    fixed = fixed - (volume_sum(fixed) / count)[:, None, None, None, None]
+    warped = warped - (volume_sum(warped) / count)[:, None, None, None, None]
+    variances = volume_sum(tf.square(fixed)) / count, volume_sum(tf.square(warped)) / count
+    return volume_sum(fixed * warped) / count / tf.sqrt((variances[0] + 1e-6) * (variances[1] + 1e-6))
 
 
-def correlation_loss(fixed: tf.Tensor, warped: tf.Tensor) -> tf.Tensor:
+@compiled
+def _masked_correlation(fixed: tf.Tensor, warped: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
+    share = mask / volume_sum(mask)[:, None, None, None, None]
+    fixed, warped = (tf.where(mask > 0, image, 0.0) for image in (fixed, warped))
+    fixed = fixed - volume_sum(share * fixed)[:, None, None, None, None]
+    warped = warped - volume_sum(share * warped)[:, None, None, None, None]
+    variances = volume_sum(share * tf.square(fixed)), volume_sum(share * tf.square(warped))
+    return volume_sum(share * fixed * warped) / tf.sqrt((variances[0] + 1e-6) * (variances[1] + 1e-6))
+
+
+def correlation_loss(fixed: tf.Tensor, warped: tf.Tensor, mask: tf.Tensor | None = None) -> tf.Tensor:
     """1 - correlation (paper, section 3.4): float32 [B], 0 (warped = a fixed + b, a > 0) .. 2 (a < 0)."""
-    return 1.0 - correlation(fixed, warped)
+    return 1.0 - correlation(fixed, warped, mask)
 
 
-def local_correlation_loss(fixed: tf.Tensor, warped: tf.Tensor, window: int = 9) -> tf.Tensor:
-    """1 - mean of the squared correlation in the window around every voxel: float32 [B], 0..1.
-
-    Each window has its own linear relation between the two images, of either sign; a window without structure counts
-    as uncorrelated. At the edge of the volume a window is what lies inside. Squared as in VoxelMorph (Balakrishnan et
-    al., 2019), after the cross-correlation of Avants et al. (2008).
-
-    Args:
-        fixed: float32 [B, X, Y, Z, 1] in 0..1.
-        warped: the same.
-        window: side of the window in voxels, odd.
-    """
-    return 1.0 - _local_correlation(window)(fixed, warped)
-
-
-@functools.cache
-def _local_correlation(window: int) -> TensorFunction:
-    """Function (fixed, warped) -> mean squared correlation in the windows of a side, float32 [B]."""
-
-    def mean(volume: tf.Tensor) -> tf.Tensor:
-        return _window_mean(volume, window)
-
-    @compiled
-    def correlate(fixed: tf.Tensor, warped: tf.Tensor) -> tf.Tensor:
-        # A variance is the small difference of two means; without the mean of the image they keep more digits.
-        count = tf.cast(tf.reduce_prod(tf.shape(fixed)[1:]), tf.float32)
-        fixed = fixed - (_sum(fixed) / count)[:, None, None, None, None]
-        warped = warped - (_sum(warped) / count)[:, None, None, None, None]
-        fixed_mean, warped_mean = mean(fixed), mean(warped)
-        covariance = mean(fixed * warped) - fixed_mean * warped_mean
-        fixed_variance = mean(tf.square(fixed)) - tf.square(fixed_mean) + _VARIANCE_EPSILON
-        warped_variance = mean(tf.square(warped)) - tf.square(warped_mean) + _VARIANCE_EPSILON
-        return _sum(tf.square(covariance) / (fixed_variance * warped_variance)) / count
-
-    return correlate
-
-
-def _window_mean(volume: tf.Tensor, window: int) -> tf.Tensor:
-    """Mean of the window around every voxel, as far as it lies inside: sums along one axis after the other."""
-    half = window // 2
-    for axis in (1, 2, 3):
-        n = tf.shape(volume)[axis]
-        place = tf.range(n)
-        inside = tf.minimum(place + half + 1, n) - tf.maximum(place - half, 0)
-        inside = tf.reshape(tf.cast(inside, tf.float32), [-1 if a == axis else 1 for a in range(5)])
-        padded = tf.pad(volume, [[half, half] if a == axis else [0, 0] for a in range(5)])
-        volume = _running_sum(padded, window, axis) / inside
-    return volume
-
-
-def _running_sum(volume: tf.Tensor, width: int, axis: int) -> tf.Tensor:
-    """Sums of `width` voxels (an odd number) along an axis, from each voxel on: the axis becomes shorter by width - 1.
-
-    Sums of 2, 4, 8, ... voxels, each of two of the one before. The difference of two cumulative sums would lose the
-    digits that the whole axis takes up.
-    """
-    n = tf.shape(volume)[axis] - width + 1
-
-    def part(sums: tf.Tensor, start: int, length: tf.Tensor) -> tf.Tensor:
-        return sums[(*(slice(None),) * axis, slice(start, start + length))]
-
-    total, done, sums, covered = part(volume, 0, n), 1, volume, 1  # an odd width: one voxel and sums of 2, 4, ...
-    while 2 * covered <= width:
-        length = tf.shape(sums)[axis] - covered
-        sums, covered = part(sums, 0, length) + part(sums, covered, length), 2 * covered
-        if width & covered:  # a digit of the width, which is a binary number
-            total, done = total + part(sums, done, n), done + covered
-    return total
-
-
-def mutual_information_loss(fixed: tf.Tensor, warped: tf.Tensor) -> tf.Tensor:
+def mutual_information_loss(fixed: tf.Tensor, warped: tf.Tensor, mask: tf.Tensor | None = None) -> tf.Tensor:
     """1 - mutual information over the entropy of the fixed image: float32 [B], 0..1.
 
     It is 1 where the images are statistically independent (or the fixed image is constant), and near 0 where the grey
     value of the one determines that of the other. The joint histogram has Parzen windows: a fixed voxel counts in the
     nearest bin, a warped voxel in four bins, weighted by a cubic B-spline (Mattes et al., 2003). So only the warped
-    image has a gradient. Intensities are 0..1.
+    image has a gradient. Intensities are 0..1. With a mask, weights [B, X, Y, Z, 1] from 0, a voxel counts by its
+    weight.
     """
-    return _information_loss(_joint_histogram(fixed, warped))
+    joint = _joint_histogram(fixed, warped) if mask is None else _masked_histogram(fixed, warped, mask)
+    return _information_loss(joint)
 
 
 @compiled
@@ -140,6 +81,15 @@ def _entropy(share: tf.Tensor) -> tf.Tensor:
 
 @compiled
 def _joint_histogram(fixed: tf.Tensor, warped: tf.Tensor) -> tf.Tensor:
+    return _histogram(fixed, warped, None)
+
+
+@compiled
+def _masked_histogram(fixed: tf.Tensor, warped: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
+    return _histogram(tf.where(mask > 0, fixed, 0.0), tf.where(mask > 0, warped, 0.0), mask)
+
+
+def _histogram(fixed: tf.Tensor, warped: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
     """Joint histogram of two images, for each pair: [B, bins of fixed, bins of warped]."""
     pairs, rows = tf.shape(fixed)[0], tf.reduce_prod(tf.shape(fixed)[:2])
     fixed, warped = tf.reshape(fixed, [rows, -1]), tf.reshape(warped, [rows, -1])
@@ -151,6 +101,7 @@ def _joint_histogram(fixed: tf.Tensor, warped: tf.Tensor) -> tf.Tensor:
     first = (tf.range(rows)[:, None] * _BINS + fixed_bin) * _BINS + tf.cast(lower, tf.int32) - 1
     histograms = tf.zeros([rows * _BINS * _BINS])
     for k, weight in enumerate(cubic_weights(t)):
+        weight = weight if mask is None else weight * tf.reshape(mask, [rows, -1])
         histograms = tf.tensor_scatter_nd_add(histograms, tf.reshape(first + k, [-1, 1]), tf.reshape(weight, [-1]))
     return tf.reduce_sum(tf.reshape(histograms, [pairs, -1, _BINS, _BINS]), 1)
 
@@ -161,7 +112,10 @@ def _bin_position(image: tf.Tensor) -> tf.Tensor:
 
 
 def similarity_loss(config: CascadeConfig) -> TensorFunction:
-    """The similarity that a config chooses, with its options: (fixed, warped), both [B, X, Y, Z, 1], -> float32 [B]."""
+    """The similarity that a config chooses, with its options: (fixed, warped), both [B, X, Y, Z, 1], -> float32 [B].
+
+    The built-in ones also take `mask`, weights [B, X, Y, Z, 1].
+    """
     return functools.partial(SIMILARITIES.find(config.similarity).load(), **config.similarity_options)
 
 
@@ -173,7 +127,7 @@ def smoothness_loss(flow: tf.Tensor) -> tf.Tensor:
         flow[:, :, 1:] - flow[:, :, :-1],
         flow[:, :, :, 1:] - flow[:, :, :, :-1],
     )
-    total = sum(_sum(tf.square(d)) for d in differences)
+    total = sum(volume_sum(tf.square(d)) for d in differences)
     return 0.5 * total / tf.cast(tf.reduce_prod(tf.shape(flow)[1:]), tf.float32)
 
 

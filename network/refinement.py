@@ -1,9 +1,10 @@
 """A result improved for one pair after the network: refinement of the flow by descent, and as many repeats as help."""
 
 import functools
+import inspect
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -13,17 +14,55 @@ from errors import UserError
 from . import metrics
 from .affine import Affine
 from .config import CascadeConfig
-from .kernels import ordered_sum, whole_step
-from .losses import correlation, similarity_loss, smoothness_loss
+from .kernels import whole_step, xla_kernel
+from .losses import correlation, similarity_loss
 from .recursive_cascaded_networks import CascadeOutput, RecursiveCascadedNetwork, Stage
-from .spatial_transformer import compose, warp
-from .splines import spline_matrix, tensor_product
+from .spatial_transformer import compose, pad, slopes_by_parts, warp, warp_by_parts
+from .splines import spline_matrix, spline_sums, spline_volumes
 
-# Distances between the control points of the refining flow, in voxels. The flow is the sum of a spline of each: the
-# wide ones carry it across the volume in a few steps, the narrow ones fit what is left.
-SPACINGS = (32, 16, 8, 4)
-# Step of a control point, in voxels, at the start; it falls to 0 along half a cosine.
-RATE = 0.1
+AUTO = "auto"  # steps: as many as help
+
+
+class _Pass(NamedTuple):
+    """One of the descents, coarse to fine; each starts where the one before ended.
+
+    Attributes:
+        shrink: the images are this many times smaller along each axis.
+        spacing: voxels of the full image from one control point to the next.
+        steps: of descent, at most.
+        rate: step of a control point at the start, in voxels of the smaller image; it falls to 0 along half a cosine.
+    """
+
+    shrink: int
+    spacing: int
+    steps: int
+    rate: float
+
+
+PASSES = (
+    _Pass(4, 32, 30, 0.3),
+    _Pass(4, 16, 40, 0.3),
+    _Pass(2, 8, 40, 0.2),
+    _Pass(2, 4, 30, 0.1),
+    _Pass(1, 4, 15, 0.2),
+)
+MOST_STEPS = sum(each.steps for each in PASSES)
+# A smaller image has at least this many voxels along each axis.
+_LEAST_SIZE = 32
+# A cubic spline is one to one if no control point moves by more than 0.403 of their spacing along an axis (Choi and
+# Lee, 2000); the flow is a chain of such splines. Less, since det(J) is taken of differences between voxels.
+_BOUND = 0.38
+# Where `AUTO` ends a pass: its last `_WINDOW` steps brought less than this share of what the pass has brought so far.
+_LEAST_GAIN = 0.02
+_WINDOW = 5
+_ROUNDING = 1e-6  # of a loss
+# Share of the second moment that Adam keeps from step to step.
+_MOMENTUM = 0.99
+
+
+def default_config() -> CascadeConfig:
+    """The loss that registers best without a network, where both scans are of one modality (docs/measured.md)."""
+    return CascadeConfig(similarity="lncc", window=5)
 
 
 def identity(moving: tf.Tensor) -> CascadeOutput:
@@ -44,82 +83,265 @@ def refine(
     fixed: tf.Tensor,
     moving: tf.Tensor,
     config: CascadeConfig,
-    steps: int,
+    steps: int | str = AUTO,
     on_step: Callable | None = None,
+    *,
+    smoothness: float | None = None,
+    mask: tf.Tensor | None = None,
+    diffeomorphic: bool = True,
 ) -> CascadeOutput:
     """Improve a result for these very pairs: one more stage, whose flow is found by descent on the training loss.
 
-    The new flow is a sum of cubic B-splines, from none at the start; it is composed with the result's like the flow of
-    one more cascade, and its control points are fitted by Adam to similarity plus smoothness, as in training. The
-    network and its weights have no part in it. Each pair of a batch is fitted by itself.
+    The new flow is a chain of cubic B-splines, composed with each other and with the result's like the flows of more
+    cascades. Each is fitted by Adam to similarity plus smoothness (half the mean square of the flow's slopes): the
+    first with control points far apart, on images of a quarter of the size, the last on the whole images (`PASSES`).
+    The network and its weights have no part in it. Each pair of a batch is fitted by itself.
+
+    On two CPU cores, a pair of 128 x 128 x 128 voxels takes at most `MOST_STEPS` steps, 15 of them of the full size at
+    about 0.15 s of CPU time each: with compilation about 10 s of CPU time.
 
     Args:
         output: `CascadeOutput` to start from: of a network, or `identity(moving)`.
         fixed, moving: float32 [B, X, Y, Z, 1] in 0..1.
         config: `CascadeConfig` with the loss (`similarity`, `reg_factor`) and the kind of warp.
-        steps: number of steps, from 1.
-        on_step: function of (step, loss) called after every step: a number from 1, and the tensor float32 [B].
+        steps: `AUTO`, where each pass ends when its last steps brought next to nothing, and at most `MOST_STEPS` are
+            taken; or the number of all steps together, from 1, which are shared out among the passes.
+        on_step: function of (step, loss) called after every step: a number from 1, and the tensor float32 [B]: the loss
+            before that step, on the images of that pass.
+        smoothness: weight of the smoothness; None is the config's `reg_factor`. Ten times as much halves the flow's
+            slopes or so; a tenth follows the images, and their noise, more closely.
+        mask: weights float32 [B, X, Y, Z, 1] from 0 on the fixed image; similarity is measured where they are not 0.
+        diffeomorphic: bound the control points so that the new flow nowhere folds.
 
     Returns:
         `CascadeOutput` with one more stage.
 
     Raises:
-        UserError: `steps` is less than 1.
+        UserError: `steps` is neither `AUTO` nor a number from 1, or the similarity takes no mask.
     """
-    if steps < 1:
-        raise UserError(f"{steps} steps of refinement; give a whole number from 1")
-    first = output.stages[-1].composed_flow
-    splines = _splines(tuple(fixed.shape[1:4]))
-    control = [tf.zeros([fixed.shape[0], *(matrix.shape[1] for matrix in spline), 3]) for spline in splines]
-    state = control, [tf.zeros_like(c) for c in control], [tf.zeros_like(c) for c in control]
-    for step in range(1, steps + 1):
-        rate = RATE * 0.5 * (1.0 + math.cos(math.pi * (step - 1) / steps))
-        loss, state = _descend(config, first, fixed, moving, state, tf.constant(float(step)), tf.constant(rate))
-        if on_step is not None:
-            on_step(step, loss)
-    flow = _spline_flow(state[0], splines)
-    composed = compose(first, flow, **config.warping)
-    warped = warp(moving, composed, **config.warping)
-    return CascadeOutput((*output.stages, Stage(flow, composed, warped)), output.affine)
+    passes = _shared_out(tuple(fixed.shape[1:4]), steps)
+    weight = config.reg_factor if smoothness is None else smoothness
+    first, total, done = output.stages[-1].composed_flow, tf.zeros_like(output.stages[-1].composed_flow), 0
+    fixed_levels = _Levels(fixed, mask)
+    composed, warped = first, output.stages[-1].warped
+    for each in passes:
+        seen = _Levels(warped, None)
+        descent = _Descent(each, config, weight, diffeomorphic, total)
+        control, taken = descent.run(
+            fixed_levels.image(each.shrink),
+            seen.image(each.shrink),
+            fixed_levels.weights(each.shrink),
+            _LEAST_GAIN if steps == AUTO else None,
+            lambda step, loss, done=done: on_step(done + step, loss) if on_step is not None else None,
+        )
+        done += taken
+        flow = tf.transpose(_by_pairs(spline_volumes, control, descent.full), [1, 2, 3, 4, 0])
+        total = compose(total, flow, **config.warping)
+        composed = compose(first, total, **config.warping)
+        warped = warp(moving, composed, **config.warping)
+    return CascadeOutput((*output.stages, Stage(total, composed, warped)), output.affine)
 
 
-@whole_step
-def _descend(
-    config: CascadeConfig,
-    first: tf.Tensor,
-    fixed: tf.Tensor,
-    moving: tf.Tensor,
-    state: tuple,
-    step: tf.Tensor,
-    rate: tf.Tensor,
-) -> tuple[tf.Tensor, tuple]:
-    """One step of Adam on the control points: the losses [B] before it, and the new (control, first, second moment)."""
+def _shared_out(size: tuple[int, ...], steps: int | str) -> list[_Pass]:
+    """The passes for images of a size, with the number of steps that each may take.
+
+    Raises:
+        UserError: the number of steps is not allowed.
+    """
+    if steps != AUTO and (not isinstance(steps, int) or steps < 1):
+        raise UserError(f"{steps} steps of refinement; give a whole number from 1, or '{AUTO}'")
+    passes: list[_Pass] = []
+    for each in PASSES:
+        shrink = each.shrink
+        while shrink > 1 and min(size) < _LEAST_SIZE * shrink:
+            shrink //= 2
+        if not passes or passes[-1][:2] != (shrink, each.spacing):
+            passes.append(each._replace(shrink=shrink))
+    if steps == AUTO:
+        return passes
+    ends = np.cumsum([each.steps for each in passes])
+    ends = np.rint(ends / ends[-1] * int(steps)).astype(int)
+    shares = np.diff(ends, prepend=0).tolist()
+    return [each._replace(steps=n) for each, n in zip(passes, shares, strict=True) if n]
+
+
+class _Levels:
+    """Smaller copies of images [B, X, Y, Z, 1], each made when it is first asked for, and of their mask."""
+
+    def __init__(self, image: tf.Tensor, mask: tf.Tensor | None) -> None:
+        if mask is not None:
+            image = tf.where(mask > 0, image, 0.0)
+        self._images, self._masks = {1: image}, {1: mask}
+
+    def image(self, shrink: int) -> tf.Tensor:
+        """The image, `shrink` times smaller."""
+        if shrink not in self._images:
+            image, mask = self.image(shrink // 2), self._masks[shrink // 2]
+            if mask is None:
+                self._images[shrink], self._masks[shrink] = _halved(image), None
+            else:  # what lies outside the mask does not shine in
+                weights = _halved(mask)
+                self._images[shrink] = tf.math.divide_no_nan(_halved(image * mask), weights)
+                self._masks[shrink] = weights
+        return self._images[shrink]
+
+    def weights(self, shrink: int) -> tf.Tensor | None:
+        """The mask, `shrink` times smaller."""
+        self.image(shrink)
+        return self._masks[shrink]
+
+
+@xla_kernel
+def _halved(image: tf.Tensor) -> tf.Tensor:
+    """An image at half the size, smoothed by 1 3 3 1: voxel i lies between voxels 2 i and 2 i + 1."""
+    for axis in (1, 2, 3):
+        n = image.shape[axis]
+        line = np.clip(np.arange(-1, n + n % 2 + 1), 0, n - 1)
+        image = tf.gather(image, line, axis=axis)
+        parts = [tf.gather(image, np.arange(k, k + n + n % 2 - 1, 2), axis=axis) for k in range(4)]
+        image = (parts[0] + 3.0 * parts[1] + 3.0 * parts[2] + parts[3]) / 8.0
+    return image
+
+
+def _matrices(size: Sequence[int], spacing: int, shrink: int) -> list[np.ndarray]:
+    """Weights of the control points at the voxels of a smaller image: [n, control points] for each axis.
+
+    The second control point lies at the first voxel of the full image.
+    """
+    found = []
+    for n in size:
+        segments = (n - 1) // spacing + 1
+        place = np.arange(math.ceil(n / shrink)) * shrink + (shrink - 1) / 2
+        found.append(spline_matrix(np.minimum(place / spacing, segments), segments))
+    return found
+
+
+class _Descent:
+    """Fits the control points [3, B, i, j, k] of one spline, in voxels of the full image."""
+
+    def __init__(
+        self, each: _Pass, config: CascadeConfig, weight: float, diffeomorphic: bool, total: tf.Tensor
+    ) -> None:
+        size = total.shape[1:4]
+        self.each, self.config = each, config
+        self.similarity = _similarity(config)
+        self.matrices = [tf.constant(m) for m in _matrices(size, each.spacing, each.shrink)]
+        # The smoothness is that of the flow so far and the new one together, at the places of the control points.
+        self.stride = each.spacing
+        self.full = [tf.constant(m) for m in _matrices(size, each.spacing, 1)]
+        self.sparse = [matrix[:: self.stride] for matrix in self.full]
+        self.before = tf.transpose(total[:, :: self.stride, :: self.stride, :: self.stride], [4, 0, 1, 2, 3])
+        self.weight, self.bound = weight, _BOUND * each.spacing if diffeomorphic else math.inf
+
+    def run(
+        self,
+        fixed: tf.Tensor,
+        moving: tf.Tensor,
+        mask: tf.Tensor | None,
+        least_gain: float | None,
+        on_step: Callable,
+    ) -> tuple[tf.Tensor, int]:
+        """The control points, and the number of steps that it took.
+
+        With `least_gain`, a pair whose last steps brought less than this share of all its gain stands still, and the
+        descent ends when all do. A pair that gained nothing at all is left as it was.
+        """
+        padding = float(self.config.warp_padding)
+        if padding:
+            moving = pad(moving)
+        control = tf.zeros([3, fixed.shape[0], *(matrix.shape[1] for matrix in self.matrices)])
+        state = control, tf.zeros_like(control), tf.zeros_like(control)
+        moves, losses = tf.ones([fixed.shape[0]]), []
+        for step in range(1, self.each.steps + 1):
+            flow = _by_pairs(spline_volumes, state[0], self.matrices) / self.each.shrink + padding
+            loss, upstream = self.similarity(fixed, warp_by_parts(moving, flow), mask)
+            of_flow = _slopes(moving, flow, upstream / self.each.shrink)
+            smooth, of_smooth = _smoothness(self.before + _by_pairs(spline_volumes, state[0], self.sparse), self.stride)
+            gradient = _by_pairs(spline_sums, of_flow, self.matrices)
+            gradient += self.weight * _by_pairs(spline_sums, of_smooth, self.sparse)
+            rate = self.each.rate * self.each.shrink * 0.5 * (1.0 + math.cos(math.pi * (step - 1) / self.each.steps))
+            control, *moments = _adam(state, gradient, step, rate * moves[None, :, None, None, None])
+            state = tf.clip_by_value(control, -self.bound, self.bound), *moments
+            losses.append(loss + self.weight * smooth)
+            on_step(step, losses[-1])
+            if least_gain is not None and step > 2 * _WINDOW:
+                moves *= _still_gains(losses, least_gain)
+                if not tf.reduce_any(moves > 0):
+                    break
+        control = state[0]
+        if least_gain is not None:
+            control = tf.where((losses[-1] < losses[0] - _ROUNDING)[None, :, None, None, None], control, 0.0)
+        return control, step
+
+
+def _still_gains(losses: list[tf.Tensor], least_gain: float) -> tf.Tensor:
+    """1 for each pair whose loss fell in the last steps by more than a share of its whole fall, else 0: float32 [B]."""
+    now, before = (tf.reduce_mean(tf.stack(part), 0) for part in (losses[-_WINDOW:], losses[-2 * _WINDOW : -_WINDOW]))
+    gain = losses[0] - now
+    return tf.cast((gain > _ROUNDING) & (before - now > least_gain * gain), tf.float32)
+
+
+@functools.cache
+def _similarity(config: CascadeConfig) -> Callable[..., tuple[tf.Tensor, tf.Tensor]]:
+    """Function (fixed, warped, mask) -> the similarity [B] and its gradient with respect to `warped`."""
+    similarity = similarity_loss(config)
+
+    def measure(fixed: tf.Tensor, warped: tf.Tensor, mask: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
+        options = {} if mask is None else {"mask": mask}
+        with tf.GradientTape() as tape:
+            tape.watch(warped)
+            loss = similarity(fixed, warped, **options)
+        return loss, tape.gradient(loss, warped)
+
+    measured = whole_step(measure)
+
+    def checked(fixed: tf.Tensor, warped: tf.Tensor, mask: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
+        if mask is not None and "mask" not in inspect.signature(similarity).parameters:
+            raise UserError(f"similarity {config.similarity!r} takes no mask; choose ncc, lncc, mi or mind")
+        return measured(fixed, warped, mask)
+
+    return checked
+
+
+def _by_pairs(function: Callable, volumes: tf.Tensor, matrices: Sequence[tf.Tensor]) -> tf.Tensor:
+    """A function of volumes [N, ...] applied to [3, B, ...]."""
+    three, pairs, *rest = volumes.shape
+    found = function(tf.reshape(volumes, [three * pairs, *rest]), *matrices)
+    return tf.reshape(found, [three, pairs, *found.shape[1:]])
+
+
+@xla_kernel
+def _slopes(moving: tf.Tensor, flow: tf.Tensor, upstream: tf.Tensor) -> tf.Tensor:
+    """Gradient of the flow [3, B, X, Y, Z] from that of the warped image."""
+    return slopes_by_parts(moving, flow) * upstream[None, ..., 0]
+
+
+def _adam(
+    state: tuple[tf.Tensor, tf.Tensor, tf.Tensor], gradient: tf.Tensor, step: int, rate: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Control points and their first and second moment after one step of Adam."""
     control, mean, square = state
-    with tf.GradientTape() as tape:
-        tape.watch(control)
-        flow = _spline_flow(control, _splines(tuple(fixed.shape[1:4])))
-        warped = warp(moving, compose(first, flow, **config.warping), **config.warping)
-        loss = similarity_loss(config)(fixed, warped) + config.reg_factor * smoothness_loss(flow)
-    gradient = tape.gradient(loss, control)
-    mean = [0.9 * m + 0.1 * g for m, g in zip(mean, gradient, strict=True)]
-    square = [0.999 * s + 0.001 * tf.square(g) for s, g in zip(square, gradient, strict=True)]
-    size = rate * tf.sqrt(1.0 - 0.999**step) / (1.0 - 0.9**step)
-    control = [c - size * m / (tf.sqrt(s) + 1e-8) for c, m, s in zip(control, mean, square, strict=True)]
-    return loss, (control, mean, square)
+    mean = 0.9 * mean + 0.1 * gradient
+    square = _MOMENTUM * square + (1.0 - _MOMENTUM) * tf.square(gradient)
+    size = rate * math.sqrt(1.0 - _MOMENTUM**step) / (1.0 - 0.9**step)
+    return control - size * mean / (tf.sqrt(square) + 1e-8), mean, square
 
 
-def _spline_flow(control: list[tf.Tensor], splines: list) -> tf.Tensor:
-    """Sum of tensor-product splines: float32 [B, X, Y, Z, 3]."""
-    return ordered_sum([tensor_product(c, *matrices) for c, matrices in zip(control, splines, strict=True)])
+def _smoothness(flow: tf.Tensor, stride: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """Half the mean square of the slopes of [3, B, X, Y, Z], whose voxels lie `stride` apart: [B], and its gradient.
 
-
-@functools.lru_cache(maxsize=1)
-def _splines(size: tuple[int, int, int]) -> list[list[np.ndarray]]:
-    """For each of `SPACINGS` the three matrices, one an axis, from control points to voxels.
-
-    The second control point lies at the first voxel.
+    It approximates `losses.smoothness_loss` of the full flow.
     """
-    return [[spline_matrix(np.arange(n) / mesh, (n - 1) // mesh + 1) for n in size] for mesh in SPACINGS]
+    count = float(np.prod(flow.shape[2:])) * 3.0
+    total, gradient = tf.zeros(flow.shape[1]), tf.zeros_like(flow)
+    for axis in (2, 3, 4):
+        n = flow.shape[axis]
+        low, high = (flow[(*(slice(None),) * axis, slice(start, start + n - 1))] for start in (0, 1))
+        slope = (high - low) / stride
+        total += 0.5 * tf.reduce_sum(tf.square(slope), [0, 2, 3, 4]) / count
+        after, ahead = ([side if a == axis else [0, 0] for a in range(5)] for side in ([1, 0], [0, 1]))
+        gradient += (tf.pad(slope, after) - tf.pad(slope, ahead)) / (stride * count)
+    return total, gradient
 
 
 def repeat_while_better(

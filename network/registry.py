@@ -210,8 +210,11 @@ SIMILARITIES: Table[Extension] = Table(
     "similarity",
     {
         "ncc": Extension("network.losses:correlation_loss"),
-        "lncc": Extension("network.losses:local_correlation_loss", {"window": _WINDOW}),
+        "lncc": Extension("network.local_similarity:local_correlation_loss", {"window": _WINDOW}),
         "mi": Extension("network.losses:mutual_information_loss"),
+        "mind": Extension(
+            "network.local_similarity:mind_loss", {"radius": whole_number(1), "dilation": whole_number(2)}
+        ),
     },
 )
 

@@ -52,7 +52,7 @@ def warp(image: tf.Tensor, flow: tf.Tensor, padding: bool = False, fast: bool = 
         float32 [B, X, Y, Z, C].
     """
     if padding:
-        image, flow = _pad(image), flow + 1.0
+        image, flow = pad(image), flow + 1.0
     return _fast_warp(image, flow) if fast else _plain_warp(image, flow)
 
 
@@ -61,13 +61,13 @@ def compose(first: tf.Tensor, second: tf.Tensor, padding: bool = False, fast: bo
     if not fast:
         return second + warp(first, second, padding, fast)
     if padding:
-        return _fast_compose(_pad(first), second + 1.0) - 1.0
+        return _fast_compose(pad(first), second + 1.0) - 1.0
     return _fast_compose(first, second)
 
 
 def sample_at_points(image: tf.Tensor, points: tf.Tensor) -> tf.Tensor:
     """Values of an image (or flow) [B, X, Y, Z, C] at points [B, L, 3] in voxels, zero outside: [B, L, C]."""
-    return _interpolate(_pad(image), tf.unstack(points + 1.0, axis=-1))
+    return _interpolate(pad(image), tf.unstack(points + 1.0, axis=-1))
 
 
 def warp_labels(segmentation: tf.Tensor, flow: tf.Tensor, padding: bool = False) -> tf.Tensor:
@@ -85,11 +85,12 @@ def warp_labels(segmentation: tf.Tensor, flow: tf.Tensor, padding: bool = False)
         int32 [B, X, Y, Z, 1].
     """
     if padding:
-        segmentation, flow = _pad(segmentation), flow + 1.0
+        segmentation, flow = pad(segmentation), flow + 1.0
     return _vote(segmentation, flow)
 
 
-def _pad(image: tf.Tensor) -> tf.Tensor:
+def pad(image: tf.Tensor) -> tf.Tensor:
+    """The image with one voxel of zeros around it."""
     return tf.pad(image, [[0, 0], [1, 1], [1, 1], [1, 1], [0, 0]])
 
 
@@ -164,13 +165,20 @@ def _interpolate(image: tf.Tensor, coordinates: Sequence[tf.Tensor]) -> tf.Tenso
 
 
 def _looked_at(flow: tf.Tensor) -> list[tf.Tensor]:
-    """Coordinates p + flow(p): three tensors [B, X, Y, Z].
+    """Coordinates p + flow(p): three tensors [B, X, Y, Z]."""
+    return _from_grid(tf.unstack(flow, axis=-1))
 
-    p is added as one vector along each axis, since making the whole grid of p would cost a pass over memory.
+
+def _from_grid(parts: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+    """Coordinates p + parts(p) of three volumes [B, X, Y, Z].
+
+    A vector for each axis is added, where a whole grid would cost a pass over memory.
     """
-    shape = tf.shape(flow)
+    shape = tf.shape(parts[0])
     axes = (tf.range(shape[k + 1], dtype=tf.float32) for k in range(3))
-    return [flow[..., k] + tf.reshape(axis, [-1] + [1] * (2 - k)) for k, axis in enumerate(axes)]
+    return [
+        part + tf.reshape(axis, [-1] + [1] * (2 - k)) for k, (part, axis) in enumerate(zip(parts, axes, strict=True))
+    ]
 
 
 def _plain_warp(image: tf.Tensor, flow: tf.Tensor) -> tf.Tensor:
@@ -184,24 +192,45 @@ def _plain_compose(first: tf.Tensor, second: tf.Tensor) -> tf.Tensor:
 def _flow_gradient(image: tf.Tensor, flow: tf.Tensor, upstream: tf.Tensor) -> tf.Tensor:
     """Gradient of the warp with respect to the flow, [B, X, Y, Z, 3]; zero where the coordinate is clamped."""
     coordinates = _looked_at(flow)
+    total: Any = (0.0, 0.0, 0.0)
+    for channel in range(image.shape[-1]):
+        slopes = _slopes(image[..., channel], coordinates)
+        total = [whole + upstream[..., channel] * slope for whole, slope in zip(total, slopes, strict=True)]
+    return tf.stack(total, axis=-1)
+
+
+def _slopes(image: tf.Tensor, coordinates: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+    """Slopes of an interpolated image [B, X, Y, Z] along x, y and z at coordinates; 0 along a clamped one."""
     shape = tf.shape(image)
     cells = _cells(coordinates, shape)
     tx, ty, tz = cells.fractions
-    slopes = [0.0, 0.0, 0.0]
-    for channel in range(image.shape[-1]):
-        flat = tf.reshape(image[..., channel], [-1])
-        value = {corner: tf.gather(flat, cells.index_of(corner)) for corner in _CORNERS}
-        edge = {(i, j): _lerp(value[i, j, 0], value[i, j, 1], tz) for i, j in itertools.product((0, 1), repeat=2)}
-        rise = {(i, j): value[i, j, 1] - value[i, j, 0] for i, j in edge}
-        along = (
-            _lerp(edge[1, 0] - edge[0, 0], edge[1, 1] - edge[0, 1], ty),
-            _lerp(edge[0, 1] - edge[0, 0], edge[1, 1] - edge[1, 0], tx),
-            _lerp(_lerp(rise[0, 0], rise[0, 1], ty), _lerp(rise[1, 0], rise[1, 1], ty), tx),
-        )
-        slopes = [total + upstream[..., channel] * slope for total, slope in zip(slopes, along, strict=True)]
+    flat = tf.reshape(image, [-1])
+    value = {corner: tf.gather(flat, cells.index_of(corner)) for corner in _CORNERS}
+    edge = {(i, j): _lerp(value[i, j, 0], value[i, j, 1], tz) for i, j in itertools.product((0, 1), repeat=2)}
+    rise = {(i, j): value[i, j, 1] - value[i, j, 0] for i, j in edge}
+    along = (
+        _lerp(edge[1, 0] - edge[0, 0], edge[1, 1] - edge[0, 1], ty),
+        _lerp(edge[0, 1] - edge[0, 0], edge[1, 1] - edge[1, 0], tx),
+        _lerp(_lerp(rise[0, 0], rise[0, 1], ty), _lerp(rise[1, 0], rise[1, 1], ty), tx),
+    )
     last = [tf.cast(shape[k + 1] - 1, tf.float32) for k in range(3)]
     clamped = [(c < 0.0) | (c >= end) for c, end in zip(coordinates, last, strict=True)]
-    return tf.stack([tf.where(still, 0.0, slope) for still, slope in zip(clamped, slopes, strict=True)], axis=-1)
+    return [tf.where(still, 0.0, slope) for still, slope in zip(clamped, along, strict=True)]
+
+
+@xla_kernel
+def warp_by_parts(image: tf.Tensor, flow: tf.Tensor) -> tf.Tensor:
+    """`warp` of an image [B, X', Y', Z', 1] by a flow whose three channels are volumes apart: [3, B, X, Y, Z].
+
+    Three plain volumes are read and written faster than one with three channels; refinement keeps its flows so.
+    No gradient is kept: `slopes_by_parts` gives it.
+    """
+    return _interpolate(image, _from_grid(tf.unstack(flow)))
+
+
+def slopes_by_parts(image: tf.Tensor, flow: tf.Tensor) -> tf.Tensor:
+    """Derivative of `warp_by_parts` with respect to each number of the flow: [3, B, X, Y, Z]."""
+    return tf.stack(_slopes(image[..., 0], _from_grid(tf.unstack(flow))))
 
 
 @xla_kernel

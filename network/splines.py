@@ -35,3 +35,22 @@ def tensor_product(control: tf.Tensor, x: Any, y: Any, z: Any) -> tf.Tensor:
     flow = tf.einsum("zk,bijkc->bijzc", z, control)
     flow = tf.einsum("yj,bijzc->biyzc", y, flow)
     return tf.einsum("xi,biyzc->bxyzc", x, flow)
+
+
+def spline_volumes(control: tf.Tensor, x: Any, y: Any, z: Any) -> tf.Tensor:
+    """`tensor_product` of volumes apart: float32 [N, X, Y, Z] of control points [N, i, j, k]. Plain matrix products."""
+    n, i, j, k = control.shape
+    lines = tf.reshape(tf.matmul(tf.reshape(control, [-1, k]), z, transpose_b=True), [n * i, j, -1])
+    planes = tf.reshape(tf.matmul(y, lines), [n, i, -1])
+    return tf.reshape(tf.matmul(x, planes), [n, x.shape[0], y.shape[0], z.shape[0]])
+
+
+def spline_sums(volumes: tf.Tensor, x: Any, y: Any, z: Any) -> tf.Tensor:
+    """Sum over all voxels of [N, X, Y, Z], weighted by each control point's weight: [N, i, j, k].
+
+    The transpose of `spline_volumes`: it takes the gradient of volumes to that of their control points.
+    """
+    n, size = volumes.shape[0], volumes.shape[1:]
+    lines = tf.reshape(tf.matmul(tf.reshape(volumes, [-1, size[2]]), z), [n * size[0], size[1], -1])
+    planes = tf.reshape(tf.matmul(y, lines, transpose_a=True), [n, size[0], -1])
+    return tf.reshape(tf.matmul(x, planes, transpose_a=True), [n, x.shape[1], y.shape[1], z.shape[1]])

