@@ -33,7 +33,6 @@ from errors import UserError
 from progress import Clock
 from views import choose_view, run_view
 
-AUTO_STEPS = 60
 AFFINE_KINDS = ("none", *affine_search.KINDS)
 GIVEN = "given"  # an initial transform in place of one of these
 
@@ -163,8 +162,7 @@ def register(
     if how.refine:
         from network import refinement
 
-        steps = AUTO_STEPS if how.refine == AUTO else int(how.refine)
-        output = refinement.refine(output, *pair, model.config, steps, on_step)
+        output = refinement.refine(output, *pair, model.config, how.refine, on_step)
         clock.stop("refine")
     stages = tuple(type(stage)(*_arrays(stage)) for stage in output.stages)
     affine = output.affine.matrix[0].numpy(), output.affine.shift[0].numpy()
@@ -256,7 +254,8 @@ class _Model(NamedTuple):
 
 def _find_model(checkpoint: Any, options: Options) -> _Model:
     """What `checkpoint` names, not loaded yet."""
-    from network import CascadeConfig, checkpoints
+    from network import checkpoints
+    from network.refinement import default_config
 
     if checkpoint is not None and hasattr(checkpoint, "config"):  # a loaded network
         network, prefix = checkpoint, getattr(checkpoint, "checkpoint", None)
@@ -265,7 +264,7 @@ def _find_model(checkpoint: Any, options: Options) -> _Model:
         if options.net_args:
             raise UserError(f"net_args {options.net_args!r} change a model while it is loaded: give them to load_model")
         return _Model(network, prefix, network.config, View() if prefix is None else run_view(prefix.parent))
-    prefix, config, view = None, CascadeConfig(), View()
+    prefix, config, view = None, default_config(), View()
     if checkpoint is not None:
         prefix = checkpoints.find_checkpoint(checkpoint)
         config = checkpoints.load_cascade_config(prefix.parent)

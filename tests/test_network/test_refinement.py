@@ -158,12 +158,13 @@ def noise_pair():
     return (tf.constant(((s - s.min()) / np.ptp(s))[None, ..., None], tf.float32) for s in smooth)
 
 
-def test_a_diffeomorphic_flow_never_folds_and_a_free_one_does():
+def test_a_diffeomorphic_flow_never_folds_and_a_free_one_does(monkeypatch):
+    monkeypatch.setattr(refinement, "PASSES", (refinement._Pass(1, 8, 40, 0.4), refinement._Pass(1, 4, 40, 0.4)))
     fixed, moving = noise_pair()
     folded = {}
     for bounded in (True, False):
         output = refinement.refine(
-            refinement.identity(moving), fixed, moving, CONFIG, 160, smoothness=0.0, diffeomorphic=bounded
+            refinement.identity(moving), fixed, moving, CONFIG, 80, smoothness=0.0, diffeomorphic=bounded
         )
         folded[bounded] = int((metrics.jacobian_determinant(output.flow).numpy() <= 0).sum())
         assert float(losses.correlation(fixed, output.warped)[0]) > 0.3
