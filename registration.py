@@ -1,15 +1,18 @@
 """Register two raw scans from Python: DICOM or NIfTI in, the warped scan and its displacement field out.
 
-from register import Input, register
+    from register import Input, register
 
-result = register("a.nii.gz", "b.nii.gz")                               # without a model
-result = register("fixed/", "moving.nii.gz", "weights/VTN-10-liver")
-result.warped, result.displacement      # SimpleITK images on the voxels of the fixed file
-result.transform.to_moving(points)      # landmarks [n, 3] in mm
+    result = register("a.nii.gz", "b.nii.gz")                               # without a model
+    result = register("fixed/", "moving.nii.gz", "weights/VTN-10-liver")
+    result.warped, result.displacement      # SimpleITK images on the voxels of the fixed file
+    result.transform.to_moving(points)      # landmarks [n, 3] in mm
+
+Options are those of `registration_options.Options`.
 """
 
+import functools
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +23,7 @@ from cli import AUTO
 from data_util.grey_values import from_unit, to_unit
 from data_util.output.quality import Quality
 from data_util.output.registration_report import describe, doubts
-from data_util.scans import affine_search
+from data_util.scans import affine_search, transform_chain
 from data_util.scans.automatic_view import modality_of
 from data_util.scans.frame import Frame
 from data_util.scans.images import orient, read_image, read_native
@@ -28,55 +31,11 @@ from data_util.scans.pair_transform import PairTransform
 from data_util.scans.prepared import PreparedScan, prepare_scan
 from data_util.scans.preprocessing import prepare
 from data_util.scans.transform_files import read_linear
-from data_util.scans.view import PRESETS, View
+from data_util.scans.view import View
 from errors import UserError
 from progress import Clock
+from registration_options import GIVEN, Input, Options, kind_of_map, options_of
 from views import choose_view, run_view
-
-AFFINE_KINDS = ("none", *affine_search.KINDS)
-GIVEN = "given"  # an initial transform in place of one of these
-
-
-@dataclass(frozen=True)
-class Input:
-    """What to read of one scan.
-
-    Attributes:
-        scan: DICOM folder or image file (str or Path), or SimpleITK image.
-        mask: label image (file or SimpleITK image), the organ where it is not 0; None to find it.
-        series: id of a series in the DICOM folder; None for the one with most slices.
-    """
-
-    scan: Any
-    mask: Any = None
-    series: str | None = None
-
-
-@dataclass(frozen=True)
-class Options:
-    """How to register.
-
-    Attributes:
-        affine: map found by grey values before anything else: 'rigid', 'similarity', 'affine' or 'none'. None is
-            'affine' without a network, and 'none' with one, which has an affine cascade of its own.
-        initial_transform: a linear map to start from in place of one that is found: transform file or SimpleITK
-            transform, from places in the fixed scan to places in the moving one, in mm (LPS).
-        rep: how often each deformable cascade is applied, or 'auto': as often as it helps.
-        refine: steps of optimisation of the result for this very pair, after the network or without one; 'auto': until
-            it no longer improves. None is 'auto' without a network, and 0 with one.
-        image_size: (X, Y, Z) to work at; None is the run's, or 128 x 128 x 128 without a run.
-        net_args: options of the network and its loss, as on the command line.
-        precision, fast_reconstruction: how to compute, as on the command line.
-    """
-
-    affine: str | None = None
-    initial_transform: Any = None
-    rep: int | str = 1
-    refine: int | str | None = None
-    image_size: tuple[int, int, int] | None = None
-    net_args: str | None = ""
-    precision: str = "float32"
-    fast_reconstruction: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,6 +63,16 @@ class Registration:
     quality: Quality
     report: dict[str, Any]
 
+    @functools.cached_property
+    def composite(self) -> sitk.CompositeTransform:
+        """The transform as ITK has it, as `PairTransform.composite` makes it."""
+        return self.transform.composite(Frame.of(self.fixed.image))
+
+    @functools.cached_property
+    def inverse(self) -> sitk.CompositeTransform:
+        """The inverse of `composite`, from places in the moving scan to places in the fixed one."""
+        return transform_chain.inverse(self.composite, _inverse_flow)
+
 
 def register(
     fixed: Any,
@@ -130,8 +99,8 @@ def register(
         UserError: nothing to register with, an unknown view or kind, and what `read_native`, `prepare_scan`,
             `find_affine` and `load_model` raise.
     """
-    how = _options(checkpoint, options)
-    kind = _check(checkpoint, view, how)
+    how = options_of(checkpoint, options)
+    kind = kind_of_map(checkpoint, view, how)
     given = None if kind != GIVEN else read_linear(how.initial_transform)
     clock = Clock()
     inputs = [source if isinstance(source, Input) else Input(source) for source in (fixed, moving)]
@@ -188,43 +157,6 @@ def register(
         "seconds": clock.seconds,
     }
     return Registration(fixed, moving, stages, transform, warped, displacement, quality, report)
-
-
-def _options(checkpoint: Any, given: dict[str, Any]) -> Options:
-    """The options that are given by name, and the number of steps of refinement where it is not."""
-    known = [field.name for field in fields(Options)]
-    unknown = [name for name in given if name not in known]
-    if unknown:
-        raise UserError(
-            f"register() has no option {unknown[0]!r}; known are {', '.join(known)}; a mask and a series "
-            "go into Input, what the network sees into view"
-        )
-    options = Options(**given)
-    if options.refine is None:
-        return replace(options, refine=AUTO if checkpoint is None else 0)
-    return options
-
-
-def _check(checkpoint: Any, view: View | str | None, options: Options) -> str:
-    """The kind of affine map to find first.
-
-    Raises:
-        UserError: an option is outside its range, or there is nothing to register with.
-    """
-    if isinstance(view, str) and view not in PRESETS:
-        raise UserError(f"unknown kind of scan {view!r}; known are {', '.join(PRESETS)}")
-    if options.affine not in (None, *AFFINE_KINDS):
-        raise UserError(f"unknown kind of affine map {options.affine!r}; known are {', '.join(AFFINE_KINDS)}")
-    if isinstance(options.refine, int) and options.refine < 0:
-        raise UserError(f"{options.refine} steps of refinement; give a whole number from 0, or auto")
-    if options.initial_transform is not None and options.affine is not None:
-        raise UserError(f"an initial transform, and an affine map of kind {options.affine!r} to find; give one of them")
-    if options.initial_transform is not None:
-        return GIVEN
-    kind = options.affine or ("none" if checkpoint is not None else "affine")
-    if checkpoint is None and not options.refine and kind == "none":
-        raise UserError("nothing to register with: give a checkpoint, steps of refinement, or a kind of affine map")
-    return kind
 
 
 def _read(role: str, source: Input) -> tuple[sitk.Image, Frame, sitk.Image | None]:
@@ -355,6 +287,13 @@ def _measure(fixed: Any, moving: Any, stages: Any) -> dict[str, Any]:
         "folding": [0.0, *(round(float(share[0]), 8) for share in folding)],
         "jacobian_std": round(float(metrics.jacobian_std(stages[-1].composed_flow)[0]), 6),
     }
+
+
+def _inverse_flow(flow: np.ndarray) -> np.ndarray:
+    """The flow [X, Y, Z, 3] that leads back."""
+    from network.inverse import inverse
+
+    return inverse(flow[None])[0][0].numpy()
 
 
 def _quality(fixed: PreparedScan, moving: PreparedScan, stages: tuple) -> Quality:

@@ -111,8 +111,7 @@ def write_transforms(folder: Path, result: Any) -> None:
     Where the flow folds there is no inverse; a doubt says so where it is much.
     """
     scan, frame = Frame.of(result.fixed.image), result.fixed.frame
-    transform = result.transform.composite(scan)
-    inverse = transform_chain.inverse(transform)
+    transform, inverse = result.composite, result.inverse
     write_transform(transform, folder / "transform.h5")
     write_transform(inverse, folder / "inverse.h5")
     places = transform_chain.sample(scan, MEASURED)

@@ -1,0 +1,95 @@
+"""What can be asked of a registration: the scans to read, and how to register them."""
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from cli import AUTO
+from data_util.scans import affine_search
+from data_util.scans.view import PRESETS, View
+from errors import UserError
+
+AFFINE_KINDS = ("none", *affine_search.KINDS)
+GIVEN = "given"  # an initial transform in place of one of these
+
+
+@dataclass(frozen=True)
+class Input:
+    """What to read of one scan.
+
+    Attributes:
+        scan: DICOM folder or image file (str or Path), or SimpleITK image.
+        mask: label image (file or SimpleITK image), the organ where it is not 0; None to find it.
+        series: id of a series in the DICOM folder; None for the one with most slices.
+    """
+
+    scan: Any
+    mask: Any = None
+    series: str | None = None
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to register.
+
+    Attributes:
+        affine: map found by grey values before anything else: 'rigid', 'similarity', 'affine' or 'none'. None is
+            'affine' without a network, and 'none' with one, which has an affine cascade of its own.
+        initial_transform: a linear map to start from in place of one that is found: transform file or SimpleITK
+            transform, from places in the fixed scan to places in the moving one, in mm (LPS).
+        rep: how often each deformable cascade is applied, or 'auto': as often as it helps.
+        refine: steps of optimisation of the result for this very pair, after the network or without one; 'auto': until
+            it no longer improves. None is 'auto' without a network, and 0 with one.
+        image_size: (X, Y, Z) to work at; None is the run's, or 128 x 128 x 128 without a run.
+        net_args: options of the network and its loss, as on the command line.
+        precision, fast_reconstruction: how to compute, as on the command line.
+    """
+
+    affine: str | None = None
+    initial_transform: Any = None
+    rep: int | str = 1
+    refine: int | str | None = None
+    image_size: tuple[int, int, int] | None = None
+    net_args: str | None = ""
+    precision: str = "float32"
+    fast_reconstruction: bool = True
+
+
+def options_of(checkpoint: Any, given: dict[str, Any]) -> Options:
+    """The options that are given by name, and the number of steps of refinement where it is not.
+
+    Raises:
+        UserError: there is no option of a name.
+    """
+    known = [field.name for field in fields(Options)]
+    unknown = [name for name in given if name not in known]
+    if unknown:
+        raise UserError(
+            f"register() has no option {unknown[0]!r}; known are {', '.join(known)}; a mask and a series "
+            "go into Input, what the network sees into view"
+        )
+    options = Options(**given)
+    if options.refine is None:
+        return replace(options, refine=AUTO if checkpoint is None else 0)
+    return options
+
+
+def kind_of_map(checkpoint: Any, view: View | str | None, options: Options) -> str:
+    """The kind of affine map to find first, `GIVEN` for an initial transform.
+
+    Raises:
+        UserError: an option is outside its range, or there is nothing to register with.
+    """
+    if isinstance(view, str) and view not in PRESETS:
+        raise UserError(f"unknown kind of scan {view!r}; known are {', '.join(PRESETS)}")
+    if options.affine not in (None, *AFFINE_KINDS):
+        raise UserError(f"unknown kind of affine map {options.affine!r}; known are {', '.join(AFFINE_KINDS)}")
+    if isinstance(options.refine, int) and options.refine < 0:
+        raise UserError(f"{options.refine} steps of refinement; give a whole number from 0, or auto")
+    if options.initial_transform is not None and options.affine is not None:
+        raise UserError(f"an initial transform, and an affine map of kind {options.affine!r} to find; give one of them")
+    if options.initial_transform is not None:
+        return GIVEN
+    kind = options.affine or ("none" if checkpoint is not None else "affine")
+    if checkpoint is None and not options.refine and kind == "none":
+        raise UserError("nothing to register with: give a checkpoint, steps of refinement, or a kind of affine map")
+    return kind
