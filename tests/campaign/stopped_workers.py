@@ -29,6 +29,7 @@ STEPS = 48
 SMALLEST = ("-d", "datasets/p.json", "-b", "VoxelMorph", "-n", "1", "--batch", "2", "--net_args", "channels=2")
 VALIDATION = ("--val_steps", "5", "--val_pairs", "2")
 FLAGS = (*SMALLEST, "--round", "12", "--epochs", str(STEPS / 12), *VALIDATION)
+PHASES = {"a step": 4, "compiling": 10}  # what a signal comes after, by at most so many seconds
 SIGNALS = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]  # as under nohup
 
 
@@ -97,19 +98,20 @@ class Output:
             self.text += line
 
 
-def stop(home: pathlib.Path, name: str, flags: tuple[str, ...], chance: random.Random) -> tuple[str, list[int], str]:
-    """Start both workers and stop them somewhere: what they were told, their statuses and what they printed."""
+def stop(
+    home: pathlib.Path, name: str, flags: tuple[str, ...], phase: str, chance: random.Random
+) -> tuple[str, list[int], str]:
+    """Start both workers and stop them in a phase: what they were told, their statuses and what they printed."""
     processes = two_workers(home, *flags, "--name", name)
     outputs = [Output(process) for process in processes]
 
-    def begun(phase):
+    def begun():
         if phase == "compiling":
             return "Compiling the first step" in outputs[0].text
         return any(len(log.read_text().splitlines()) > 1 for log in home.glob(f"weights/*_{name}/log.csv"))
 
-    phase, most = chance.choice([("compiling", 10), ("a step", 4), ("a step", 4)])
-    later, apart, number = chance.uniform(0, most), chance.uniform(-1, 1), chance.choice(SIGNALS)
-    while not begun(phase) and processes[0].poll() is None:
+    later, apart, number = chance.uniform(0, PHASES[phase]), chance.uniform(-1, 1), chance.choice(SIGNALS)
+    while not begun() and processes[0].poll() is None:
         time.sleep(0.02)
     time.sleep(later)
     for process in processes[:: 1 if apart > 0 else -1]:
@@ -126,9 +128,9 @@ def campaign(home: pathlib.Path, tries: int, seed: int) -> Iterator[Try]:
     """Stop runs `tries` times in all, each continued from what the one before left, and let the last one end."""
     chance, whole, source = random.Random(seed), undisturbed(home), None
     for k in range(tries):
-        name, started = f"part{seed}-{k}", time.monotonic()
+        name, phase, started = f"part{seed}-{k}", [*PHASES][k % len(PHASES)], time.monotonic()
         told, statuses, printed = stop(
-            home, name, FLAGS if source is None else ("-c", str(source), *VALIDATION), chance
+            home, name, FLAGS if source is None else ("-c", str(source), *VALIDATION), phase, chance
         )
         seconds, runs = time.monotonic() - started, [*home.glob(f"weights/*_{name}")]
         steps = tuple(losses(runs[0])) if runs and (runs[0] / "log.csv").exists() else ()
