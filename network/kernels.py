@@ -19,7 +19,7 @@ from tensorflow.python.framework import ops
 
 TensorFunction = Callable[..., tf.Tensor]
 
-xla_kernel = functools.partial(tf.function, jit_compile=True)
+xla_kernel = functools.partial(tf.function, jit_compile=True, autograph=False)
 
 
 def whole_step(function: Callable[..., Any], **options: Any) -> Any:

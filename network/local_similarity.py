@@ -40,7 +40,7 @@ def _local_correlation(window: int) -> Callable[..., tf.Tensor]:
 
     The gradient needs the same means of windows as the value, so one kernel gives both and one volume is kept.
     """
-    kernel = xla_kernel(functools.partial(_loss_and_gradient, window), autograph=False)
+    kernel = xla_kernel(functools.partial(_loss_and_gradient, window))
 
     @tf.custom_gradient
     def loss(*inputs: tf.Tensor) -> Any:

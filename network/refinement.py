@@ -293,7 +293,7 @@ def _similarity(config: CascadeConfig) -> Callable[..., tuple[tf.Tensor, tf.Tens
             loss = similarity(fixed, warped, **options)
         return loss, tape.gradient(loss, warped)
 
-    measured = whole_step(measure)
+    measured = whole_step(measure, autograph=False)
 
     def checked(fixed: tf.Tensor, warped: tf.Tensor, mask: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
         if mask is not None and "mask" not in inspect.signature(similarity).parameters:

@@ -206,6 +206,7 @@ def test_auto_ends_early_where_nothing_is_to_be_gained():
         assert [step for step, _ in seen] == list(range(1, len(seen) + 1))
         assert float(losses.correlation(fixed, output.warped)[0]) > 0.995
         assert bool(tf.reduce_any(output.flow != 0)) == (fixed is not moving)
+    assert refinement.MOST_STEPS == 155  # as docs/commands.md says
     passes = len(refinement._shared_out(SIZE, "auto"))
     assert taken[0] == passes * (2 * refinement._WINDOW + 1)  # the first time that it looks
     assert taken[0] < taken[1] < refinement.MOST_STEPS
