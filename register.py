@@ -51,6 +51,9 @@ def add_flags(flags: argparse.ArgumentParser) -> None:
     add("-r", "--rep", default="1", help="times each cascade is applied, or auto: as often as it helps (1)")
     add("--refine", default=None, metavar="STEPS", help="optimise the result for this pair; auto: until it no longer "
         "improves (auto; 0 with -c)")  # fmt: skip
+    add("--smoothness", type=float, default=None, help="of the optimised flow: 2 is smoother, 0.5 follows closer (1)")
+    add("--exclude_mask", default=None, help="label image of what not to compare in the fixed scan, a lesion (none)")
+    add("--both_ways", action="store_true", help="optimise the other way too: how far are the two from inverse?")
     add("--preprocess", default=None, help="what is registered: liver, body, brain, none for all (the run's; chosen)")
     for role in ("fixed", "moving"):
         add(f"--{role}_mask", default=None, help=f"label image of the {role} scan's organ, not 0 there (found)")
@@ -113,6 +116,9 @@ def run(args: argparse.Namespace, write: Callable[..., None]) -> None:
             initial_transform=args.initial_transform,
             rep=cli.parse_rep(args.rep),
             refine=refine,
+            smoothness=args.smoothness,
+            exclude_mask=args.exclude_mask,
+            both_ways=args.both_ways,
             image_size=None if args.size is None else tuple(args.size),
             net_args=args.net_args,
             **cli.execution(args),
@@ -164,13 +170,14 @@ def check(args: argparse.Namespace) -> int | str:
     if devices.device_count(args.gpu) > 1:
         raise UserError(f"-g {args.gpu}: a pair is registered on one device; name one, such as -g 0")
     inputs = [args.fixed, args.moving, args.fixed_mask, args.moving_mask, args.labels, args.points, args.checkpoint]
+    inputs.append(args.exclude_mask)
     check_folder(pathlib.Path(args.output), args.overwrite, inputs)
     for path in (args.fixed, args.moving):
         if not os.path.exists(path):
             raise UserError(f"{path}: no such file or folder; name the fixed and the moving scan")
-    for path in (args.labels, args.points):
+    for path in (args.labels, args.points, args.exclude_mask, args.fixed_mask, args.moving_mask):
         if path is not None and not os.path.exists(path):
-            raise UserError(f"{path}: no such file; check --labels and --points")
+            raise UserError(f"{path}: no such file; check --labels, --points and the masks")
     asked_view(args)
     if args.initial_transform is not None:
         read_linear(args.initial_transform)

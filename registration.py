@@ -26,7 +26,7 @@ from data_util.output.registration_report import describe, doubts
 from data_util.scans import affine_search, transform_chain
 from data_util.scans.automatic_view import modality_of
 from data_util.scans.frame import Frame
-from data_util.scans.images import orient, read_image, read_native
+from data_util.scans.images import match_labels, orient, read_image, read_native, to_array
 from data_util.scans.pair_transform import PairTransform
 from data_util.scans.prepared import PreparedScan, prepare_scan
 from data_util.scans.preprocessing import prepare
@@ -125,13 +125,12 @@ def register(
     clock.stop("load")
     pair = _tensor(fixed.volume), _tensor(volume)
     output, rep = _apply(network, *pair, how.rep)
+    apart = None
     if how.rep == AUTO:
         chosen.append(f"Each cascade was applied {rep} times")
     clock.stop("network")
     if how.refine:
-        from network import refinement
-
-        output = refinement.refine(output, *pair, model.config, how.refine, on_step)
+        output, apart = _refined(output, *pair, model.config, how, _weights(fixed, inputs[0], how), on_step)
         clock.stop("refine")
     stages = tuple(type(stage)(*_arrays(stage)) for stage in output.stages)
     affine = output.affine.matrix[0].numpy(), output.affine.shift[0].numpy()
@@ -139,7 +138,7 @@ def register(
     warped, displacement = transform.warp(moving.image, fixed.file_frame)
     clock.stop("warp")
     measured = _measure(pair[0], _tensor(moving.volume), output.stages)
-    quality = _quality(fixed, moving, stages)
+    quality = _quality(fixed, moving, stages, apart)
     left_over = (
         affine_search.left_over(fixed.frame, fixed.volume, from_unit(stages[-1].warped))
         if kind in ("none", GIVEN)
@@ -276,6 +275,46 @@ def _apply(network: Any, fixed: Any, moving: Any, rep: int | str) -> tuple[Any, 
     return network((fixed, moving), rep=rep), int(rep)
 
 
+def _weights(fixed: PreparedScan, given: Input, how: Options) -> np.ndarray | None:
+    """Where the optimisation compares, 0 or 1 on the fixed frame: in the given mask, but not in the excluded one."""
+    if given.mask is None and how.exclude_mask is None:
+        return None
+    weights = np.ones(fixed.frame.size, np.float32)
+    own = Frame.of(fixed.image)
+    if given.mask is not None and fixed.region is not None:
+        weights = to_array(fixed.frame.resample(own.put(fixed.region.astype(np.float32)), nearest=True))
+    if how.exclude_mask is not None:
+        excluded = match_labels(read_image(how.exclude_mask, is_label=True), fixed.image)
+        marked = own.put((to_array(excluded) != 0).astype(np.float32))
+        weights = weights * (1 - to_array(fixed.frame.resample(marked, nearest=True)))
+        if not weights.any():
+            raise UserError("the excluded mask leaves nothing of the fixed scan to compare; check its voxels and place")
+    return weights
+
+
+def _refined(
+    output: Any, fixed: Any, moving: Any, config: Any, how: Options, weights: np.ndarray | None, on_step: Any
+) -> tuple[Any, np.ndarray | None]:
+    """The optimised `CascadeOutput`, and where both ways are asked for, how far each voxel is after there and back.
+
+    The latter in voxels, float32 [X, Y, Z, 3].
+    """
+    import tensorflow as tf
+
+    from network import refinement
+    from network.spatial_transformer import compose
+
+    mask = None if weights is None else tf.constant(weights[None, ..., None])
+    steps, smoothness = how.refine or AUTO, how.smoothness
+    output = refinement.refine(output, fixed, moving, config, steps, on_step, smoothness=smoothness, mask=mask)
+    if not how.both_ways:
+        return output, None
+    start = refinement.identity(fixed)
+    back = refinement.refine(start, moving, fixed, config, steps, on_step, smoothness=smoothness)
+    apart = compose(back.stages[-1].composed_flow, output.stages[-1].composed_flow)
+    return output, apart[0].numpy()
+
+
 def _measure(fixed: Any, moving: Any, stages: Any) -> dict[str, Any]:
     """Similarity and folding before registration and after each stage."""
     from network import losses, metrics
@@ -296,11 +335,11 @@ def _inverse_flow(flow: np.ndarray) -> np.ndarray:
     return inverse(flow[None])[0][0].numpy()
 
 
-def _quality(fixed: PreparedScan, moving: PreparedScan, stages: tuple) -> Quality:
+def _quality(fixed: PreparedScan, moving: PreparedScan, stages: tuple, apart: np.ndarray | None) -> Quality:
     """The maps of a result, with their axes in LPS."""
     volumes = fixed.in_lps(fixed.volume), moving.in_lps(moving.volume), from_unit(fixed.in_lps(stages[-1].warped))
     flows = fixed.in_lps(stages[-1].composed_flow), fixed.in_lps(stages[-1].flow)
-    return Quality.of(*volumes, *flows, fixed.frame.spacing)
+    return Quality.of(*volumes, *flows, fixed.frame.spacing, None if apart is None else fixed.in_lps(apart))
 
 
 def _settings(inputs: list[Input], model: _Model, view: View, kind: str, options: Options) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """What can be asked of a registration: the scans to read, and how to register them."""
 
+import math
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -39,6 +40,12 @@ class Options:
         rep: how often each deformable cascade is applied, or 'auto': as often as it helps.
         refine: steps of optimisation of the result for this very pair, after the network or without one; 'auto': until
             it no longer improves. None is 'auto' without a network, and 0 with one.
+        smoothness: weight of the smoothness in the optimisation, 1 by default: more makes the flow smoother, less lets
+            it follow the images more closely.
+        exclude_mask: label image (file or SimpleITK image) of what is to be left out of the comparison in the fixed
+            scan, where it is not 0: a lesion, for instance. Used in the optimisation, as the mask of the fixed `Input`.
+        both_ways: optimise the other way round too, and tell how far the two flows are from being each other's inverse;
+            without a network only.
         image_size: (X, Y, Z) to work at; None is the run's, or 128 x 128 x 128 without a run.
         net_args: options of the network and its loss, as on the command line.
         precision, fast_reconstruction: how to compute, as on the command line.
@@ -48,6 +55,9 @@ class Options:
     initial_transform: Any = None
     rep: int | str = 1
     refine: int | str | None = None
+    smoothness: float | None = None
+    exclude_mask: Any = None
+    both_ways: bool = False
     image_size: tuple[int, int, int] | None = None
     net_args: str | None = ""
     precision: str = "float32"
@@ -85,6 +95,13 @@ def kind_of_map(checkpoint: Any, view: View | str | None, options: Options) -> s
         raise UserError(f"unknown kind of affine map {options.affine!r}; known are {', '.join(AFFINE_KINDS)}")
     if isinstance(options.refine, int) and options.refine < 0:
         raise UserError(f"{options.refine} steps of refinement; give a whole number from 0, or auto")
+    if options.smoothness is not None and not 0 <= options.smoothness < math.inf:
+        raise UserError(f"the smoothness is {options.smoothness}; it must be a number from 0")
+    for name in ("smoothness", "exclude_mask", "both_ways"):
+        if getattr(options, name) not in (None, False) and not options.refine:
+            raise UserError(f"{name} is of the optimisation, and there are no steps of it; give some by --refine")
+    if options.both_ways and checkpoint is not None:
+        raise UserError("both ways are compared without a network only; leave out the checkpoint, or both_ways")
     if options.initial_transform is not None and options.affine is not None:
         raise UserError(f"an initial transform, and an affine map of kind {options.affine!r} to find; give one of them")
     if options.initial_transform is not None:

@@ -40,6 +40,8 @@ def write_html(
         "moved": (quality.moved, 0.0, max(float(quality.moved.max()), LEAST_MM)),
         "residual": (quality.residual, 0.0, max(float(quality.residual.max()), LEAST_MM)),
     }
+    if quality.apart is not None:
+        maps["apart"] = (quality.apart, 0.0, max(float(quality.apart.max()), LEAST_MM))
     shown = {name: _packed(volume, 1, 0, 255) for name, volume in volumes.items()}
     shown |= {name: _packed(values, MAP_STEP, *ends) for name, (values, *ends) in maps.items()}
     data = {

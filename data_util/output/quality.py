@@ -21,16 +21,25 @@ class Quality:
             voxel, -1..1; NaN where the fixed volume is flat.
         moved: mm by which each voxel is moved in all.
         residual: mm by which the last stage still moved it.
+        apart: mm by which it is off after there and back, by the flows of both ways; None where only one is known.
     """
 
     before: np.ndarray
     after: np.ndarray
     moved: np.ndarray
     residual: np.ndarray
+    apart: np.ndarray | None = None
 
     @classmethod
     def of(
-        cls, fixed: np.ndarray, moving: np.ndarray, warped: np.ndarray, flow: np.ndarray, last: np.ndarray, spacing: Any
+        cls,
+        fixed: np.ndarray,
+        moving: np.ndarray,
+        warped: np.ndarray,
+        flow: np.ndarray,
+        last: np.ndarray,
+        spacing: Any,
+        apart: np.ndarray | None = None,
     ) -> "Quality":
         """The maps of a result.
 
@@ -39,20 +48,22 @@ class Quality:
             flow: composed flow of all stages [X, Y, Z, 3] in voxels.
             last: flow of the last stage alone.
             spacing: mm per voxel.
+            apart: where each voxel comes back to after there and back, less where it was [X, Y, Z, 3]; or None.
         """
-        moved, residual = (
-            np.linalg.norm(part * np.asarray(spacing, np.float32), axis=-1).astype(np.float32) for part in (flow, last)
-        )
-        return cls(local_correlation(fixed, moving), local_correlation(fixed, warped), moved, residual)
+        before, after = local_correlation(fixed, moving), local_correlation(fixed, warped)
+        off = None if apart is None else _length(apart, spacing)
+        return cls(before, after, _length(flow, spacing), _length(last, spacing), off)
 
     def numbers(self) -> dict[str, Any]:
         """The maps as report.json tells them: means and ends, and the correlation of each region.
 
         A region is named by its place, from 0 at the patient's right, front and feet.
         """
+        maps = {"moved_mm": self.moved, "residual_mm": self.residual, "inverse_consistency_mm": self.apart}
         ends = {
             name: {"mean": _rounded(values.mean()), "largest": _rounded(values.max())}
-            for name, values in (("moved_mm", self.moved), ("residual_mm", self.residual))
+            for name, values in maps.items()
+            if values is not None
         }
         regions = [
             {"region": list(place), "before": _rounded(before), "after": _rounded(after)}
@@ -103,6 +114,11 @@ def local_correlation(first: np.ndarray, second: np.ndarray, window: int = WINDO
     least = (LEAST_DEVIATION / 255) ** 2
     correlation = together / np.sqrt(np.maximum(variance_a, least) * np.maximum(variance_b, least))
     return np.where(variance_a < least, np.nan, np.clip(correlation, -1, 1)).astype(np.float32)
+
+
+def _length(vectors: np.ndarray, spacing: Any) -> np.ndarray:
+    """Length in mm of vectors in voxels."""
+    return np.linalg.norm(vectors * np.asarray(spacing, np.float32), axis=-1).astype(np.float32)
 
 
 def _rounded(value: Any) -> float | None:

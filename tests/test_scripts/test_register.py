@@ -82,6 +82,39 @@ def test_the_page_holds_the_volumes_and_needs_nothing_else(done):
     np.testing.assert_allclose(centre, (np.array(volume.shape) - 1) / 2, atol=1.5)
 
 
+def test_what_is_excluded_has_no_influence_and_both_ways_are_told():
+    from registration import register as register_scans
+
+    fixed, moving = (head(shift, scale=0.25) for shift in ((0, 0, 0), (1, -1, 0)))  # within 0..255, which is kept
+    lesion = np.zeros(SIZE, np.uint8)
+    lesion[8:12, 8:12, 8:14] = 1
+    options = {"refine": 6, "affine": "none", "image_size": SIZE, "view": "none"}
+    found = [
+        register_scans(FRAME.put(scan), FRAME.put(moving), exclude_mask=mask, both_ways=scan is fixed, **options)
+        for mask in (None, FRAME.put(lesion))
+        for scan in (fixed, np.where(lesion, 230, fixed).astype(np.float32))
+    ]
+    flows = [result.stages[-1].composed_flow for result in found]
+    assert np.abs(flows[1] - flows[0]).max() > 0.05
+    np.testing.assert_array_equal(flows[3], flows[2])
+    apart = found[0].report["quality"]["inverse_consistency_mm"]
+    assert 0 < apart["mean"] < found[0].report["quality"]["moved_mm"]["mean"]
+    assert found[0].quality.apart.shape == SIZE
+    assert "inverse_consistency_mm" not in found[1].report["quality"]
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"smoothness": -1.0}, "smoothness is -1.0; it must be a number from 0"),
+    ({"exclude_mask": "a.nii", "refine": 0}, "exclude_mask is of the optimisation"),
+    ({"both_ways": True, "checkpoint": "x", "refine": 5}, "without a network only"),
+])  # fmt: skip
+def test_options_that_do_not_go_together(options, message):
+    from registration import register as register_scans
+
+    with pytest.raises(UserError, match=message):
+        register_scans("a", "b", **options)
+
+
 def test_examples_and_version(capsys):
     for flag, said in (("--help", "python register.py fixed.nii.gz"), ("--version", f"networks {cli.VERSION}")):
         with pytest.raises(SystemExit) as end:
