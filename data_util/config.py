@@ -3,13 +3,14 @@
 `datasets/README.md` shows how one is written.
 """
 
-import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from checked import is_finite, read_json, shown
+from checksums import SUM, is_changed, sealed
 from data_util.names import check_name, plain
 from data_util.readers import READERS
 from data_util.scans.view import KEYS as VIEW_KEYS
@@ -18,6 +19,7 @@ from errors import UserError, listed
 from files import write_text
 
 KEYS = (
+    SUM,
     "files",
     "image_size",
     "image_type",
@@ -116,12 +118,12 @@ def write_dataset_config(
 
 
 def save_json(path: str | Path, content: Mapping[str, Any]) -> None:
-    """Write a config's content, whole or not at all.
+    """Write a config's content, whole or not at all, with a checksum.
 
     Raises:
         UserError: it cannot be written.
     """
-    write_text(path, json.dumps(content, indent=2) + "\n")
+    write_text(path, sealed({key: value for key, value in content.items() if key != SUM}, indent=2) + "\n")
 
 
 def load_dataset_config(path: str | Path, trusted: bool = False) -> DatasetConfig:
@@ -175,7 +177,10 @@ def load_dataset_config(path: str | Path, trusted: bool = False) -> DatasetConfi
 def _read_json(path: Path) -> Any:
     if not path.exists():
         raise UserError(f"{path}: no such dataset config; give the path of a .json file with -d")
-    return read_json(path, "write the dataset config as datasets/README.md says")
+    content = read_json(path, "write the dataset config as datasets/README.md says")
+    if is_changed(path.read_bytes(), content):  # by its user, most likely: it is a file to be edited
+        print(f"{path}: was changed since it was written; where you did that, delete its {SUM!r}", file=sys.stderr)
+    return content
 
 
 def _expect(value: Any, kind: type, path: Path, what: str) -> Any:

@@ -6,7 +6,6 @@ A run is a folder with `model-<step>.index` and `model-<step>.data-*` in TensorF
 
 import contextlib
 import dataclasses
-import json
 import os
 import pathlib
 import re
@@ -15,6 +14,7 @@ from typing import Annotated, Any
 
 import files
 from checked import COUNT, INDEX, POSITIVE, build, read_json
+from checksums import SUM, is_changed, sealed
 from errors import UserError
 
 from .config import CascadeConfig
@@ -22,8 +22,9 @@ from .registry import BASE_NETWORKS, SIMILARITIES
 
 CONFIG_FILE = "config.json"
 ARGS_FILE = "args.json"
-# What config.json holds beside the options of `CascadeConfig`: the data that the run was trained on, and its plugin.
-RUN_KEYS = ("data", "plugin")
+# What config.json holds beside the options of `CascadeConfig`: the data that the run was trained on, its plugin, and a
+# checksum, as args.json does; without one, as in files of users and of older versions, each is read as it is.
+RUN_KEYS = ("data", "plugin", SUM)
 _REMEDY = "mend it, or restore the file from its source"
 _INDEX = re.compile(r"model-(\d+)\.index$")
 _FILE = re.compile(r"model-(\d+)(\.index|\.data-\d+-of-\d+)?")
@@ -146,7 +147,7 @@ def load_args(folder: str | pathlib.Path) -> RunArgs:
         UserError: the file is not JSON, or a value is not of its kind.
     """
     path = pathlib.Path(folder) / ARGS_FILE
-    return build(RunArgs, read_json(path, _REMEDY), str(path), _REMEDY) if path.is_file() else RunArgs()
+    return build(RunArgs, _read_json(path), str(path), _REMEDY) if path.is_file() else RunArgs()
 
 
 def load_cascade_config(folder: str | pathlib.Path) -> CascadeConfig:
@@ -222,8 +223,18 @@ def checkpoint_prefix(folder: str | pathlib.Path, step: int) -> pathlib.Path:
 
 def _read_config(path: pathlib.Path) -> tuple[dict[str, Any], _Beside]:
     """What a config.json holds, and the part of it that is not the network's."""
-    values = read_json(path, _REMEDY)
+    values = _read_json(path)
     return values, build(_Beside, values, str(path), _REMEDY)
+
+
+def _read_json(path: pathlib.Path) -> Any:
+    """The content of a run's JSON file; raises UserError where it cannot be read, or its checksum is another."""
+    content = read_json(path, _REMEDY)
+    if is_changed(path.read_bytes(), content):
+        raise UserError(
+            f"{path}: was changed since it was written; where you did that, delete its {SUM!r}; else {_REMEDY}"
+        )
+    return content
 
 
 def new_run(
@@ -251,7 +262,7 @@ def new_run(
             new = partial / "run"
             new.mkdir()
             for name, values in content.items():
-                (new / name).write_text(json.dumps(values, indent=2), encoding="utf-8")
+                (new / name).write_text(sealed(values, indent=2), encoding="utf-8")
             with files.writing(logs):
                 logs.mkdir(parents=True, exist_ok=True)
             run = _new_folder(folder, stem, suffix)

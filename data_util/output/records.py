@@ -28,7 +28,7 @@ import numpy as np
 
 import files
 from checked import INDEX, Limit, build, parse_json
-from data_util.output.checksums import is_whole, sealed, sum_of
+from checksums import is_whole, sealed, sum_of
 from data_util.output.settings import Settings
 from errors import UserError, listed
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from checked import parse_json
+from checksums import checksum, is_whole, sealed
 from data_util.output import tables
-from data_util.output.checksums import checksum, is_whole, sealed
 from data_util.output.records import Record
 from data_util.output.settings import Settings
 from errors import UserError, listed

@@ -10,6 +10,7 @@ All come out as ITK has them: from a place in the fixed scan to the one in the m
 import io
 import os
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -85,7 +86,7 @@ def read_linear(source: str | os.PathLike | sitk.Transform) -> tuple[np.ndarray,
 
 
 def write_transform(transform: sitk.Transform, path: str | os.PathLike) -> None:
-    """Write a transform of linear parts and displacement fields to an .h5 file as ITK does, but smaller.
+    """Write a transform of linear parts and displacement fields to an .h5 file as ITK does, smaller and with checksums.
 
     The vectors are stored as float32 and compressed, a third of what ITK itself takes; the rest as it is.
 
@@ -104,17 +105,22 @@ def write_transform(transform: sitk.Transform, path: str | os.PathLike) -> None:
         for k, part in enumerate(layers, 1):
             place = group.create_group(str(k))
             _write_type(place, part.GetName())
-            place["TransformFixedParameters"] = np.array(part.GetFixedParameters(), np.float64)
+            _write_numbers(place, "TransformFixedParameters", np.array(part.GetFixedParameters(), np.float64))
             if is_field(part):
                 image = sitk.DisplacementFieldTransform(part).GetDisplacementField()
                 vectors = sitk.GetArrayViewFromImage(image).ravel().astype(np.float32)
-                place.create_dataset(
-                    "TransformParameters", data=vectors, chunks=(min(CHUNK, len(vectors)),), compression=4, shuffle=True
-                )
+                _write_numbers(place, "TransformParameters", vectors, compression=4, shuffle=True)
             else:
-                place["TransformParameters"] = np.array(part.GetParameters(), np.float64)
+                _write_numbers(place, "TransformParameters", np.array(part.GetParameters(), np.float64))
     with whole_file(path) as new:
         new.write_bytes(content.getbuffer())
+
+
+def _write_numbers(group: h5py.Group, name: str, numbers: np.ndarray, **options: Any) -> None:
+    """Write an array with checksums, so that damage is an error when it is read, by ITK as well."""
+    if numbers.size:
+        options |= {"chunks": (min(CHUNK, numbers.size),), "fletcher32": True}
+    group.create_dataset(name, data=numbers, **options)
 
 
 def _write_type(group: h5py.Group, name: str) -> None:

@@ -237,6 +237,7 @@ def test_a_build_killed_half_way_goes_on_to_the_contents_of_an_undisturbed_one(t
     assert config["files"]["mine"].pop("path") == "sets/mine.h5"
     other = config_of("other/mine.json")
     assert other["files"]["mine"].pop("path") == "other/mine.h5"
+    assert config.pop("sum") != other.pop("sum")
     assert config == other
 
 

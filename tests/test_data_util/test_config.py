@@ -225,6 +225,22 @@ def test_what_is_written_is_read(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["mine.json"]
 
 
+def test_a_config_that_was_changed_since_it_was_written_is_read_and_that_is_said(tmp_path, capsys):
+    path = tmp_path / "mine.json"
+    write_dataset_config(path, tmp_path / "mine.h5", (4, 5, 6), "mr", {"t": ["1", "2"]}, {"1": {"t": 1.0}})
+    load_dataset_config(path)
+    assert capsys.readouterr().err == ""
+    path.write_text(path.read_text().replace("mine/2", "mine/3"))
+    assert load_dataset_config(path).subsets == {"t": ("mine/1", "mine/3")}
+    said = f"{path}: was changed since it was written; where you did that, delete its 'sum'\n"
+    assert capsys.readouterr().err == said
+    content = json.loads(path.read_text())
+    del content["sum"]
+    path.write_text(json.dumps(content))
+    load_dataset_config(path)
+    assert capsys.readouterr().err == ""
+
+
 def test_missing_unreadable_and_invalid_files(tmp_path):
     with pytest.raises(UserError, match=r"none\.json: no such dataset config"):
         load_dataset_config(tmp_path / "none.json")

@@ -111,6 +111,23 @@ def test_a_wrong_value_in_config_json_is_named(tmp_path, changes, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(("file", "digit"), [("args.json", "lr"), ("config.json", "reg_factor")])
+def test_another_digit_in_a_file_of_a_run_is_refused_unless_its_user_takes_the_checksum_away(tmp_path, file, digit):
+    config = {**CascadeConfig("VTN").to_dict(), "reg_factor": 0.25}
+    content = {"args.json": {"lr": 0.25, "dataset": "d"}, "config.json": config}
+    run = runs.new_run(tmp_path / "weights", "a", "", content, tmp_path / "logs")
+    assert (runs.load_args(run).lr, runs.load_cascade_config(run).reg_factor) == (0.25, 0.25)
+    read = {"args.json": runs.load_args, "config.json": runs.load_cascade_config}[file]
+    changed = (run / file).read_text().replace("0.25", "0.75")
+    (run / file).write_text(changed)
+    with pytest.raises(
+        UserError, match=rf"{file}: was changed since it was written; .* delete its 'sum'; else mend it"
+    ):
+        read(run)
+    (run / file).write_text(json.dumps({name: value for name, value in json.loads(changed).items() if name != "sum"}))
+    assert getattr(read(run), digit) == 0.75
+
+
 @pytest.mark.parametrize("content", ["", "null", "[]", "3", '{"n_cascades": 1', "[" * 100_000, "\x00"])
 def test_a_file_that_is_no_json_object_is_named(tmp_path, content):
     for name, read in (("args.json", runs.load_args), ("config.json", runs.load_cascade_config)):

@@ -174,6 +174,23 @@ def test_our_file_is_itks(tmp_path):
         assert file["TransformGroup/0/TransformType"][0] == b"CompositeTransform_double_3_3"
 
 
+def test_a_changed_bit_in_any_number_of_our_file_is_found(tmp_path):
+    path = tmp_path / "a.h5"
+    transform_files.write_transform(pair().composite(FIXED_SCAN), path)
+    with h5py.File(path) as file:
+        found = [place[name] for place in file["TransformGroup"].values() for name in place if "Parameters" in name]
+        arrays = [dataset for dataset in found if dataset.size]
+        chunks = [array.id.get_chunk_info(k) for array in arrays for k in (0, array.id.get_num_chunks() - 1)]
+    assert len(chunks) >= 8
+    whole = path.read_bytes()
+    for chunk in chunks:
+        damaged = bytearray(whole)
+        damaged[chunk.byte_offset + chunk.size // 2] ^= 1
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match="is damaged or cut short"):
+            transform_files.read_transform(path)
+
+
 def test_a_full_disk_is_said(monkeypatch):
     with pytest.raises(UserError, match=r"cannot write /dev/full \(No space left on device"):
         transform_files.write_transform(sitk.AffineTransform(3), "/dev/full")

@@ -11,6 +11,7 @@ from typing import Any
 
 _DIGITS = 16
 _NONE = "0" * _DIGITS  # what stands in the place of the sum while it is made
+SUM = "sum"
 _SUM = re.compile(rb'"sum": "([0-9a-f]{16})"\s*\}\s*\Z')
 
 
@@ -44,6 +45,16 @@ def is_whole(text: bytes, of: str = "") -> bool:
     if found is None:
         return False
     return found[1].decode() == checksum(text[: found.start(1)] + _NONE.encode() + text[found.end(1) :], of)
+
+
+def is_changed(text: bytes, content: Any) -> bool:
+    """Whether a JSON text with a checksum was changed since it was written; False where it has none, as old files.
+
+    Args:
+        text: the text.
+        content: what it holds.
+    """
+    return isinstance(content, dict) and SUM in content and not is_whole(text.strip())
 
 
 def checksum(content: bytes, of: str = "") -> str:
