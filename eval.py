@@ -34,6 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("-c", "--checkpoint", required=True, help="run: FOLDER, FOLDER:STEP or its name in weights/")
     add("-r", "--rep", default="1", help="how often each cascade is applied; auto: as often as helps a pair (1)")
     add("--refine", type=int, default=0, help="steps that fit one more flow to each pair, after the network (0: none)")
+    add("--affine", default="none", help="map to find first, by grey values: none, rigid, similarity or affine (none)")
     add("-d", "--dataset", default=None, help="data config (the one that the run was trained on)")
     add("-v", "--val_subset", default=None, help="schemes of the config, comma-separated (scheme 2)")
     add("--batch", type=int, default=4, help="image pairs at a time, over all devices")
@@ -96,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         network = checkpoints.load_model(
             f"{prefix.parent}:{step}", repeats, data.image_size, args.net_args, **cli.execution(args)
         )
-    plan = EvaluationPlan(tuple(metrics), args.per_cascade, (), rep == "auto", args.refine)
+    plan = EvaluationPlan(tuple(metrics), args.per_cascade, (), rep == "auto", args.refine, args.affine != "none")
     for name, scheme in schemes.items():
         settings = Settings(
             report=reports[name],
@@ -109,6 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             network=network.config.to_dict(),
             rep=rep,
             refine=args.refine,
+            affine=args.affine,
             labels=scheme.labels,
             metrics=tuple(metrics),
             per_cascade=args.per_cascade,
@@ -142,6 +144,11 @@ def check_flags(args: argparse.Namespace) -> None:
         raise UserError(
             "-r auto gives every pair a number of cascades of its own: leave out --per_cascade, or give -r N"
         )
+    if args.affine != "none":
+        from data_util.scans.affine_search import KINDS
+
+        if args.affine not in KINDS:
+            raise UserError(f"--affine {args.affine!r} is no kind of map; known are none, {', '.join(KINDS)}")
     if (rep == "auto" or args.refine) and devices.device_count(args.gpu) > 1:
         raise UserError(
             f"-r auto and --refine work on one device, not on -g {args.gpu}; give one, and --shard the pairs"
@@ -164,7 +171,8 @@ def report_names(args: argparse.Namespace, prefix: pathlib.Path) -> dict[str, st
         cli.part_of_name("-v", scheme)
         repeats = "" if cli.parse_rep(args.rep) == 1 else f"rep{cli.parse_rep(args.rep)}"
         refined = f"refine{args.refine}" if args.refine else ""
-        parts = [checkpoint_name(prefix), repeats, refined, args.name, scheme if args.val_subset else ""]
+        moved = f"affine{args.affine}" if args.affine != "none" else ""
+        parts = [checkpoint_name(prefix), moved, repeats, refined, args.name, scheme if args.val_subset else ""]
         reports[scheme] = "-".join(part for part in parts if part)
         if (length := len(reports[scheme].encode())) > LONGEST_NAME:
             raise UserError(f"the report's name has {length} bytes, of {LONGEST_NAME} at most; give a shorter --name")
@@ -264,7 +272,9 @@ def evaluate_pairs(
     figures = min(settings.figures, len(scheme))
     drawn = {k * len(scheme) // figures for k in range(figures)}
     indices = remaining(len(scheme), settings.batch, shard, records.done)
-    batches = scheme.evaluation(settings.batch, indices)
+    batches = scheme.evaluation(settings.batch, indices, None if settings.affine == "none" else settings.affine)
+    if settings.affine != "none" and not scheme.has_spacings:
+        print("--affine: where the spacing of a scan is unknown, voxels of its pairs count as 1 mm", file=sys.stderr)
     if indices:
         print(f"{len(indices)} pairs; the first takes longest, since the network is compiled for it", file=sys.stderr)
     results = evaluator.evaluate(batches, None if settings.save else drawn)

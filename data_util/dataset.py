@@ -8,6 +8,9 @@ A Batch is a dict of tensors; B pairs of volumes X,Y,Z with at most L landmarks:
     fixed_points, moving_points     float32 [B,L,3]      voxel coordinates in their own scan, NaN where missing
     fixed_spacing, moving_spacing   float32 [B,3]        mm, NaN where unknown
     true_flow                       float32 [B,X,Y,Z,3]  only if a scan was made by a known flow; NaN for other pairs
+    affine_matrix, affine_shift     float32 [B,3,3], [B,3]  where asked for: the affine map fixed -> moving in voxels,
+                                    x -> (matrix + I) x + shift from the volume's centre; zeros where none is found
+    affine_found                    float32 [B]          where asked for: 1 where it is found, else 0
     valid                           bool    [B]          False where the last batch is filled up
     ids                             string  [B,2]        (fixed, moving) as reports name scans
     index                           int64   [B]          number of the pair in the scheme, -1 where not valid
@@ -25,6 +28,7 @@ import tensorflow as tf
 
 from data_util.config import DatasetConfig
 from data_util.grey_values import to_unit
+from data_util.hdf5 import Scan
 from data_util.pairs import AllPairs, TrainingOrder, adjacent_pairs, atlas_pairs, listed_pairs, permute
 from data_util.store import ScanStore, report_id
 from errors import UserError
@@ -145,6 +149,7 @@ class Scheme(Sequence):
         label_values: the values alone, or None.
         subsets: tuple of Subset.
         has_flow: whether some pair is a scan and the scan it was made from by a known flow.
+        has_spacings: whether the size of the voxels is known of every scan.
     """
 
     def __init__(self, config: DatasetConfig, subsets: tuple[Subset, ...], store: ScanStore) -> None:
@@ -160,6 +165,7 @@ class Scheme(Sequence):
             not {self._descriptions[scan].flow_source for scan in subset.scans}.isdisjoint(subset.scans)
             for subset in subsets
         )
+        self.has_spacings = all(description.has_spacing for description in self._descriptions.values())
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -223,12 +229,15 @@ class Scheme(Sequence):
 
         return _batches(read, spec, range(start_step * share, stop_step * share), batch // devices)
 
-    def evaluation(self, batch: int, indices: Sequence[int] | None = None) -> tf.data.Dataset:
+    def evaluation(
+        self, batch: int, indices: Sequence[int] | None = None, affine: str | None = None
+    ) -> tf.data.Dataset:
         """Full Batches of the pairs `indices` (default: all) in that order; the last one is filled up to `batch`.
 
         Args:
             batch: number of pairs in a Batch.
             indices: numbers of pairs; None: all.
+            affine: kind of the affine map to find for each pair, as in `find_affine`; None: none. It takes seconds.
 
         Returns:
             A dataset of Batches.
@@ -239,7 +248,7 @@ class Scheme(Sequence):
         indices = range(len(self)) if indices is None else [range(len(self))[k] for k in indices]
         self._check_landmarks(indices)
         landmarks = max(description.landmarks for description in self._descriptions.values())
-        spec = self._evaluation_spec(landmarks)
+        spec = self._evaluation_spec(landmarks, affine is not None)
 
         def read(n: int) -> dict[str, Any]:
             k = indices[n] if n < len(indices) else -1
@@ -247,11 +256,12 @@ class Scheme(Sequence):
                 name: np.full(s.shape, _EMPTY[s.dtype], s.dtype.as_numpy_dtype) for name, s in spec.items()
             }
             if k < 0:
-                return sample | {"fixed": np.zeros_like(sample["fixed"]), "moving": np.zeros_like(sample["moving"])}
+                images = ("fixed", "moving", *_AFFINE)
+                return sample | {name: np.zeros_like(sample[name]) for name in images if name in sample}
             fixed_id, moving_id = self[k]
             true_flow = self._descriptions[fixed_id].flow_source == moving_id
-            fixed = self._store.read(fixed_id, flow=true_flow)
-            for side, scan in (("fixed", fixed), ("moving", self._store.read(moving_id))):
+            fixed, moving = self._store.read(fixed_id, flow=true_flow), self._store.read(moving_id)
+            for side, scan in (("fixed", fixed), ("moving", moving)):
                 sample[side] = to_unit(scan.volume)[..., None]
                 if scan.segmentation is not None:
                     sample[f"{side}_seg"] = scan.segmentation[..., None]
@@ -261,6 +271,8 @@ class Scheme(Sequence):
                     sample[f"{side}_spacing"] = np.asarray(scan.spacing, np.float32)
             if true_flow:
                 sample["true_flow"] = fixed.flow
+            if affine is not None:
+                sample |= _affine_map(fixed, moving, affine)
             ids = np.array([report_id(fixed_id), report_id(moving_id)], object)
             return sample | {"valid": np.array(True), "ids": ids, "index": np.array(k, np.int64)}
 
@@ -285,7 +297,7 @@ class Scheme(Sequence):
                     "store the same landmarks in both, missing ones as NaN"
                 )
 
-    def _evaluation_spec(self, landmarks: int) -> dict[str, tf.TensorSpec]:
+    def _evaluation_spec(self, landmarks: int, affine: bool) -> dict[str, tf.TensorSpec]:
         of_pair = {
             "valid": tf.TensorSpec((), tf.bool),
             "ids": tf.TensorSpec((2,), tf.string),
@@ -300,7 +312,26 @@ class Scheme(Sequence):
             }
         if self.has_flow:
             of_pair["true_flow"] = tf.TensorSpec((*self.image_size, 3), tf.float32)
+        if affine:
+            of_pair |= {name: tf.TensorSpec(shape, tf.float32) for name, shape in _AFFINE.items()}
         return of_pair
+
+
+_AFFINE = {"affine_matrix": (3, 3), "affine_shift": (3,), "affine_found": ()}
+
+
+def _affine_map(fixed: Scan, moving: Scan, kind: str) -> dict[str, np.ndarray]:
+    """The affine map of a pair, as it is in a Batch. Where a spacing is unknown, voxels of both count as 1 mm."""
+    from data_util.scans.affine_search import find_voxel_affine  # SimpleITK is needed for nothing else here
+
+    known = fixed.spacing is not None and moving.spacing is not None
+    spacings = (fixed.spacing, moving.spacing) if known else ((1.0, 1.0, 1.0),) * 2
+    found = 1.0
+    try:
+        matrix, shift = find_voxel_affine((fixed.volume, moving.volume), spacings, kind)
+    except UserError:  # the scans have nothing in common: the pair stays as it is
+        matrix, shift, found = np.zeros((3, 3)), np.zeros(3), 0.0
+    return {name: np.asarray(value, np.float32) for name, value in zip(_AFFINE, (matrix, shift, found), strict=True)}
 
 
 # What stands for "not there", by kind of array.

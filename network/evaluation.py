@@ -9,9 +9,10 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 import numpy as np
 import tensorflow as tf
 
+from .affine import Affine
 from .kernels import whole_step
 from .measuring import measurable_labels, measure_in_graph, measure_in_numpy
-from .recursive_cascaded_networks import CascadeOutput, RecursiveCascadedNetwork, Stage
+from .recursive_cascaded_networks import CascadeOutput, RecursiveCascadedNetwork, Stage, after_affine
 from .refinement import join, refine, repeat_while_better
 from .registry import IMAGES, METRICS, Metric, Value, default_metrics
 from .scene import PairScene, Scene
@@ -29,6 +30,8 @@ class EvaluationPlan:
             Only on one device, and the stages before the last are not kept.
         refine_steps: refine every pair by so many steps (`refine`), which is one more stage; 0 is not at all. Each
             value of the result is also given as it was before refinement, as `unrefined_<name>`. Only on one device.
+        after_affine: the Batches have an affine map of each pair, which is the stage before the network's; whether it
+            was found is given as `affine_found`.
     """
 
     metrics: tuple[str, ...] | None = None
@@ -36,6 +39,7 @@ class EvaluationPlan:
     images: tuple[str, ...] = ()
     adaptive: bool = False
     refine_steps: int = 0
+    after_affine: bool = False
 
     def rows(self, where: str) -> dict[str, Metric]:
         """The metrics that are measured in the 'graph' or in 'numpy', with their rows.
@@ -52,8 +56,9 @@ class EvaluationPlan:
         rows = [*self.rows("graph").values(), *self.rows("numpy").values()]
         measured = {name: value for row in rows for name, value in row.values.items()}
         unrefined = {f"unrefined_{name}": value for name, value in measured.items() if name != "similarity_before"}
-        count = {"rep": Value("applications of each cascade")}
-        return {**measured, **(count if self.adaptive else {}), **(unrefined if self.refine_steps else {})}
+        others = {"rep": Value("applications of each cascade")} if self.adaptive else {}
+        others |= {"affine_found": Value()} if self.after_affine else {}
+        return {**measured, **others, **(unrefined if self.refine_steps else {})}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,9 +172,10 @@ class Evaluator:
         pairs = {name: batch.pop(name).numpy() for name in ("valid", "ids", "index")}
         pairs |= {name: batch[name].numpy() for name in ("fixed_spacing", "moving_spacing")}
         pairs["landmarks"] = batch["fixed_points"].shape[1]
+        found = {"affine_found": batch.pop("affine_found").numpy()} if self.plan.after_affine else {}
         counts: dict[str, np.ndarray] = {}
         if self.plan.adaptive or self.plan.refine_steps:
-            output, counts = self._improved(batch["fixed"], batch["moving"])
+            output, counts = self._improved(batch)
             *values, images = self._run(batch, output.stages)
         else:
             *values, images = self._run(_split(batch, self.strategy, self._replicas))
@@ -177,7 +183,7 @@ class Evaluator:
             i for i in np.flatnonzero(pairs["valid"]).tolist() if images_of is None or pairs["index"][i] in images_of
         ]
         stages, *others = tf.nest.map_structure(lambda value: _gather(value, self.strategy), values)
-        stages[-1].update(counts)
+        stages[-1].update(counts | found)
         chosen = {i: {name: _pair(value, i, self.strategy) for name, value in images.items()} for i in wanted}
         before, finite, of_pair, of_stage = others
         seconds = time.perf_counter() - started
@@ -189,7 +195,7 @@ class Evaluator:
         The stages are the network's unless given: all of them (`per_cascade`), or the last, and with refinement the
         one before it.
         """
-        stages = stages or self.network((batch["fixed"], batch["moving"])).stages
+        stages = stages or self._registered(self.network, batch).stages
         none = tf.zeros_like(stages[0].flow)
         unregistered = Stage(none, none, batch["moving"])
         kept = 2 if self.plan.refine_steps else 1
@@ -207,19 +213,31 @@ class Evaluator:
             {name: getattr(scenes[-1], name) for name in self.plan.images},
         )
 
-    def _improved(self, fixed: tf.Tensor, moving: tf.Tensor) -> tuple[CascadeOutput, dict[str, np.ndarray]]:
+    def _registered(
+        self, register: Callable[[tuple[tf.Tensor, tf.Tensor]], CascadeOutput], batch: Mapping[str, tf.Tensor]
+    ) -> CascadeOutput:
+        """`CascadeOutput` of a batch: what a function of (fixed, moving) gives, after the pairs' affine maps if any."""
+        fixed, moving = batch["fixed"], batch["moving"]
+        if not self.plan.after_affine:
+            return register((fixed, moving))
+        affine = Affine(batch["affine_matrix"], batch["affine_shift"])
+        return after_affine(register, affine, fixed, moving, self.network.config)
+
+    def _improved(self, batch: Mapping[str, tf.Tensor]) -> tuple[CascadeOutput, dict[str, np.ndarray]]:
         """`CascadeOutput` of a batch with adaptive repeats and refinement, and the number of repeats: name -> [B]."""
         counts = {}
-        if self.plan.adaptive:
+
+        def repeated(images: tuple[tf.Tensor, tf.Tensor]) -> CascadeOutput:
             pairs = [
-                repeat_while_better(self.network, fixed[i : i + 1], moving[i : i + 1]) for i in range(fixed.shape[0])
+                repeat_while_better(self.network, *(image[i : i + 1] for image in images))
+                for i in range(images[0].shape[0])
             ]
-            output = join([output for output, _ in pairs])
             counts["rep"] = np.array([rep for _, rep in pairs])
-        else:
-            output = self.network((fixed, moving))
+            return join([output for output, _ in pairs])
+
+        output = self._registered(repeated if self.plan.adaptive else self.network, batch)
         if self.plan.refine_steps:
-            output = refine(output, fixed, moving, self.network.config, self.plan.refine_steps)
+            output = refine(output, batch["fixed"], batch["moving"], self.network.config, self.plan.refine_steps)
         return output, counts
 
     def _results(self, pool: concurrent.futures.Executor, measured: "_Measured") -> Iterator[PairResult]:

@@ -1,7 +1,7 @@
 """The recursive cascaded network (paper, section 3): each cascade warps the moving image a little further."""
 
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -120,6 +120,36 @@ class RecursiveCascadedNetwork(keras.Model):
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "RecursiveCascadedNetwork":
         return cls(CascadeConfig.from_dict(config["config"], "config"), name=config["name"])
+
+
+def after_affine(
+    register: Callable[[tuple[tf.Tensor, tf.Tensor]], CascadeOutput],
+    affine: Affine,
+    fixed: tf.Tensor,
+    moving: tf.Tensor,
+    config: CascadeConfig,
+) -> CascadeOutput:
+    """Register after an affine map that is known already: the flow of this map becomes one more, first stage.
+
+    Args:
+        register: the network, or another function of (fixed, moving) that gives a `CascadeOutput`.
+        affine: the map in voxels; it leads from the fixed image to the moving one.
+        fixed, moving: float32 [B, X, Y, Z, 1] in 0..1.
+        config: the kind of warp.
+
+    Returns:
+        `CascadeOutput` of the whole map: `register` saw the image moved by the affine map, but every composed flow
+        leads into `moving`, which is interpolated once.
+    """
+    flow = affine_flow(affine, tf.unstack(tf.shape(fixed)[1:4]))
+    stages = [Stage(flow, flow, warp(moving, flow, **config.warping))]
+    output = register((fixed, stages[0].warped))
+    for stage in output.stages:
+        composed = compose_affine(affine, flow, stage.composed_flow)
+        stages.append(Stage(stage.flow, composed, warp(moving, composed, **config.warping)))
+    linear = affine.matrix + tf.eye(3)
+    shift = tf.linalg.matvec(linear, output.affine.shift) + affine.shift
+    return CascadeOutput(tuple(stages), Affine(affine.matrix + linear @ output.affine.matrix, shift))
 
 
 def build_network(config: CascadeConfig) -> RecursiveCascadedNetwork:

@@ -53,6 +53,7 @@ class Settings:
         weights: hash of the checkpoint's content; None in old files.
         written: when the checkpoint file was written, in seconds. Files without `weights` tell a checkpoint by it.
         values: name -> what that value is; empty in old files.
+        affine: kind of the affine map that is found before the network, or 'none'.
     """
 
     report: str
@@ -75,6 +76,7 @@ class Settings:
     weights: str | None = None
     written: float | None = None
     values: Mapping[str, Value] = dataclasses.field(default_factory=dict)
+    affine: str = "none"
 
     def per(self, name: str) -> str:
         """What a value has one number for: 'pair', 'label' or 'landmark'."""

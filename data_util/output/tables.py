@@ -165,8 +165,10 @@ def headlines(records: Sequence[Record], settings: Settings) -> list[str]:
 
 
 def warnings(records: Sequence[Record], settings: Settings) -> list[str]:
-    """A line for each value that got worse by registration: in the mean, or on some pairs."""
-    return [
+    """Lines about pairs whose affine map was not found, and values that got worse: in the mean, or on some pairs."""
+    lost = [f"{r.fixed} and {r.moving}" for r in records if not r.values.get("affine_found", 1)]
+    unmoved = [f"No affine map was found for {len(lost)} of {len(records)} pairs, such as {lost[0]}"] if lost else []
+    return unmoved + [
         f"Worse than before registration: {c.name} "
         + (f"{c.before:.4f} -> {c.after:.4f} in the mean, " if c.got_worse else "")
         + f"on {c.worse} of {c.pairs} pairs, most on {c.worst}"

@@ -7,10 +7,11 @@ similar of these are improved by descent, and the winner goes on to the finer gr
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import SimpleITK as sitk
+from numpy.typing import ArrayLike
 from scipy import fft
 from scipy.spatial.transform import Rotation
 
@@ -67,6 +68,35 @@ def find_affine(fixed: sitk.Image, moving: sitk.Image, kind: str = "affine") -> 
         # Where descent leaves the scan on a finer grid, what the coarser one found stays.
         found = sorted((result for result in finer if result[0] < 0), key=lambda result: result[0]) or found
     return _map_of(found[0][1])
+
+
+def find_voxel_affine(
+    volumes: Sequence[np.ndarray], spacings: Sequence[ArrayLike], kind: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Find the affine map between two volumes whose axes run the same ways: `find_affine`, but in voxels.
+
+    Args:
+        volumes: the fixed and the moving one, [X, Y, Z].
+        spacings: mm per voxel of each, [3].
+        kind: as in `find_affine`.
+
+    Returns:
+        Matrix less the identity [3, 3], and shift [3]: a voxel at x from the middle of the fixed volume lies at
+        (matrix + I) x + shift from there in the moving one.
+
+    Raises:
+        UserError: as `find_affine`.
+    """
+    frames = [
+        Frame(volume.shape, tuple(float(mm) for mm in np.ravel(spacing)), (0.0, 0.0, 0.0), tuple(np.eye(3).ravel()))
+        for volume, spacing in zip(volumes, spacings, strict=True)
+    ]
+    images = [frame.put(np.asarray(volume, np.float32)) for frame, volume in zip(frames, volumes, strict=True)]
+    found = find_affine(*images, kind)
+    matrix = np.linalg.solve(frames[1].matrix, np.reshape(found.GetMatrix(), (3, 3)) @ frames[0].matrix)
+    middle = np.subtract(volumes[0].shape, 1) / 2
+    led = frames[1].to_voxel(found.TransformPoint(frames[0].to_physical(middle).tolist()))
+    return matrix - np.eye(3), led - middle
 
 
 def left_over(frame: Frame, fixed: np.ndarray, warped: np.ndarray) -> tuple[float, float]:

@@ -395,3 +395,29 @@ def test_training_reads_no_segmentation_and_schemes_can_share_a_store(config, mo
     volume_of_0 = store.read("f/0").volume
     numpy_batches(open_scheme(config, "three", store=store).evaluation(2))
     assert store.read("f/0").volume is volume_of_0
+
+
+def test_an_affine_map_of_each_pair(config, tmp_path):
+    x, y, z = np.indices((36, 32, 28)) - np.array([18, 15, 14])[:, None, None, None]
+    organ = 200.0 * (x**2 / 81 + y**2 / 49 + z**2 / 25 < 1) * (1 - 0.5 * (abs(x - 4) + abs(y) + abs(z + 2) < 5))
+    moved = np.roll(organ, (5, -4, 3), (0, 1, 2))
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        for name, array in (("1", organ), ("2", moved), ("3", np.full_like(organ, 7))):
+            file[f"{name}/volume"] = array.astype(np.uint8)
+            if name != "3":
+                file[name].attrs["spacing"] = (2.0, 2.0, 2.5)
+    subsets = {"all": ("a/1", "a/2", "a/3")}
+    config = replace(config, files={"a": tmp_path / "a.h5"}, image_size=organ.shape, subsets=subsets)
+    config = replace(config, schemes={"all": {"all": 1.0}})
+    scheme = open_scheme(config, "all")
+    assert not scheme.has_spacings
+    (plain,) = numpy_batches(scheme.evaluation(3, [0, 1]))
+    (batch,) = numpy_batches(scheme.evaluation(3, [0, 1], "rigid"))
+    assert set(batch) - set(plain) == {"affine_matrix", "affine_shift", "affine_found"}
+    for name, value in plain.items():
+        np.testing.assert_array_equal(batch[name], value)  # the scans are as they are stored
+    assert batch["affine_found"].tolist() == [1, 0, 0]  # scan 3 shows nothing; the last one fills up
+    np.testing.assert_allclose(batch["affine_matrix"][0], np.zeros((3, 3)), atol=0.06)
+    np.testing.assert_allclose(batch["affine_shift"][0], [5, -4, 3], atol=0.5)  # voxels
+    np.testing.assert_array_equal(batch["affine_matrix"][1:], 0)
+    np.testing.assert_array_equal(batch["affine_shift"][1:], 0)

@@ -19,6 +19,7 @@ from errors import UserError
 from network import losses, metrics
 from network.evaluation import EvaluationPlan, Evaluator, _one_ahead
 from network.registry import IMAGES, METRICS, Metric, Value, default_metrics
+from network.spatial_transformer import warp
 from tests.conftest import GOLDEN
 from tests.test_network.golden import rule_network
 
@@ -147,6 +148,57 @@ def test_the_last_stage_is_the_plain_evaluation(network, batch, results):
         assert set(one.values) == set(other.values)
         for name, value in one.values.items():
             np.testing.assert_allclose(value, other.stages[-1][name], rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+AFFINE = np.array([[0.04, -0.1, 0.02], [0.08, -0.03, 0.05], [-0.02, 0.06, 0.05]], np.float32)
+SHIFT = np.array([2.5, -1.0, 0.75], np.float32)
+
+
+def led_by_affine(places):
+    """Where the affine map leads voxels [..., 3]; it turns and scales about the middle of the volume."""
+    middle = (np.array(SIZE) - 1) / 2
+    return (places - middle) @ (AFFINE + np.eye(3)).T + middle + SHIFT
+
+
+@pytest.mark.parametrize("plan", [{}, {"adaptive": True}, {"refine_steps": 2}])
+def test_after_an_affine_map_everything_is_of_the_whole_map(network, batch, plan):
+    maps = {"affine_matrix": [AFFINE] * 3, "affine_shift": [SHIFT] * 3, "affine_found": [1.0, 0.0, 1.0]}
+    with_maps = batch | {name: tf.constant(np.array(value, np.float32)) for name, value in maps.items()}
+    chosen = ("landmarks", "similarity", "overlap"), None
+    images = {"images": ("flow", "warped", "moving"), **plan}
+    results = evaluate(network, [with_maps], *chosen, after_affine=True, **images)
+    (plain, _) = evaluate(network, [batch], *chosen, **images)
+    # By hand: the network sees the moved image; its flow u leads p to p + u(p), and the affine map from there.
+    grid = np.moveaxis(np.indices(SIZE), 0, -1).astype(float)
+    moved = warp(batch["moving"][:1], tf.constant((led_by_affine(grid) - grid)[None].astype(np.float32)))
+    (seen, _) = evaluate(network, [{**batch, "moving": tf.concat([moved] * 3, 0)}], *chosen, **images)
+    result = results[0]
+    if not plan.get("refine_steps"):
+        by_hand = led_by_affine(grid + seen.images["flow"].array) - grid
+        np.testing.assert_allclose(result.images["flow"].array, by_hand, atol=1e-4)
+    flow = tf.constant(result.images["flow"].array[None])
+    np.testing.assert_allclose(result.images["warped"].array, warp(batch["moving"][:1], flow)[0, ..., 0], atol=1e-5)
+    np.testing.assert_array_equal(result.images["moving"].array, batch["moving"][0, ..., 0])
+    assert result.values["similarity_before"] == plain.values["similarity_before"]
+    for name, value in plain.before.items():
+        np.testing.assert_array_equal(result.before[name], value)
+    assert [r.values["affine_found"] for r in results] == [1, 0]
+    expected = metrics.landmark_distances(batch["fixed_points"][:1], batch["moving_points"][:1], flow)[0]
+    np.testing.assert_allclose(result.values["landmark_distance"], expected, rtol=1e-5)
+
+
+def test_the_affine_map_is_the_first_cascade(network, batch):
+    maps = {"affine_matrix": np.tile(AFFINE, (3, 1, 1)), "affine_shift": np.tile(SHIFT, (3, 1))}
+    with_maps = batch | {name: tf.constant(value) for name, value in maps.items()}
+    with_maps["affine_found"] = tf.ones(3)
+    (result, _) = evaluate(network, [with_maps], ("jacobian", "landmarks"), per_cascade=True, after_affine=True)
+    (plain, _) = evaluate(network, [batch], ("jacobian", "landmarks"), per_cascade=True)
+    assert len(result.stages) == len(plain.stages) + 1
+    assert result.stages[1]["jacobian_std"] == pytest.approx(0, abs=1e-4)
+    fixed, moving = batch["fixed_points"][0].numpy(), batch["moving_points"][0].numpy()
+    np.testing.assert_allclose(
+        result.stages[1]["landmark_distance"], np.linalg.norm(led_by_affine(fixed) - moving, axis=1), rtol=1e-3
+    )
 
 
 def test_what_cannot_be_measured_is_nan(results):

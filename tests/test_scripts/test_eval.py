@@ -17,6 +17,8 @@ import SimpleITK as sitk
 
 import cli
 import eval as evaluate_script
+from data_util import report as merge
+from data_util.scans import affine_search
 from network import checkpoints
 from network.registry import METRICS
 from network.training import adam
@@ -312,6 +314,53 @@ def test_a_refined_result_is_one_more_cascade(work):
     assert means[3] > means[2] == pytest.approx(found["summary"]["unrefined_similarity"]["mean"])
 
 
+@pytest.fixture(scope="module")
+def shifted(home):
+    """A data set of two scans of which the second is the first, 6 voxels along x and -3 along z."""
+    x, y, z = np.indices(SIZE) - np.array([15, 14, 12])[:, None, None, None]
+    organ = 220.0 * (x**2 / 64 + y**2 / 49 + z**2 / 25 < 1) * (1 - 0.6 * (abs(x - 3) + abs(y - 2) + abs(z) < 4))
+    with h5py.File(home / "shifted.h5", "w") as file:
+        for key, shift in (("1", (0, 0)), ("2", (6, -3))):
+            group = file.create_group(key)
+            group["volume"] = np.roll(organ, shift, (0, 2)).astype(np.uint8)
+            group["segmentation"] = np.where(group["volume"][...] > 0, 255, 0).astype(np.uint8)
+            group["point"] = np.array([[15, 14, 12], [18, 16, 12]], np.float32) + (shift[0], 0, shift[1])
+            group.attrs["spacing"] = (2.0, 2.0, 2.0)
+    config = {
+        "files": {"s": {"type": "HDF5", "path": str(home / "shifted.h5")}},
+        "image_size": SIZE,
+        "subsets": {"all": ["s/1", "s/2"]},
+        "schemes": {"2": {"all": 1.0}},
+    }
+    (home / "shifted.json").write_text(json.dumps(config))
+    return home / "shifted.json"
+
+
+def shift_of(fixed, moving, kind):
+    """The map between two scans of `shifted`, from their centres of mass: what is to be found, in no time."""
+    (centre, _), (target, _) = affine_search._centre_of_mass(fixed), affine_search._centre_of_mass(moving)
+    assert kind == "rigid"
+    return sitk.AffineTransform(np.eye(3).ravel().tolist(), np.subtract(target, centre).tolist())
+
+
+def test_an_affine_map_before_the_network(work, shifted, monkeypatch):
+    monkeypatch.setattr(affine_search, "find_affine", shift_of)
+    flags = ("-c", "small", "-d", shifted, "--metrics", "overlap,landmarks", "--per_cascade", "--affine", "rigid")
+    folder = work / "evaluate"
+    name = "small-model-7-affinerigid"
+    for shard in ("2/2", "1/2"):
+        assert run(*flags, "--batch", "1", "--shard", shard) == 0
+    merge.main(["merge", *map(str, sorted(folder.glob(f"{name}*.records")))])
+    found = json.loads((folder / f"{name}.json").read_text())
+    assert found["settings"]["affine"] == "rigid"
+    assert found["summary"]["affine_found"] == {**found["summary"]["affine_found"], "mean": 1, "count": 2}
+    before, moved = (part["summary"] for part in found["cascades"][:2])
+    assert before["landmark_distance"]["mean"] == pytest.approx(np.hypot(6, 3), rel=1e-4)
+    assert before["dice"]["mean"] < 0.4
+    assert moved["landmark_distance"]["mean"] == pytest.approx(0, abs=1e-4)
+    assert moved["dice"]["mean"] > 0.99
+
+
 def test_adaptive_repeats_are_at_least_as_similar_and_reported(work, plain):
     assert run("-c", "small", "-v", "two", "--batch", "2", "--metrics", "similarity", "-r", "auto") == 0
     rows, auto = rows_of_two(work, "repauto")
@@ -339,6 +388,7 @@ def test_help_is_quick_and_names_every_metric():
         (("--batch", "0"), "--batch is 0"),
         (("--figures", "-1"), "--figures is -1"),
         (("--refine", "-1"), "--refine is -1"),
+        (("--affine", "elastic"), "--affine 'elastic' is no kind of map; known are none, rigid"),
         (("-r", "often"), "-r 'often' is neither a whole number from 1 nor auto"),
         (("-r", "0"), "-r '0' is neither"),
         (("-r", "auto", "--per_cascade"), "leave out --per_cascade"),

@@ -5,7 +5,7 @@ import pytest
 import SimpleITK as sitk
 from scipy.spatial.transform import Rotation
 
-from data_util.scans.affine_search import KINDS, find_affine, left_over
+from data_util.scans.affine_search import KINDS, find_affine, find_voxel_affine, left_over
 from data_util.scans.frame import Frame
 from errors import UserError
 
@@ -67,6 +67,19 @@ def test_a_map_is_found_from_any_start_and_across_contrasts(kind, matrix, shift,
     assert np.linalg.det(linear) > 0
     if kind == "rigid":
         np.testing.assert_allclose(linear @ linear.T, np.eye(3), atol=1e-6)
+
+
+def test_a_map_in_voxels_leads_the_middle_and_all_around_it_right():
+    matrix, shift = turn(25, (1, -1, 2)), np.array([9.0, -6, 12])
+    spacings = SPACING, np.multiply(SPACING, (1.5, 1, 0.8))  # the moving scan on another grid
+    other = Frame(SIZE, tuple(spacings[1]), FRAME.origin, FRAME.direction)
+    volumes = [sitk.GetArrayFromImage(s).T for s in (scan(), other.resample(scan(matrix, shift, seed=1)))]
+    found, moved = find_voxel_affine(volumes, spacings, "rigid")
+    middle = np.subtract(SIZE, 1) / 2
+    voxels = middle + np.random.default_rng(0).uniform(-8, 8, (40, 3))
+    led = (voxels - middle) @ (found + np.eye(3)).T + middle + moved
+    back = (other.to_physical(led) - CENTRE) @ matrix.T + CENTRE + shift
+    assert np.linalg.norm(back - FRAME.to_physical(voxels), axis=1).max() < 3
 
 
 def test_a_mirror_image_is_not_mirrored_back():
