@@ -27,6 +27,7 @@ from data_util.making.recipe import Recipe
 from data_util.making.sources import RULE, Source, find_sources
 from data_util.making.splits import SUBSETS
 from data_util.names import check_name
+from data_util.scans.affine_search import KINDS
 from data_util.scans.points import SPACES
 from data_util.scans.view import CROPS
 from errors import Stopped, UserError
@@ -69,7 +70,10 @@ def build(
     data, config = Path(f"{prefix}.h5"), Path(f"{prefix}.json")
     for source in sources:
         check_name(f"{data.stem}/{source.id}", "scan")
-    command = [asdict(recipe), subsets, image_type, atlas]
+    made_by = asdict(recipe)
+    if recipe.align is None:  # as before there was --align: a data set of then is known again
+        del made_by["align"]
+    command = [made_by, subsets, image_type, atlas]
     if not overwrite and is_finished(data, sources, command):
         print(f"{data} is there already, made by the same command of the same files", file=sys.stderr)
         return data, config
@@ -126,6 +130,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--window", help="LEVEL,WIDTH or percentiles LOW%%,HIGH%% (liver 120,290, other CT 40,400, MR 1%%,99%%)")
     add("--labels", help="values to keep: NAME=VALUE,NAME=VALUE+VALUE or 'all' (the one value that there is)")
     add("--points_space", choices=SPACES, default="lps", help="what the landmarks' numbers are (mm in %(default)s)")
+    add("--align", metavar="TEMPLATE", help="scan that all are brought to before they are cropped (none)")
+    add("--align_kind", choices=KINDS, help="map that brings them there (affine)")
     add("--split", default="0.8/0.1/0.1", help="shares of training/validation/test (%(default)s)")
     add("--seed", type=int, default=0, help="another seed, another split (%(default)s)")
     add("--pairs", default="all", help="all, paired (two scans of a group, or neighbours) or atlas=ID (%(default)s)")

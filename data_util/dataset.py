@@ -324,11 +324,12 @@ def _affine_map(fixed: Scan, moving: Scan, kind: str) -> dict[str, np.ndarray]:
     """The affine map of a pair, as it is in a Batch. Where a spacing is unknown, voxels of both count as 1 mm."""
     from data_util.scans.affine_search import find_voxel_affine  # SimpleITK is needed for nothing else here
 
-    known = fixed.spacing is not None and moving.spacing is not None
-    spacings = (fixed.spacing, moving.spacing) if known else ((1.0, 1.0, 1.0),) * 2
+    spacings = [scan.spacing for scan in (fixed, moving) if scan.spacing is not None]
     found = 1.0
     try:
-        matrix, shift = find_voxel_affine((fixed.volume, moving.volume), spacings, kind)
+        matrix, shift = find_voxel_affine(
+            (fixed.volume, moving.volume), spacings if len(spacings) == 2 else [np.ones(3)] * 2, kind
+        )
     except UserError:  # the scans have nothing in common: the pair stays as it is
         matrix, shift, found = np.zeros((3, 3)), np.zeros(3), 0.0
     return {name: np.asarray(value, np.float32) for name, value in zip(_AFFINE, (matrix, shift, found), strict=True)}

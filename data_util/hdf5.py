@@ -14,6 +14,7 @@ A scan is a group; its name is the scan's key. Members of a group that are not l
     source        the image's file name
     crop          what was cropped to, one of `scans.view.CROPS`
     window        (level, width) of the grey values that became 0..255
+    affine        [4,4], from places (x, y, z, 1) in the template of --align to places in the scan, mm in LPS
     size, spacing, origin, direction, and the same with source_ before it
                   the frames of the volume and of the scan, as `scans.frame.Frame.save` writes them
 
@@ -39,7 +40,7 @@ from errors import UserError
 
 ARRAYS = ("volume", "segmentation", "point", "flow")
 SPACING, FLOW_SOURCE, DOUBTS = "spacing", "source", "doubts"
-SOURCE, CROP, WINDOW, MADE_BY = "source", "crop", "window", "made_by"
+SOURCE, CROP, WINDOW, AFFINE, MADE_BY = "source", "crop", "window", "affine", "made_by"
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from data_util.making.alignment import Alignment
 from data_util.making.labels import ALL_LABELS
 from data_util.making.recipe import Recipe
 from data_util.making.sources import Source
@@ -38,9 +39,11 @@ def parse_recipe(args: argparse.Namespace) -> Recipe:
     elif not args.window:
         percentiles = PRESETS["brain"].percentiles
     spacing = None if args.spacing is None else tuple(args.spacing)
-    return Recipe(
-        tuple(args.size), spacing, args.crop, shown, percentiles, parse_labels(args.labels), args.points_space
-    )
+    if args.align_kind and not args.align:
+        raise UserError(f"--align_kind {args.align_kind}: name the template that scans are brought to with --align")
+    labels = parse_labels(args.labels)
+    align = Alignment.to(args.align, args.align_kind or "affine") if args.align else None
+    return Recipe(tuple(args.size), spacing, args.crop, shown, percentiles, labels, args.points_space, align)
 
 
 def joined_window(argv: Sequence[str]) -> list[str]:

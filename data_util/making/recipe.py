@@ -4,8 +4,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import SimpleITK as sitk
 
-from data_util.hdf5 import DOUBTS, WINDOW, Scan
+from data_util.hdf5 import AFFINE, DOUBTS, WINDOW, Scan
+from data_util.making.alignment import Alignment
 from data_util.making.labels import read_labels
 from data_util.making.sources import Source
 from data_util.scans.frame import Frame
@@ -32,6 +34,7 @@ class Recipe:
         labels: name -> values that become one label, the first of them; 'all': values as they are; None: any value
             above 0 is the mask, and there must be but one. One label alone is a mask, 0 and 255.
         points_space: what the numbers of landmarks are, one of `points.SPACES`.
+        align: the template that scans are brought to before they are cropped, or None.
     """
 
     size: tuple[int, int, int]
@@ -41,6 +44,7 @@ class Recipe:
     percentiles: tuple[float, float] | None
     labels: dict[str, list[int]] | str | None
     points_space: str = "lps"
+    align: Alignment | None = None
 
     @property
     def view(self) -> View:
@@ -57,7 +61,8 @@ def make_scan(source: Source, recipe: Recipe) -> tuple[Scan, Frame, Frame, dict[
 
     Returns:
         The scan as the data set has it, the frame of its volume, the frame of the scan, and facts to keep as
-        attributes: `window` (level, width) and, where something may be wrong, `doubts`, a text.
+        attributes: `window` (level, width), `affine`, the map [4, 4] from places in the template to places in the scan
+        where there is a template, and, where something may be wrong, `doubts`, a text.
 
     Raises:
         UserError: a file cannot be read or used.
@@ -65,19 +70,21 @@ def make_scan(source: Source, recipe: Recipe) -> tuple[Scan, Frame, Frame, dict[
     native = read_native(source.image)
     image = orient(native)
     labels = None if source.label is None else read_labels(source.label, recipe.labels)
-    mask, reasons = None, doubts_about_grey_values(image)
+    reasons = doubts_about_grey_values(image)
     if labels is not None:
         reasons += doubts_about_labels(labels, image)
-    if recipe.crop == "mask":
-        if labels is None:
-            raise UserError(f"{source.image}: has no labels to crop to; add them, or take another --crop")
-        mask = to_array(match_labels(labels, image)) > 0
-        if not mask.any():
-            raise UserError(f"{source.label}: marks no voxel where {source.image} lies; check the geometry of both")
-    elif recipe.crop != "none":
-        mask = find_region(image, recipe.crop)
-        reasons += doubts(image, mask, recipe.crop)
-    frame = find_frame(image, recipe.view, recipe.size, mask)
+    facts: dict[str, Any] = {}
+    if recipe.align is None:
+        seen, seen_labels = image, None if labels is None else match_labels(labels, image)
+    else:
+        aligned = recipe.align.find(image)
+        seen, seen_labels = aligned.on_template(image), None if labels is None else aligned.on_template(labels, True)
+        facts[AFFINE] = aligned.matrix
+    mask, doubtful = _cropped_to(source, recipe.crop, seen, seen_labels)
+    reasons += doubtful
+    frame = find_frame(seen, recipe.view, recipe.size, mask)
+    if recipe.align is not None:
+        frame = aligned.in_scan(frame)
     volume, shown = prepare(image, frame, recipe.view)
     segmentation = None
     if labels is not None:
@@ -92,8 +99,28 @@ def make_scan(source: Source, recipe: Recipe) -> tuple[Scan, Frame, Frame, dict[
         lost = np.isnan(points).all()
         reasons += doubts_about_points(places, image) or ["no landmark lies in the crop"] * bool(lost)
     scan = Scan(volume=volume, segmentation=segmentation, points=points, spacing=np.array(frame.spacing))
-    facts = {WINDOW: shown, **({DOUBTS: "; ".join(reasons)} if reasons else {})}
+    facts |= {WINDOW: shown, **({DOUBTS: "; ".join(reasons)} if reasons else {})}
     return scan, frame, Frame.of(image), facts
+
+
+def _cropped_to(
+    source: Source, crop: str, image: sitk.Image, labels: sitk.Image | None
+) -> tuple[np.ndarray | None, list[str]]:
+    """What an image is cropped to, bool [x, y, z] on its grid or None for all of it, and what is unusual about it.
+
+    The labels lie on the image's grid.
+    """
+    if crop == "none":
+        return None, []
+    if crop != "mask":
+        mask = find_region(image, crop)
+        return mask, doubts(image, mask, crop)
+    if labels is None:
+        raise UserError(f"{source.image}: has no labels to crop to; add them, or take another --crop")
+    mask = to_array(labels) > 0
+    if not mask.any():
+        raise UserError(f"{source.label}: marks no voxel where {source.image} lies; check the geometry of both")
+    return mask, []
 
 
 def _points_in(frame: Frame, places: np.ndarray) -> np.ndarray:

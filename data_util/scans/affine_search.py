@@ -1,13 +1,19 @@
 """The affine map between two scans, found by their grey values alone and from any start; no network is needed.
 
 Both scans are compared on grids of 8, 4 and 2 mm. On the coarsest one the moving scan is tried in 53 rotations of up to
-50 degrees, each at two places: where the centres of mass meet, and where the edges of both scans overlap best. The most
-similar of these are improved by descent, and the winner goes on to the finer grids. Similarity is mutual information
-(Mattes et al., 2003), so the two scans may be of different modalities. A scan is never mirrored.
+50 degrees and, unless the map is rigid, some scales, each at two places: where the centres of mass meet, and where the
+edges of both scans overlap best. The most similar of these are improved by descent, and the winner goes on to the finer
+grids. A scan is never mirrored.
+
+Similarity is mutual information (Mattes et al., 2003), so the two scans may be of different modalities. It is measured
+where both scans show something, and a little around that: over all voxels, a map that stretches a head over a brain
+without skull is better than the right one, since outlines and background outweigh what is inside.
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import SimpleITK as sitk
@@ -16,25 +22,33 @@ from scipy import fft
 from scipy.spatial.transform import Rotation
 
 from data_util.scans.frame import Frame
+from data_util.scans.regions import otsu
 from errors import UserError
 
 KINDS = ("rigid", "similarity", "affine")
-GRIDS = (8.0, 4.0, 2.0)  # mm
-SAMPLED = (1.0, 0.5, 0.15)  # share of the voxels of each grid that is compared
-STEPS = (60, 100, 50)  # of descent on each grid, at most
+GRIDS = (8.0, 4.0, 2.0)  # mm; of a large scan so much more that the first grid has no more than MOST_VOXELS
+MOST_VOXELS = 40_000
+SAMPLED = 80_000  # voxels of a grid that are compared, at most
+STEPS = 60  # of descent on each grid, at most
 PERCENTILES = (1, 99.5)  # of the grey values; what lies beyond is clipped
 BINS = 32  # of the joint histogram, per scan
 ANGLES = (25, 50)  # degrees, about each of 26 axes
-SCALES = (0.7, 1.4)  # of the moving scan, at most
-FINALISTS = (10, 3, 1)  # how many of the starts, and then of what became of them, are improved on each grid
-LEAST_SIMILARITY = 1e-3  # mutual information in nats
-LEAST_OVERLAP = 0.25  # share of the fixed scan that must lie in the moving scan
+SCALES = (0.8, 1.0, 1.25)  # of the moving scan, to start from
+AROUND = 8.0  # mm around what a scan shows that is compared, too
+FINALISTS = (16, 2, 1)  # how many of the starts, and then of what became of them, are improved on each grid
+LEAST_SIMILARITY = 0.1  # mutual information in nats on the coarsest grid; two brains have 0.7 to 2, noise below 0.06
+LEAST_OVERLAP = 0.25  # share of what the scan that shows less shows, that must lie in what the other one shows
+PLACES = 2000  # at which that is looked at
+STRETCH = (0.5, 2.0)  # what the moving scan may be stretched by along any axis
+
+_ALONE = threading.Lock()  # SimpleITK is not safe with the threads that read the pairs of a data set
 
 
 def find_affine(fixed: sitk.Image, moving: sitk.Image, kind: str = "affine") -> sitk.AffineTransform:
     """Find the affine map from places in a fixed scan to the same anatomy in a moving scan.
 
-    Takes 3 to 7 seconds on two cores, whatever the size of the scans: only the first smoothing depends on it.
+    Takes 3 to 9 seconds of CPU time, whatever the size of the scans: only the first smoothing depends on it. The same
+    scans give the same map, whatever the number of threads.
 
     Args:
         fixed, moving: three-dimensional scans.
@@ -55,18 +69,13 @@ def find_affine(fixed: sitk.Image, moving: sitk.Image, kind: str = "affine") -> 
     if kind not in KINDS:
         raise UserError(f"affine registration of kind {kind!r}; known are {', '.join(KINDS)}")
     fixed_grids, moving_grids = _on_grids(fixed), _on_grids(moving)
-    starts = sorted(_starts(fixed_grids[0], moving_grids[0], kind), key=lambda start: start[0])[: FINALISTS[0]]
-    first = "rigid" if kind == "rigid" else "similarity"
-    found = [_descend(fixed_grids[0], moving_grids[0], transform, first, 0) for _, transform in starts]
-    found = sorted((result for result in found if result[0] < -LEAST_SIMILARITY), key=lambda result: result[0])
-    if not found:
-        raise UserError("no affine map found: the scans have nothing in common; do they show the same body part?")
-    for level in range(1, len(GRIDS)):
-        finer = [
-            _descend(fixed_grids[level], moving_grids[level], t, kind, level) for _, t in found[: FINALISTS[level]]
-        ]
-        # Where descent leaves the scan on a finer grid, what the coarser one found stays.
-        found = sorted((result for result in finer if result[0] < 0), key=lambda result: result[0]) or found
+    found = _starts(fixed_grids[0], moving_grids[0], kind)
+    for level, scans in enumerate(zip(fixed_grids, moving_grids, strict=True)):
+        wanted = kind if kind == "rigid" or level > 0 else "similarity"
+        finer = _improved(*scans, found[: FINALISTS[level]], wanted)
+        if level == 0 and (not finer or finer[0][0] > -LEAST_SIMILARITY):
+            raise UserError("no affine map found: the scans have nothing in common; do they show the same body part?")
+        found = finer or found  # where descent leaves the scan on a finer grid, what the coarser one found stays
     return _map_of(found[0][1])
 
 
@@ -92,11 +101,23 @@ def find_voxel_affine(
         for volume, spacing in zip(volumes, spacings, strict=True)
     ]
     images = [frame.put(np.asarray(volume, np.float32)) for frame, volume in zip(frames, volumes, strict=True)]
-    found = find_affine(*images, kind)
+    with _ALONE:
+        found = find_affine(images[0], images[1], kind)
     matrix = np.linalg.solve(frames[1].matrix, np.reshape(found.GetMatrix(), (3, 3)) @ frames[0].matrix)
     middle = np.subtract(volumes[0].shape, 1) / 2
     led = frames[1].to_voxel(found.TransformPoint(frames[0].to_physical(middle).tolist()))
     return matrix - np.eye(3), led - middle
+
+
+class _Level(NamedTuple):
+    """A scan on one grid, and where it shows something: an image of 0 and 1 on the same grid."""
+
+    image: sitk.Image
+    shown: sitk.Image
+
+
+_Found = tuple[float, sitk.Transform]  # similarity, the smaller the better, and transform
+_PARTED: _Found = (0.0, sitk.AffineTransform(3))  # no map: too little of the scans overlaps
 
 
 def left_over(frame: Frame, fixed: np.ndarray, warped: np.ndarray) -> tuple[float, float]:
@@ -113,33 +134,37 @@ def left_over(frame: Frame, fixed: np.ndarray, warped: np.ndarray) -> tuple[floa
         (0, 0) where there is none.
     """
     try:
-        images = [_on_grids(frame.put(np.asarray(volume, np.float32)))[0] for volume in (fixed, warped)]
-        starts = sorted(_starts(images[0], images[1], "rigid"), key=lambda start: start[0])[: FINALISTS[1]]
+        one, other = (_on_grids(frame.put(np.asarray(volume, np.float32)))[0] for volume in (fixed, warped))
+        found = _improved(one, other, _starts(one, other, "rigid")[: FINALISTS[1]], "rigid")
     except UserError:  # nothing to see
         return 0.0, 0.0
-    metric = _metric(1.0)
-    metric.SetInitialTransform(sitk.AffineTransform(3), inPlace=False)
-    now = metric.MetricEvaluate(*images)
-    similarity, found = min(
-        (_descend(images[0], images[1], start, "rigid", 0) for _, start in starts), key=lambda result: result[0]
-    )
-    if found is None or similarity > 1.1 * now:  # both are negative
+    if not found or found[0][0] > 1.1 * _similarity(one, other, sitk.AffineTransform(3)):  # both are negative
         return 0.0, 0.0
-    matrix = np.reshape(found.GetMatrix(), (3, 3))
+    rigid = found[0][1]
+    matrix = np.reshape(rigid.GetMatrix(), (3, 3))
     centre = frame.to_physical(np.subtract(frame.size, 1) / 2)
-    shift = np.linalg.norm(np.array(found.TransformPoint(centre.tolist())) - centre)
+    shift = np.linalg.norm(np.array(rigid.TransformPoint(centre.tolist())) - centre)
     return float(np.rad2deg(np.arccos(np.clip((np.trace(matrix) - 1) / 2, -1, 1)))), float(shift)
 
 
-def _on_grids(image: sitk.Image) -> list[sitk.Image]:
+def _on_grids(image: sitk.Image) -> list[_Level]:
     """A scan on isotropic grids of about `GRIDS` mm, its grey values clipped and mapped to 0..255."""
     levels = [sitk.Cast(image, sitk.sitkFloat32)]
+    voxels = np.prod(image.GetSize()) * np.prod(image.GetSpacing()) / GRIDS[0] ** 3
     for mm in reversed(GRIDS):
-        levels.insert(0, _shrunk(levels[0], mm))
+        levels.insert(0, _shrunk(levels[0], mm * max(1.0, float(voxels / MOST_VOXELS) ** (1 / 3))))
     low, high = (float(value) for value in np.percentile(sitk.GetArrayViewFromImage(levels[-2]), PERCENTILES))
     if low == high:
         raise UserError(f"a scan is {low:g} nearly everywhere, so nothing can be found in it; look at the file")
-    return [sitk.IntensityWindowing(level, low, high, 0.0, 255.0) for level in levels[:-1]]
+    images = [sitk.IntensityWindowing(level, low, high, 0.0, 255.0) for level in levels[:-1]]
+    shown = _shown(images[0])
+    return [_Level(image, Frame.of(image).resample(shown, nearest=True)) for image in images]
+
+
+def _shown(image: sitk.Image) -> sitk.Image:
+    """Where a scan shows something, and AROUND that: above half of Otsu's threshold, without holes."""
+    bright = sitk.BinaryFillhole(image > otsu(sitk.GetArrayViewFromImage(image)) / 2)
+    return sitk.BinaryDilate(bright, [max(1, round(AROUND / mm)) for mm in image.GetSpacing()])
 
 
 def _shrunk(image: sitk.Image, mm: float) -> sitk.Image:
@@ -155,23 +180,34 @@ def _shrunk(image: sitk.Image, mm: float) -> sitk.Image:
     return frame.resample(image, outside=float(sitk.GetArrayViewFromImage(image).min()))
 
 
-def _starts(fixed: sitk.Image, moving: sitk.Image, kind: str) -> Iterator[tuple[float, sitk.Transform]]:
-    """For every rotation the better of its places: (similarity, the smaller the better; transform)."""
-    (centre, volume), (target, other_volume) = _centre_of_mass(fixed), _centre_of_mass(moving)
-    scales = {1.0} if kind == "rigid" else {1.0, float(np.clip((other_volume / volume) ** (1 / 3), *SCALES))}
-    edges = fft.rfftn(_edges(fixed), _padded_shape(fixed))
-    metric = _metric(1.0)
-    for rotation, scale in itertools.product(_rotations(), sorted(scales)):
-        tried = []
-        by_mass = target - centre
-        for shift in (by_mass, _shift_by_edges(fixed, moving, edges, scale * rotation, centre, by_mass)):
+def _starts(fixed: _Level, moving: _Level, kind: str) -> list[_Found]:
+    """For every rotation and scale the better of its places, the best first."""
+    centre, target = _centre_of_mass(fixed.image), _centre_of_mass(moving.image)
+    edges = fft.rfftn(_edges(fixed.image), _padded_shape(fixed.image))
+    by_mass = target - centre
+
+    def start_of(turn: tuple[np.ndarray, float]) -> _Found:
+        rotation, scale = turn
+        tried: list[_Found] = [_PARTED]
+        by_edges = _shift_by_edges(fixed.image, moving.image, edges, scale * rotation, centre, by_mass)
+        for shift in (by_mass, by_edges):
             start = sitk.Similarity3DTransform(scale, (0, 0, 0, 1), shift.tolist(), centre.tolist())
             start.SetMatrix((scale * rotation).ravel().tolist())
-            if _overlap(fixed, moving, start) >= LEAST_OVERLAP:
-                metric.SetInitialTransform(start, inPlace=False)
-                tried.append((metric.MetricEvaluate(fixed, moving), start))
-        if tried:
-            yield min(tried, key=lambda item: item[0])
+            if _overlap(fixed.shown, moving.shown, start) >= LEAST_OVERLAP:
+                tried.append((_similarity(fixed, moving, start), start))
+        return min(tried, key=lambda found: found[0])
+
+    return _best(start_of, itertools.product(_rotations(), (1.0,) if kind == "rigid" else SCALES))
+
+
+def _improved(fixed: _Level, moving: _Level, found: Sequence[_Found], kind: str) -> list[_Found]:
+    """Transforms improved on one grid, as transforms of this kind, the best first."""
+    return _best(lambda one: _descend(fixed, moving, one[1], kind), found)
+
+
+def _best(function: Callable[[Any], _Found], items: Iterable[Any]) -> list[_Found]:
+    """What a function finds for each item, without what parted the scans, the best first."""
+    return sorted((one for one in map(function, items) if one[0] < 0), key=lambda found: found[0])
 
 
 def _rotations() -> list[np.ndarray]:
@@ -181,12 +217,10 @@ def _rotations() -> list[np.ndarray]:
     return [np.eye(3), *turns]
 
 
-def _centre_of_mass(image: sitk.Image) -> tuple[np.ndarray, float]:
-    """Centre [3] in mm and volume of what is bright (Otsu's threshold)."""
-    bright = sitk.GetArrayViewFromImage(sitk.OtsuThreshold(image, 0, 1)) > 0
-    centre = np.argwhere(bright).mean(axis=0)[::-1]
-    volume = bright.sum() * np.prod(image.GetSpacing())
-    return Frame.of(image).to_physical(centre), float(volume)
+def _centre_of_mass(image: sitk.Image) -> np.ndarray:
+    """Centre [3] in mm of what is bright (Otsu's threshold)."""
+    grey = sitk.GetArrayViewFromImage(image)
+    return Frame.of(image).to_physical(np.argwhere(grey > otsu(grey)).mean(axis=0)[::-1])  # ITK's Otsu varies a little
 
 
 def _edges(image: sitk.Image) -> np.ndarray:
@@ -219,59 +253,79 @@ def _shift_by_edges(
 
 
 def _overlap(fixed: sitk.Image, moving: sitk.Image, transform: sitk.Transform) -> float:
-    """Share of the fixed scan's box that lies in the moving scan's box."""
-    frame, matrix = Frame.of(fixed), np.reshape(transform.GetMatrix(), (3, 3))
-    axes = [(np.arange(8) + 0.5) / 8 * n - 0.5 for n in frame.size]
-    places = frame.to_physical(np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3))
-    centre = np.array(transform.GetCenter())
-    voxels = Frame.of(moving).to_voxel((places - centre) @ matrix.T + centre + transform.GetTranslation())
-    return float(((voxels > -0.5) & (voxels < np.array(moving.GetSize()) - 0.5)).all(axis=1).mean())
+    """How far what two scans show (images of 0 and 1) overlaps: share of the smaller one that lies in the other."""
+    array, other = (sitk.GetArrayViewFromImage(image).T > 0 for image in (fixed, moving))
+    shown = np.argwhere(array)
+    places = Frame.of(fixed).to_physical(shown[:: max(1, len(shown) // PLACES)])
+    matrix, centre = np.reshape(transform.GetMatrix(), (3, 3)), np.array(transform.GetCenter())
+    led = (places - centre) @ matrix.T + centre + transform.GetTranslation()
+    voxels = np.rint(Frame.of(moving).to_voxel(led)).astype(int)
+    inside = ((voxels >= 0) & (voxels < other.shape)).all(axis=1)
+    share = other[tuple(voxels[inside].T)].sum() / len(places)
+    volume = len(shown) * np.prod(fixed.GetSpacing())
+    other_volume = other.sum() * np.prod(moving.GetSpacing()) / np.linalg.det(matrix)
+    return float(share * volume / min(volume, other_volume))
 
 
-def _metric(share: float) -> sitk.ImageRegistrationMethod:
-    """Mutual information over so large a share of the fixed voxels; the smaller the value, the more similar."""
+def _metric(fixed: _Level, moving: _Level) -> sitk.ImageRegistrationMethod:
+    """Mutual information of what both show; the smaller the value, the more similar."""
     method = sitk.ImageRegistrationMethod()
+    method.SetNumberOfThreads(1)  # several add up in any order, and descent makes tenths of a mm of the last digits
     method.SetMetricAsMattesMutualInformation(BINS)
+    method.SetMetricFixedMask(fixed.shown)
+    method.SetMetricMovingMask(moving.shown)
     method.SetInterpolator(sitk.sitkLinear)
+    share = SAMPLED / np.prod(fixed.image.GetSize())
     if share < 1:
         method.SetMetricSamplingStrategy(method.REGULAR)
-        method.SetMetricSamplingPercentage(share, 1)
+        method.SetMetricSamplingPercentage(float(share), 1)
     return method
 
 
-def _descend(
-    fixed: sitk.Image, moving: sitk.Image, start: sitk.Transform, kind: str, level: int
-) -> tuple[float, sitk.Transform]:
-    """Improve a transform on one grid: (similarity, transform of this kind); (0, start) where the scans part."""
+def _similarity(fixed: _Level, moving: _Level, transform: sitk.Transform) -> float:
+    """Mutual information under a transform; the smaller the value, the more similar."""
+    metric = _metric(fixed, moving)
+    metric.SetInitialTransform(transform, inPlace=False)
+    try:
+        return metric.MetricEvaluate(fixed.image, moving.image)
+    except RuntimeError:  # ITK's, where too little of the scans overlaps
+        return 0.0
+
+
+def _descend(fixed: _Level, moving: _Level, start: sitk.Transform, kind: str) -> _Found:
+    """Improve a transform on one grid, as one of this kind."""
     transform = _map_of(start)
     if kind != "affine":
         transform = {"rigid": sitk.VersorRigid3DTransform, "similarity": sitk.Similarity3DTransform}[kind]()
         transform.SetCenter(start.GetCenter())
         transform.SetMatrix(start.GetMatrix())
         transform.SetTranslation(start.GetTranslation())
-    method = _metric(SAMPLED[level])
+    method = _metric(fixed, moving)
     method.SetOptimizerAsRegularStepGradientDescent(
-        GRIDS[level] / (8 if level == 0 else 4),
+        1.0,
         1e-3,
-        STEPS[level],
+        STEPS,
         relaxationFactor=0.6,
         gradientMagnitudeTolerance=1e-6,
     )
     method.SetOptimizerScalesFromPhysicalShift()
     method.SetInitialTransform(transform, inPlace=True)
     try:
-        method.Execute(fixed, moving)
+        method.Execute(fixed.image, moving.image)
     except RuntimeError:  # ITK's, where too little of the scans overlaps
-        return 0.0, start
-    if _overlap(fixed, moving, transform) < LEAST_OVERLAP:
-        return 0.0, start
+        return _PARTED
+    stretch = np.linalg.svd(np.reshape(transform.GetMatrix(), (3, 3)), compute_uv=False)
+    if stretch.min() < STRETCH[0] or stretch.max() > STRETCH[1]:
+        return _PARTED
+    if _overlap(fixed.shown, moving.shown, transform) < LEAST_OVERLAP:
+        return _PARTED
     return method.GetMetricValue(), transform
 
 
 def _map_of(transform: sitk.Transform) -> sitk.AffineTransform:
-    """A transform with a matrix, as an affine one."""
+    """A transform with a matrix, as an affine one, without the last digits, in which two runs may differ."""
     affine = sitk.AffineTransform(3)
-    affine.SetCenter(transform.GetCenter())
-    affine.SetMatrix(transform.GetMatrix())
-    affine.SetTranslation(transform.GetTranslation())
+    affine.SetCenter(np.round(transform.GetCenter(), 6).tolist())
+    affine.SetMatrix(np.round(transform.GetMatrix(), 9).tolist())
+    affine.SetTranslation(np.round(transform.GetTranslation(), 6).tolist())
     return affine

@@ -171,7 +171,7 @@ def body_mask(image: sitk.Image) -> np.ndarray:
     size = np.ceil(np.array(frame.size) * frame.spacing / BODY_GRID).astype(int)
     coarse = frame.box((0, 0, 0), frame.size, np.clip(size, 2, np.maximum(frame.size, 2)))
     grey = to_array(coarse.resample(sitk.Cast(image, sitk.sitkFloat32)))
-    bright = grey > (BODY_HU if grey.min() < DARKEST else _otsu(grey))
+    bright = grey > (BODY_HU if grey.min() < DARKEST else otsu(grey))
     reach = np.maximum(BODY_OPENING / np.array(coarse.spacing), 1)
     around = [(int(r), int(r)) for r in reach]
     opened = ndimage.binary_opening(np.pad(bright, around, mode="edge"), _ball(reach))
@@ -193,7 +193,7 @@ def brain_mask(image: sitk.Image) -> np.ndarray:
     return mask
 
 
-def _otsu(grey: np.ndarray) -> float:
+def otsu(grey: np.ndarray) -> float:
     """Threshold between the 1st and 99th percentile that parts values best: with most variance between two means."""
     ends = np.percentile(grey, (1, 99))
     if ends[0] == ends[1]:

@@ -399,13 +399,13 @@ def test_training_reads_no_segmentation_and_schemes_can_share_a_store(config, mo
 
 def test_an_affine_map_of_each_pair(config, tmp_path):
     x, y, z = np.indices((36, 32, 28)) - np.array([18, 15, 14])[:, None, None, None]
-    organ = 200.0 * (x**2 / 81 + y**2 / 49 + z**2 / 25 < 1) * (1 - 0.5 * (abs(x - 4) + abs(y) + abs(z + 2) < 5))
+    organ = 200.0 * (x**2 / 81 + y**2 / 49 + z**2 / 9 < 1) * (1 - 0.5 * (abs(x - 4) + abs(y) + abs(z + 2) < 5))
     moved = np.roll(organ, (5, -4, 3), (0, 1, 2))
     with h5py.File(tmp_path / "a.h5", "w") as file:
         for name, array in (("1", organ), ("2", moved), ("3", np.full_like(organ, 7))):
             file[f"{name}/volume"] = array.astype(np.uint8)
             if name != "3":
-                file[name].attrs["spacing"] = (2.0, 2.0, 2.5)
+                file[name].attrs["spacing"] = (4.0, 4.0, 5.0)
     subsets = {"all": ("a/1", "a/2", "a/3")}
     config = replace(config, files={"a": tmp_path / "a.h5"}, image_size=organ.shape, subsets=subsets)
     config = replace(config, schemes={"all": {"all": 1.0}})

@@ -338,7 +338,7 @@ def shifted(home):
 
 def shift_of(fixed, moving, kind):
     """The map between two scans of `shifted`, from their centres of mass: what is to be found, in no time."""
-    (centre, _), (target, _) = affine_search._centre_of_mass(fixed), affine_search._centre_of_mass(moving)
+    centre, target = affine_search._centre_of_mass(fixed), affine_search._centre_of_mass(moving)
     assert kind == "rigid"
     return sitk.AffineTransform(np.eye(3).ravel().tolist(), np.subtract(target, centre).tolist())
 
