@@ -91,11 +91,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     store = ScanStore(data.files)
     schemes = {name: open_scheme(data, name, paired, store) for name in reports}
-    step = prefix.name.removeprefix("model-")
     repeats = 1 if rep == "auto" else int(rep)
     with strategy.scope():
         network = checkpoints.load_model(
-            f"{prefix.parent}:{step}", repeats, data.image_size, args.net_args, **cli.execution(args)
+            f"{prefix.parent}:{prefix.name.removeprefix('model-')}",
+            repeats,
+            data.image_size,
+            args.net_args,
+            **cli.execution(args),
         )
     plan = EvaluationPlan(tuple(metrics), args.per_cascade, (), rep == "auto", args.refine, args.affine != "none")
     for name, scheme in schemes.items():
