@@ -91,15 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     store = ScanStore(data.files)
     schemes = {name: open_scheme(data, name, paired, store) for name in reports}
-    repeats = 1 if rep == "auto" else int(rep)
-    with strategy.scope():
-        network = checkpoints.load_model(
-            f"{prefix.parent}:{prefix.name.removeprefix('model-')}",
-            repeats,
-            data.image_size,
-            args.net_args,
-            **cli.execution(args),
-        )
+    network = load_network(args, prefix, rep, data.image_size, strategy)
     plan = EvaluationPlan(tuple(metrics), args.per_cascade, (), rep == "auto", args.refine, args.affine != "none")
     for name, scheme in schemes.items():
         settings = Settings(
@@ -129,6 +121,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
             evaluate_scheme(network, scheme, settings, plan, shard, args.resume, strategy)
         except KeyboardInterrupt:
             raise Stopped("Stopped; the finished pairs are kept: go on with the same flags and --resume") from None
+
+
+def load_network(
+    args: argparse.Namespace,
+    prefix: pathlib.Path,
+    rep: int | str,
+    image_size: tuple[int, int, int],
+    strategy: "tf.distribute.Strategy",
+) -> "RecursiveCascadedNetwork":
+    """The network of a checkpoint, as the flags say, on the devices of a strategy."""
+    from network import checkpoints
+
+    run = f"{prefix.parent}:{prefix.name.removeprefix('model-')}"
+    repeats = 1 if rep == "auto" else int(rep)
+    with strategy.scope():
+        return checkpoints.load_model(run, repeats, image_size, args.net_args, **cli.execution(args))
 
 
 def check_flags(args: argparse.Namespace) -> None:
