@@ -55,13 +55,15 @@ class Quality:
         return cls(before, after, _length(flow, spacing), _length(last, spacing), off)
 
     def numbers(self) -> dict[str, Any]:
-        """The maps as report.json tells them: means and ends, and the correlation of each region.
+        """The maps as report.json tells them: mean and largest value, and the correlation of each region.
 
+        Only voxels count around which the fixed volume shows something: elsewhere a flow is as it happens to be.
         A region is named by its place, from 0 at the patient's right, front and feet.
         """
         maps = {"moved_mm": self.moved, "residual_mm": self.residual, "inverse_consistency_mm": self.apart}
+        shown = np.isfinite(self.after)
         ends = {
-            name: {"mean": _rounded(values.mean()), "largest": _rounded(values.max())}
+            name: {"mean": _rounded(values[shown].mean()), "largest": _rounded(values[shown].max(initial=0))}
             for name, values in maps.items()
             if values is not None
         }
