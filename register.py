@@ -51,7 +51,12 @@ def add_flags(flags: argparse.ArgumentParser) -> None:
     add("-r", "--rep", default="1", help="times each cascade is applied, or auto: as often as it helps (1)")
     add("--refine", default=None, metavar="STEPS", help="optimise the result for this pair; auto: until it no longer "
         "improves (auto; 0 with -c)")  # fmt: skip
-    add("--smoothness", type=float, default=None, help="of the optimised flow: 2 is smoother, 0.5 follows closer (1)")
+    add(
+        "--smoothness",
+        type=float,
+        default=None,
+        help="of the optimised flow: 10 is smoother, 1 follows closer (3, or the model's)",
+    )
     add("--exclude_mask", default=None, help="label image of what not to compare in the fixed scan, a lesion (none)")
     add("--both_ways", action="store_true", help="optimise the other way too: how far are the two from inverse?")
     add("--preprocess", default=None, help="what is registered: liver, body, brain, none for all (the run's; chosen)")

@@ -40,8 +40,8 @@ class Options:
         rep: how often each deformable cascade is applied, or 'auto': as often as it helps.
         refine: steps of optimisation of the result for this very pair, after the network or without one; 'auto': until
             it no longer improves. None is 'auto' without a network, and 0 with one.
-        smoothness: weight of the smoothness in the optimisation, 1 by default: more makes the flow smoother, less lets
-            it follow the images more closely.
+        smoothness: weight of the smoothness in the optimisation: more makes the flow smoother, less lets it follow the
+            images more closely. None is the model's `reg_factor`, and 3 without one.
         exclude_mask: label image (file or SimpleITK image) of what is to be left out of the comparison in the fixed
             scan, where it is not 0: a lesion, for instance. Used in the optimisation, as the mask of the fixed `Input`.
         both_ways: optimise the other way round too, and tell how far the two flows are from being each other's inverse;
