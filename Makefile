@@ -11,7 +11,7 @@ TESTS = $(FRUGAL) $(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 NEWEST = $$(ls -td weights/*_$@* | head -n 1)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv quickstart sample test test-slow bench lint
+.PHONY: help venv quickstart sample test test-slow campaign bench lint
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -56,6 +56,9 @@ test: $(VENV)/.ready-dev  ## set up and pass the tests
 test-slow: $(VENV)/.ready-dev  ## pass the long tests too
 	$(TESTS) tests/test_network -m ""
 	$(TESTS) --ignore tests/test_network -m ""
+
+campaign: $(VENV)/.ready-dev  ## kill commands, fill disks and damage files, thousands of times: docs/reliability.md
+	nice -n 5 $(RUN) -m tests.campaign
 
 bench: $(VENV)/.ready  ## measure speed and memory, into docs/
 	$(RUN) -m benchmarks -o docs/benchmarks

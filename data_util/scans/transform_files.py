@@ -149,7 +149,7 @@ def _check_hdf5(path: Path) -> None:
             for place in file["TransformGroup"].values():
                 for dataset in place.values():
                     dataset[()]
-    except (OSError, AttributeError) as error:
+    except (OSError, RuntimeError, AttributeError, KeyError, TypeError, ValueError) as error:  # as HDF5 meets damage
         raise UserError(f"{path}: is damaged or cut short ({error}); copy or write it again") from error
 
 

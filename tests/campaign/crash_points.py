@@ -10,6 +10,7 @@ Python does is seen: a library that writes a file by itself is one step, from ou
 """
 
 import io
+import itertools
 import os
 import sys
 import threading
@@ -95,7 +96,14 @@ def _run(command: Callable[[], Any], step: int | None, pipe: int, seconds: int) 
     status = 70
     try:
         if step is not None:
-            _Killer(step, lambda what: _say(pipe, told.getvalue() + "\0" + what)).install()
+            left = itertools.count(step - 1, -1)
+
+            def kill_at_the_step(what: str) -> None:
+                if next(left) == 0:
+                    _say(pipe, told.getvalue() + "\0" + what)
+                    os._exit(KILLED)
+
+            Steps(kill_at_the_step).install()
         status = command() or 0
     except BaseException:
         traceback.print_exc()
@@ -110,27 +118,31 @@ def _say(pipe: int, text: str) -> None:
         data = data[os.write(pipe, data) :]
 
 
-class _Killer:
-    """Counts the steps of this process and kills it before one of them."""
+class Steps:
+    """Tells of each step of this process on the disk, before it is done.
 
-    def __init__(self, step: int, say: Callable[[str], None]) -> None:
-        self._left, self._say = step, say
+    Args:
+        tell: function of a step, such as "os.rename sets/mine.h5"; what it does itself on the disk is no step.
+    """
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        self._function, self._telling = tell, False
         self._last_file, self._row = 0, 0
 
     def install(self) -> None:
-        """Begin to count."""
+        """Begin to tell, until the process ends."""
         sys.addaudithook(self._audited)
         sys.setprofile(self._profiled)
         threading.setprofile(self._profiled)
 
     def _audited(self, event: str, arguments: tuple) -> None:
         if event in CHANGES:
-            self._count(f"{event} {' '.join(str(argument) for argument in arguments[:2])}")
+            self.tell(f"{event} {' '.join(str(argument) for argument in arguments[:2])}")
         elif event == "open":
             path, mode, flags = arguments
             writes = any(c in mode for c in "wax+") if mode else flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
             if writes and path not in (os.devnull, None):
-                self._count(f"open {path}")
+                self.tell(f"open {path}")
 
     def _profiled(self, frame: FrameType, event: str, function: Any) -> None:
         if event != "c_call" or not isinstance(function, BuiltinFunctionType) or function.__name__ not in WRITES:
@@ -140,15 +152,19 @@ class _Killer:
             self._row = self._row + 1 if self._last_file == id(file) else 1
             self._last_file = id(file)
             if self._row <= FIRST_WRITES:
-                self._count(f"{function.__name__} {getattr(file, 'name', '')}", is_write=True)
+                self.tell(f"{function.__name__} {getattr(file, 'name', '')}", is_write=True)
 
-    def _count(self, what: str, is_write: bool = False) -> None:
+    def tell(self, what: str, is_write: bool = False) -> None:
+        """Tell of a step."""
+        if self._telling:
+            return
         if not is_write:
             self._last_file = 0
-        self._left -= 1
-        if self._left == 0:
-            self._say(what)
-            os._exit(KILLED)
+        self._telling = True
+        try:
+            self._function(what)
+        finally:
+            self._telling = False
 
 
 def tree(folder: Path) -> list[str]:
