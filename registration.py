@@ -116,9 +116,10 @@ def register(
         for role, scan in zip(("fixed", "moving"), scans, strict=True)
     )
     clock.stop("preprocess")
-    frame, volume = (
-        (moving.frame, moving.volume) if kind == "none" else _aligned(fixed, moving, view, given or kind, model)
-    )
+    frame, volume, told = moving.frame, moving.volume, None
+    if kind != "none":
+        frame, volume, told = _aligned(fixed, moving, view, given or kind, model)
+    chosen += [told] if told else []
     kind = "none" if frame is moving.frame else kind
     clock.stop("affine")
     network = _load(model)
@@ -139,6 +140,7 @@ def register(
     clock.stop("warp")
     measured = _measure(pair[0], _tensor(moving.volume), output.stages)
     quality = _quality(fixed, moving, stages, apart)
+    measured["quality"] = quality.numbers()
     left_over = (
         affine_search.left_over(fixed.frame, fixed.volume, from_unit(stages[-1].warped))
         if kind in ("none", GIVEN)
@@ -150,9 +152,8 @@ def register(
         "chosen": chosen,
         "fixed": describe(fixed),
         "moving": describe(moving),
-        "doubts": [*remarks, *doubts(fixed, moving, measured, left_over)],
+        "doubts": [*remarks, *doubts(fixed, moving, measured, left_over, model.config.similarity)],
         **measured,
-        "quality": quality.numbers(),
         "seconds": clock.seconds,
     }
     return Registration(fixed, moving, stages, transform, warped, displacement, quality, report)
@@ -217,8 +218,10 @@ def _for_modalities(model: _Model, options: Options, fixed: sitk.Image, moving: 
 
 def _aligned(
     fixed: PreparedScan, moving: PreparedScan, view: View, how: str | tuple[np.ndarray, np.ndarray], model: _Model
-) -> tuple[Frame, np.ndarray]:
+) -> tuple[Frame, np.ndarray, str | None]:
     """The moving volume brought to the fixed one by an affine map, with its frame in the moving scan.
+
+    What was found is told in a sentence.
 
     Args:
         how: the kind of map to find; where the two volumes as they were cropped are more alike already, they stay as
@@ -227,21 +230,28 @@ def _aligned(
     if isinstance(how, tuple):
         frame = fixed.frame.mapped(*how)
         try:
-            return frame, prepare(moving.image, frame, view)[0]
+            return frame, prepare(moving.image, frame, view)[0], None
         except UserError as error:
             raise UserError(f"where the initial transform leads: {error}") from error
     from network.losses import similarity_loss
 
     try:
         found = affine_search.find_affine(fixed.image, moving.image, how)
-        offset = np.array(found.TransformPoint((0.0, 0.0, 0.0)))
-        frame = fixed.frame.mapped(np.reshape(found.GetMatrix(), (3, 3)), offset)
+        matrix, offset = np.reshape(found.GetMatrix(), (3, 3)), np.array(found.TransformPoint((0.0, 0.0, 0.0)))
+        frame = fixed.frame.mapped(matrix, offset)
         volume, _ = prepare(moving.image, frame, view)
-    except UserError:  # no map is found, or nothing of the moving scan lies where it leads
-        return moving.frame, moving.volume
+    except UserError as error:  # no map is found, or nothing of the moving scan lies where it leads
+        return moving.frame, moving.volume, f"no affine map was found first: {error}"
     loss = similarity_loss(model.config)
     cropped, mapped = (float(loss(_tensor(fixed.volume), _tensor(v))[0]) for v in (moving.volume, volume))
-    return (frame, volume) if mapped < cropped else (moving.frame, moving.volume)
+    if mapped >= cropped:
+        return moving.frame, moving.volume, "no affine map was taken first: the crops are more alike as they are"
+    angle, shift, scale = affine_search.in_words(matrix, offset, fixed.frame)
+    return (
+        frame,
+        volume,
+        f"found first: a turn of {angle:.0f} degrees, a shift of {shift:.0f} mm, a scale of {scale:.2f}",
+    )
 
 
 def _load(model: _Model) -> Any:

@@ -10,6 +10,8 @@ from data_util.scans.prepared import PreparedScan
 MUCH_FOLDING = 0.05  # share of the voxels
 MUCH_INEXACT = 0.001  # share of the places at which the inverse is more than 1 mm off
 LOST_CORRELATION = 0.01
+LEAST_LOCAL_CORRELATION = 0.3
+SAME_CONTRAST = ("ncc", "lncc")  # similarities that ask for the same structures to be bright in both scans
 MUCH_TURNED, MUCH_SHIFTED = 10, 15  # degrees and mm that are left over after registration
 
 
@@ -26,28 +28,40 @@ def describe(scan: PreparedScan) -> dict[str, Any]:
 
 
 def doubts(
-    fixed: PreparedScan, moving: PreparedScan, measured: dict[str, Any], left_over: tuple[float, float] | None
+    fixed: PreparedScan,
+    moving: PreparedScan,
+    measured: dict[str, Any],
+    left_over: tuple[float, float] | None,
+    similarity: str,
 ) -> list[str]:
     """Say what may be wrong with a registration, about the regions, the modalities and the result.
 
     Args:
         fixed, moving: the scans.
-        measured: `similarity` and `folding`, before registration and after each stage.
+        measured: `similarity` and `folding`, before registration and after each stage, and `quality`.
         left_over: degrees and mm that the result is turned and shifted by, or None where that was not looked at.
+        similarity: what the scans were compared by, one of `SAME_CONTRAST` or a name for two contrasts.
 
     Returns:
         Sentences, none where nothing is unusual.
     """
     found = [f"{role}: {doubt}" for role, scan in (("fixed", fixed), ("moving", moving)) for doubt in scan.doubts]
     modalities = [scan.image.GetMetaData(MODALITY) for scan in (fixed, moving) if scan.image.HasMetaDataKey(MODALITY)]
-    if len(set(modalities)) > 1:
+    same_contrast = similarity in SAME_CONTRAST
+    if len(set(modalities)) > 1 and same_contrast:
         found.append(
             f"fixed is {modalities[0]} and moving {modalities[1]}: networks compare scans of one modality, and "
             "refinement needs --net_args \"similarity='mi'\""
         )
     before, after = measured["similarity"][0], measured["similarity"][-1]
-    if after < before - LOST_CORRELATION:
+    if same_contrast and after < before - LOST_CORRELATION:
         found.append(f"the result is worse than the start: the correlation fell from {before:.3f} to {after:.3f}")
+    local = measured["quality"]["local_correlation"]["after"]
+    if same_contrast and local is not None and local < LEAST_LOCAL_CORRELATION:
+        found.append(
+            f"the scans are hardly alike after registration: the mean correlation around a voxel is {local:.2f}; do "
+            "they show the same body part, in one modality?"
+        )
     if measured["folding"][-1] > MUCH_FOLDING:
         found.append(f"the flow folds at {100 * measured['folding'][-1]:.1f} % of the voxels")
     if left_over is not None and (left_over[0] > MUCH_TURNED or left_over[1] > MUCH_SHIFTED):

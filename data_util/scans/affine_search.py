@@ -120,6 +120,26 @@ _Found = tuple[float, sitk.Transform]  # similarity, the smaller the better, and
 _PARTED: _Found = (0.0, sitk.AffineTransform(3))  # no map: too little of the scans overlaps
 
 
+def in_words(matrix: np.ndarray, offset: np.ndarray, frame: Frame) -> tuple[float, float, float]:
+    """What a map does to a frame: the angle in degrees, how far its centre is moved in mm, and the scale.
+
+    Args:
+        matrix, offset: place in mm -> matrix @ place + offset.
+        frame: the frame.
+
+    Example:
+        >>> frame = Frame((11, 11, 11), (1, 1, 1), (0, 0, 0), (1, 0, 0, 0, 1, 0, 0, 0, 1))
+        >>> quarter = np.array([[0.0, -2, 0], [2, 0, 0], [0, 0, 2]])
+        >>> [round(part, 3) for part in in_words(quarter, np.array([15.0, -5, 4]), frame)]
+        [90.0, 9.0, 2.0]
+    """
+    scale = float(np.cbrt(np.linalg.det(matrix)))
+    left, _, right = np.linalg.svd(matrix)
+    centre = frame.to_physical(np.subtract(frame.size, 1) / 2)
+    angle = np.rad2deg(np.arccos(np.clip((np.trace(left @ right) - 1) / 2, -1, 1)))
+    return float(angle), float(np.linalg.norm(matrix @ centre + offset - centre)), scale
+
+
 def left_over(frame: Frame, fixed: np.ndarray, warped: np.ndarray) -> tuple[float, float]:
     """How far two registered volumes are turned and shifted against each other, seen from afar.
 

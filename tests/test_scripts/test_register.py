@@ -14,7 +14,10 @@ from scipy import ndimage
 import cli
 import register
 from data_util.output.quality import Quality, local_correlation
+from data_util.output.registration_report import doubts
 from data_util.scans.automatic_view import automatic_view, modality_of
+from data_util.scans.frame import Frame
+from data_util.scans.prepared import PreparedScan
 from errors import UserError
 from tests.test_data_util.scans.test_pair_transform import oblique
 
@@ -56,10 +59,9 @@ def test_it_leaves_few_files(done):
 def test_it_registers_and_says_what_it_chose(done):
     report = json.loads((done / "report.json").read_text())
     assert report["similarity"][-1] > 0.99 > report["similarity"][0] + 0.02
-    assert report["chosen"] == [
-        f"scans of no known modality, {volume} litres: prepared as heads or brains (--preprocess)"
-        for volume in re.findall(r"[\d.]+ and [\d.]+", report["chosen"][0])
-    ]
+    view, affine = report["chosen"]
+    assert re.fullmatch(r"scans of no known modality, [\d.]+ and [\d.]+ litres: prepared as heads or brains .*", view)
+    assert affine.startswith(("found first: a turn of 0 degrees, a shift of", "no affine map was taken first"))
     assert report["doubts"] == []
     assert report["quality"]["local_correlation"]["after"] > report["quality"]["local_correlation"]["before"]
     assert report["quality"]["moved_mm"]["largest"] < 40
@@ -166,6 +168,25 @@ def test_the_view_follows_what_the_scans_are():
     large = FRAME.put(head())
     large.SetSpacing([2.2 * mm for mm in MM])
     assert automatic_view(large, as_scan(head()))[0].crop == "none"
+
+
+def told(similarity, local, modalities=(None, None), correlation=(0.2, 0.9)):
+    """What is doubted of a result."""
+    frame = Frame.of(FRAME.put(head()))
+    fixed, moving = (
+        PreparedScan(as_scan(head(), modality), frame, None, frame, np.zeros(SIZE), (1, 1), [])
+        for modality in modalities
+    )
+    quality = {"local_correlation": {"after": local}}
+    measured = {"similarity": list(correlation), "folding": [0, 0], "quality": quality}
+    return doubts(fixed, moving, measured, None, similarity)
+
+
+def test_what_is_hardly_alike_is_doubted_but_not_of_two_contrasts():
+    assert told("ncc", 0.31) == told("ncc", None) == told("mi", 0.1, ("CT", "MR"), (0.5, 0.1)) == []
+    assert "hardly alike after registration" in told("lncc", 0.1)[0]
+    assert "the correlation fell from 0.500 to 0.100" in told("ncc", 0.5, correlation=(0.5, 0.1))[0]
+    assert told("ncc", 0.5, ("CT", "MR"))[0].startswith("fixed is CT and moving MR: networks compare scans of one")
 
 
 def test_correlation_around_each_voxel_is_pearsons():
