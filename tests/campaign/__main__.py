@@ -101,10 +101,11 @@ def _succeed(command: Callable[[], int], home: Path) -> None:
 
 
 def row(name: str, tries: list[Try]) -> str:
-    """The line of a campaign in the table."""
+    """The line of a campaign in the table; what nobody can notice has neither survived nor is it counted as lost."""
     lost = sum(one.lost is not None for one in tries)
     what = ", ".join(f"{count} {outcome}" for outcome, count in Counter(one.outcome for one in tries).most_common())
-    return f"| {name} | {len(tries)} | {len(tries) - lost} | {lost} | {what} |"
+    unnoticed = sum(one.outcome == damage.NO_SUM for one in tries)
+    return f"| {name} | {len(tries)} | {len(tries) - lost - unnoticed} | {lost} | {what} |"
 
 
 def main() -> int:

@@ -189,21 +189,21 @@ def _kill(command: Command, home: Path, whole: Path, last: dict[str, bytes], pla
     ended = call(command.run(), place, killed_after=moment)
     how, outcome = f"SIGKILL after {moment:.1f} s", "killed" if ended.status is None else "had ended"
     left = Counter(name for name in content(place) if name.startswith((f"weights/{NAMED}/model", "evaluate/")))
-    lost = look(command, content(place), {**last, **_varying(content(place))}, {}, [])
+    lost = look(command, content(place), {**last, **varying(content(place))}, {}, [])
     if lost is None:
         return [again(command, place, whole, f"{how}, {len(left)} files there", outcome)]
     return [Try(how, outcome, lost)]
 
 
-def _varying(found: dict[str, bytes]) -> dict[str, bytes]:
-    """Files of `content` that differ from run to run, and are checked when the command is run again."""
-    return {name: data for name, data in finals(found).items() if name.endswith(".json") and is_json(data)}
+def varying(found: dict[str, bytes]) -> dict[str, bytes]:
+    """Whole files of `content` that tell times, and so differ from run to run: JSON and HTML."""
+    return {name: data for name, data in finals(found).items() if name.endswith((".json", ".html")) and _ends(data)}
 
 
-def is_json(data: bytes) -> bool:
-    """Whether something is a whole JSON text."""
+def _ends(data: bytes) -> bool:
+    """Whether a JSON or HTML text is whole."""
     try:
         json.loads(data)
     except ValueError:
-        return False
+        return data.rstrip().endswith(b"</html>")
     return True

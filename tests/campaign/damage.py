@@ -313,16 +313,15 @@ def _resumed(folder: Path) -> Callable[[], Any]:
 
     settings, records = read_records(SHARDS[0])
     known = {record.index: record.to_dict() for record in records}
-    whole = Path(SHARDS[0]).read_bytes()
 
     def read() -> Any:
         with Records(Path(SHARDS[0]), settings, resume=True) as resumed:
             done = set(resumed.done)
         kept = {record.index: record.to_dict() for record in read_records(SHARDS[0])[1]}
         assert set(kept) == done
-        if any(known.get(index) != kept[index] for index in kept):
-            return kept
-        return known if len(kept) == len(known) or Path(SHARDS[0]).read_bytes() != whole else kept
+        return (
+            known if all(known.get(index) == record for index, record in kept.items()) else kept
+        )  # what was damaged is done again
 
     return read
 
