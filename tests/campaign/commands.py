@@ -14,6 +14,7 @@ from typing import Any
 
 import h5py
 import numpy as np
+import pydicom
 import SimpleITK as sitk
 
 import cli
@@ -181,6 +182,9 @@ def _essence(path: Path) -> Any:
         return _without_times(json.loads(path.read_text()))
     if path.suffix == ".h5":
         return _arrays(path)
+    if path.suffix == ".dcm":  # whose ids and times are new in each
+        image = pydicom.dcmread(path)
+        return image.PixelData, image.InstanceNumber, list(image.ImagePositionPatient)
     return path.stat().st_size > 0 if path.suffix == ".html" else path.read_bytes()
 
 
