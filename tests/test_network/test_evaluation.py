@@ -160,7 +160,7 @@ def led_by_affine(places):
     return (places - middle) @ (AFFINE + np.eye(3)).T + middle + SHIFT
 
 
-@pytest.mark.parametrize("plan", [{}, {"adaptive": True}, {"refine_steps": 2}])
+@pytest.mark.parametrize("plan", [{}, pytest.param({"adaptive": True}, marks=pytest.mark.slow), {"refine_steps": 2}])
 def test_after_an_affine_map_everything_is_of_the_whole_map(network, batch, plan):
     maps = {"affine_matrix": [AFFINE] * 3, "affine_shift": [SHIFT] * 3, "affine_found": [1.0, 0.0, 1.0]}
     with_maps = batch | {name: tf.constant(np.array(value, np.float32)) for name, value in maps.items()}

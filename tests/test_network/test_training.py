@@ -139,6 +139,7 @@ def test_statistics_of_two_devices_are_the_mean_over_both(tmp_path):
     np.testing.assert_allclose(two, one, rtol=0.1)  # the mean of the halves' means, but they train apart by a little
 
 
+@pytest.mark.slow
 def test_two_devices_train_and_save_the_same_weights_as_one(tmp_path):
     saved = []
     for n in (1, 2):
@@ -219,7 +220,7 @@ def one_step(jit=False, **options):
     ("options", "tolerance"),
     [
         ({"rematerialize": True}, 1e-5),
-        ({"jit": True}, 1e-4),
+        pytest.param({"jit": True}, 1e-4, marks=pytest.mark.slow),
         ({"precision": "mixed_bfloat16"}, 0.05),
         ({"precision": "mixed_float16"}, 0.01),
     ],
