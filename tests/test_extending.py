@@ -51,7 +51,14 @@ SIZE = (16, 12, 20)
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"rep": 3}, {"rep": 2, "rematerialize": True}, {"precision": "mixed_float16"}], ids=str
+    "options",
+    [
+        pytest.param({}, marks=pytest.mark.slow),
+        {"rep": 3},
+        {"rep": 2, "rematerialize": True},
+        pytest.param({"precision": "mixed_float16"}, marks=pytest.mark.slow),
+    ],
+    ids=str,
 )
 def test_a_network_with_batch_normalisation_goes_on_with_the_same_bits(plugins, options, tmp_path):
     config = CascadeConfig("Small", 2, image_size=SIZE, width=4, **options)

@@ -66,7 +66,7 @@ def arrivals():
     [
         ("VTN", {"n_cascades": 3}),
         ("VoxelMorph", {"n_cascades": 2, "rep": 3, "augmentation": "identity"}),
-        ("VTN", {"rep": 3, "rematerialize": True, "similarity": "mi"}),
+        pytest.param("VTN", {"rep": 3, "rematerialize": True, "similarity": "mi"}, marks=pytest.mark.slow),
         ("VTN", {"n_cascades": 3, "warp_padding": True, "precision": "mixed_bfloat16", "similarity": "lncc"}),
         ("VTN", {"n_cascades": 2, "warp_gradient": False}),
         ("VTN", {"n_cascades": 0}),

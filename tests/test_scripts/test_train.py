@@ -121,7 +121,8 @@ def test_pictures(folder, monkeypatch):
     assert sorted(tags) == sorted(2 * ["fixed", "moving", "warped", "warped_grid"])
 
 
-@pytest.mark.parametrize("stop", [pytest.param(1, marks=pytest.mark.slow), 4])
+@pytest.mark.slow  # a run that a signal stops is continued below
+@pytest.mark.parametrize("stop", [1, 4])
 def test_a_run_stopped_and_continued_ends_with_the_same_weights(folder, stop):
     flags = ["-b", "VoxelMorph", "--seed", "3"]
     assert run(*flags, "--name", "whole") == 0
