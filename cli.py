@@ -10,7 +10,7 @@ import sys
 import traceback
 import types
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import files
 import start
@@ -22,6 +22,14 @@ STOPPED = 130
 """Exit status of a command that a signal ended (Ctrl-C, SIGTERM or SIGHUP); 0 is a success, 1 an error."""
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong with the flags in one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise a UserError."""
+        raise UserError(f"{message}; {self.prog} --help lists the flags")
+
+
 def parser(description: str, examples: str | None = None) -> argparse.ArgumentParser:
     """Argument parser with --version; each flag says its default itself.
 
@@ -29,7 +37,8 @@ def parser(description: str, examples: str | None = None) -> argparse.ArgumentPa
         description: what the command does.
         examples: lines that --help ends with.
     """
-    flags = argparse.ArgumentParser(
+    flags = _Parser(
+        allow_abbrev=False,  # a mistyped flag is an error, not another flag
         description=description,
         epilog=None if examples is None else f"examples:\n{examples}",
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -144,7 +144,7 @@ def run(args: argparse.Namespace, write: Callable[..., None]) -> None:
         print(cli.in_red(f"Check {output / 'summary.png'}: {doubt}"))
     print(
         f"Output: {output}\n"
-        f"next: look at {output / 'summary.png'}, or carry more with apply.py -t {output / 'transform.h5'}"
+        f"next: look at {output / 'report.html'}, or carry more with apply.py -t {output / 'transform.h5'}"
     )
 
 

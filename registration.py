@@ -37,6 +37,8 @@ from progress import Clock
 from registration_options import GIVEN, Input, Options, kind_of_map, options_of
 from views import choose_view, run_view
 
+NO_MAP = "nothing in common was found by which the scans could be brought together first"
+
 
 @dataclass(frozen=True, eq=False)
 class Registration:
@@ -119,7 +121,8 @@ def register(
     frame, volume, told = moving.frame, moving.volume, None
     if kind != "none":
         frame, volume, told = _aligned(fixed, moving, view, given or kind, model)
-    chosen += [told] if told else []
+    if told:
+        (remarks if told.startswith(NO_MAP) else chosen).append(told)
     kind = "none" if frame is moving.frame else kind
     clock.stop("affine")
     network = _load(model)
@@ -143,7 +146,7 @@ def register(
     measured["quality"] = quality.numbers()
     left_over = (
         affine_search.left_over(fixed.frame, fixed.volume, from_unit(stages[-1].warped))
-        if kind in ("none", GIVEN)
+        if kind in ("none", GIVEN) and not any(remark.startswith(NO_MAP) for remark in remarks)
         else None
     )
     clock.stop("measure")
@@ -241,7 +244,7 @@ def _aligned(
         frame = fixed.frame.mapped(matrix, offset)
         volume, _ = prepare(moving.image, frame, view)
     except UserError as error:  # no map is found, or nothing of the moving scan lies where it leads
-        return moving.frame, moving.volume, f"no affine map was found first: {error}"
+        return moving.frame, moving.volume, f"{NO_MAP} ({error})"
     loss = similarity_loss(model.config)
     cropped, mapped = (float(loss(_tensor(fixed.volume), _tensor(v))[0]) for v in (moving.volume, volume))
     if mapped >= cropped:

@@ -92,7 +92,9 @@ def find_run(text: str | pathlib.Path, root: str | pathlib.Path = "weights") -> 
             return folder, int(file[1])
     known = sorted(p.name for p in pathlib.Path(root).glob("[!.]*") if p.is_dir())
     hint = f"; runs there: {', '.join(known)}" if known else ""
-    raise UserError(f"checkpoint folder {name!r} does not exist, nor does {root}/{name}{hint}")
+    raise UserError(
+        f"checkpoint folder {name!r} does not exist, here or in {root}/{hint}; for published ones see weights/README.md"
+    )
 
 
 def _existing(name: str, root: str | pathlib.Path) -> pathlib.Path | None:

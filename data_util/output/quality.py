@@ -63,7 +63,10 @@ class Quality:
         maps = {"moved_mm": self.moved, "residual_mm": self.residual, "inverse_consistency_mm": self.apart}
         shown = np.isfinite(self.after)
         ends = {
-            name: {"mean": _rounded(values[shown].mean()), "largest": _rounded(values[shown].max(initial=0))}
+            name: {
+                "mean": _rounded(values[shown].mean() if shown.any() else np.nan),
+                "largest": _rounded(values[shown].max(initial=0)),
+            }
             for name, values in maps.items()
             if values is not None
         }
@@ -72,7 +75,8 @@ class Quality:
             for place, before, after in zip(*self._regions(), strict=True)
         ]
         local = {
-            name: _rounded(np.nanmean(values)) for name, values in (("before", self.before), ("after", self.after))
+            name: _rounded(np.mean(values[shown]) if shown.any() else np.nan)
+            for name, values in (("before", self.before), ("after", self.after))
         }
         return {**ends, "local_correlation": local, "regions": regions}
 
@@ -121,6 +125,11 @@ def local_correlation(first: np.ndarray, second: np.ndarray, window: int = WINDO
 def _length(vectors: np.ndarray, spacing: Any) -> np.ndarray:
     """Length in mm of vectors in voxels."""
     return np.linalg.norm(vectors * np.asarray(spacing, np.float32), axis=-1).astype(np.float32)
+
+
+def _mean(values: np.ndarray) -> float | None:
+    """Mean, or None of nothing."""
+    return _rounded(values.mean()) if values.size else None
 
 
 def _rounded(value: Any) -> float | None:

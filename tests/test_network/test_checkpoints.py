@@ -99,7 +99,7 @@ def test_finding_runs_and_steps(tmp_path, monkeypatch):
     assert checkpoints.find_run(str(folder)) == (folder, None)
     assert checkpoints.find_step(folder) == 3000
     assert [checkpoints.find_step(folder, s) for s in (0, 104, 106, 9999)] == [10, 10, 200, 3000]
-    with pytest.raises(UserError, match=r"'nix' does not exist, nor does weights/nix; runs there: run"):
+    with pytest.raises(UserError, match=r"'nix' does not exist, here or in weights/; runs there: run"):
         checkpoints.find_run("nix")
     for file in ("run/model-200", "run/model-200.index", "weights/run/model-200.data-00000-of-00001"):
         assert checkpoints.find_run(file) == (folder.relative_to(tmp_path), 200)
