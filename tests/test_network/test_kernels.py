@@ -67,7 +67,11 @@ def arrivals():
         ("VTN", {"n_cascades": 3}),
         ("VoxelMorph", {"n_cascades": 2, "rep": 3, "augmentation": "identity"}),
         pytest.param("VTN", {"rep": 3, "rematerialize": True, "similarity": "mi"}, marks=pytest.mark.slow),
-        ("VTN", {"n_cascades": 3, "warp_padding": True, "precision": "mixed_bfloat16", "similarity": "lncc"}),
+        pytest.param(
+            "VTN",
+            {"n_cascades": 3, "warp_padding": True, "precision": "mixed_bfloat16", "similarity": "lncc"},
+            marks=pytest.mark.slow,
+        ),
         ("VTN", {"n_cascades": 2, "warp_gradient": False}),
         ("VTN", {"n_cascades": 0}),
     ],

@@ -123,6 +123,7 @@ TWO_DEVICES_NORMALISED = (
 )
 
 
+@pytest.mark.slow
 def test_statistics_of_two_devices_are_the_mean_over_both(tmp_path):
     plugin = tmp_path / "small.py"
     plugin.write_text(example("A base network"))

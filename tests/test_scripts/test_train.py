@@ -164,6 +164,7 @@ def test_a_finetuning_starts_anew_and_goes_on(finetuned):
     assert checkpoints.list_steps(only_run("_ftpig_1")) == [3]
 
 
+@pytest.mark.slow
 def test_every_continuation_of_a_finetuning_goes_on_with_its_data(finetuned, monkeypatch):
     trained_on, names = [], train.scheme_names
     monkeypatch.setattr(train, "scheme_names", lambda name, data: trained_on.append(name) or names(name, data))
