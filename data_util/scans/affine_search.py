@@ -161,10 +161,10 @@ def left_over(frame: Frame, fixed: np.ndarray, warped: np.ndarray) -> tuple[floa
     if not found or found[0][0] > 1.1 * _similarity(one, other, sitk.AffineTransform(3)):  # both are negative
         return 0.0, 0.0
     rigid = found[0][1]
-    matrix = np.reshape(rigid.GetMatrix(), (3, 3))
-    centre = frame.to_physical(np.subtract(frame.size, 1) / 2)
-    shift = np.linalg.norm(np.array(rigid.TransformPoint(centre.tolist())) - centre)
-    return float(np.rad2deg(np.arccos(np.clip((np.trace(matrix) - 1) / 2, -1, 1)))), float(shift)
+    angle, shift, _ = in_words(
+        np.reshape(rigid.GetMatrix(), (3, 3)), np.array(rigid.TransformPoint((0.0, 0.0, 0.0))), frame
+    )
+    return angle, shift
 
 
 def _on_grids(image: sitk.Image) -> list[_Level]:

@@ -47,15 +47,6 @@ def fixed_points():
     return TRANSFORM.fixed.to_physical([(3, 4, 2), (8.5, 12.25, 6), (11, 9, 8)])
 
 
-@pytest.fixture
-def work(home, tmp_path, monkeypatch):
-    """A current folder in which the names of `home` can be used."""
-    for path in home.iterdir():
-        (tmp_path / path.name).symlink_to(path)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def run(*arguments):
     return cli.run(apply.main, [str(argument) for argument in arguments])
 

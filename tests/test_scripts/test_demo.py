@@ -76,15 +76,6 @@ def home(tmp_path_factory):
     return home
 
 
-@pytest.fixture
-def work(home, tmp_path, monkeypatch):
-    """A current folder in which the names of `home` can be used."""
-    for path in home.iterdir():
-        (tmp_path / path.name).symlink_to(path)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 PAIR = ("-c", "own", "-f", "fixed", "-m", "moving.nii.gz", "--preprocess", "none")
 
 
