@@ -1,14 +1,18 @@
-"""benchmarks.registration: the pairs that it makes are what their truth says, and its Dice is Dice."""
+"""benchmarks.registration: its pairs and starts are what their truth says, its Dice is Dice, and it goes on."""
+
+import json
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import gaussian_filter, map_coordinates
 
-from benchmarks import registration
+from benchmarks import registration, registration_pairs, registration_table
 from data_util.scans.frame import Frame
+from errors import UserError
 
 FRAME = Frame((24, 20, 22), (4.0, 5.0, 4.5), (-40.0, 10.0, 5.0), (1, 0, 0, 0, 1, 0, 0, 0, 1))
+STARTS = registration_pairs.starts()
 
 
 @pytest.fixture(scope="module")
@@ -18,19 +22,66 @@ def scan():
     return FRAME.put(gaussian_filter(grey, 1))
 
 
-@pytest.mark.parametrize("name", ["deformed", "rotated 30 about z", "shifted 20 mm", "scaled 0.8"])
-def test_a_made_pair_is_what_its_truth_says(scan, name):
-    (pair,) = registration.known_pairs(scan, None, name)
-    assert pair.name == name
-    points = registration.places(pair.fixed)[::10]
-    inside = Frame.of(pair.fixed).to_voxel(points).round().astype(int).tolist()
-    true = [pair.truth.TransformPoint(point) for point in points.tolist()]
-    seen = [pair.fixed.GetPixel(voxel) for voxel in inside]
+def read_at(image, points):
+    grey = np.swapaxes(sitk.GetArrayFromImage(image), 0, 2)
+    return map_coordinates(grey, Frame.of(image).to_voxel(points).T, order=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "led"),  # places from the middle, in mm
+    [
+        ("as it is", (10, 20, 30), (10, 20, 30)),
+        ("turned 30 about z", (10, 0, 5), (10 * np.sqrt(0.75), 5, 5)),
+        ("turned 45 about x", (7, 10, 0), (7, 10 * np.sqrt(0.5), 10 * np.sqrt(0.5))),
+        ("shifted 20 mm", (1, 2, 3), (1 + 40 / 3, 2 - 40 / 3, 3 + 20 / 3)),
+        ("scaled 1.25", (4, 8, -12), (5, 10, -15)),
+    ],
+)
+def test_a_start_leads_places_as_its_name_says(scan, name, place, led):
+    middle = FRAME.to_physical(np.subtract(FRAME.size, 1) / 2)
+    found = STARTS[name](scan).TransformPoint((middle + place).tolist())
+    np.testing.assert_allclose(found - middle, led, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", STARTS)
+def test_a_moved_scan_shows_at_its_places_what_the_scan_showed(scan, name):
+    start = STARTS[name](scan)
+    points = FRAME.to_physical(np.random.default_rng(1).integers(6, 14, (200, 3)))
+    led = [start.TransformPoint(point) for point in points.tolist()]
+    moved = registration_pairs.moved(scan, start)
+    assert np.corrcoef(read_at(scan, points), read_at(moved, np.array(led)))[0, 1] > 0.95  # read twice
+    assert sitk.GetArrayViewFromImage(moved).sum() > 0
+
+
+def test_a_deformed_pair_is_what_its_truth_says(scan):
+    labels = FRAME.put((np.swapaxes(sitk.GetArrayFromImage(scan), 0, 2) > 60).astype(np.uint8))
+    pair = registration_pairs.deformed(scan, {"bright": labels}, 3)
+    points = registration.places(pair.fixed)[::5]
+    true = np.array([pair.truth.TransformPoint(point) for point in points.tolist()])
+    assert 0.5 < np.linalg.norm(true - points, axis=1).mean() < 15
     read = sitk.Resample(scan, pair.fixed, pair.truth, sitk.sitkLinear, 0.0)
-    expected = [read.GetPixel(voxel) for voxel in inside]
-    assert np.corrcoef(seen, expected)[0, 1] > 0.9  # other grey values and noise
-    moved = np.linalg.norm(np.subtract(true, points), axis=1)
-    assert 1 < moved.mean() < 60
+    assert np.corrcoef(read_at(pair.fixed, points), read_at(read, points))[0, 1] > 0.9  # other grey values, noise
+    start = STARTS["all at once"](scan)
+    perfect = sitk.CompositeTransform([start, pair.truth])
+    values = registration.judged(pair, start, perfect, points)
+    assert values["mm"] == pytest.approx(0, abs=1e-9)
+    assert values["bright"] == 1
+    before = registration.judged(pair, start, sitk.Transform(), points)
+    assert before["mm"] > 10
+    assert before["bright"] < 0.8
+
+
+def test_parts_of_two_atlases_get_the_same_numbers():
+    oxford = FRAME.put(np.full(FRAME.size, 20, np.uint8))  # supramarginal gyrus, posterior
+    aal = FRAME.put(np.full(FRAME.size, 63, np.uint8))  # SupraMarginal_L
+    numbers = list(zip(*registration_pairs.CORTEX.values(), strict=True))
+    one, other = (
+        registration_pairs.by_side(registration_pairs._renumbered(image, groups))
+        for image, groups in ((oxford, numbers[1]), (aal, numbers[0]))
+    )
+    assert registration.mean_dice(one, other) == 1
+    assert np.unique(sitk.GetArrayViewFromImage(one)).tolist() == [17, 117]
+    assert one.GetPixel(0, 0, 0) == 117  # x = -40 mm of LPS is on the right
 
 
 def test_mean_dice():
@@ -40,6 +91,40 @@ def test_mean_dice():
     assert registration.mean_dice(one, other) == pytest.approx((2 / 4 + 4 / 6) / 2)
 
 
-def test_without_a_pair_it_says_what_to_give():
-    with pytest.raises(registration.UserError, match="give --fixed and --moving, or --known"):
-        registration.main(["--fixed", "a.nii.gz"])
+def test_share_folded(scan):
+    x = np.moveaxis(np.mgrid[: FRAME.size[0], : FRAME.size[1], : FRAME.size[2]], 0, -1) * FRAME.spacing
+    field = np.zeros((*FRAME.size, 3))
+    field[..., 0] = np.where(x[..., 0] > 46, -2 * (x[..., 0] - 46), 0)  # mirrors what lies behind the middle
+    share = registration.share_folded(FRAME.put(field), scan)
+    assert 0.3 < share < 0.7
+    assert registration.share_folded(FRAME.put(0 * field), scan) == 0
+
+
+def record(method, start="as it is", **values):
+    whole = {"pair": "given", "start": start, "method": method, "before": {"labels": 0.25, "mm": 40.0}, "load": 0.1}
+    return {**whole, "after": {"labels": 0.75, "mm": 2.5}, "folding": 0, "seconds": {"wall": 5, "cpu": 8}, **values}
+
+
+def test_the_table_tells_medians_of_starts_that_all_methods_have():
+    records = [record("here"), record("here", "scaled 0.8", after={"labels": 0.5, "mm": 30.0})]
+    records += [record("here", "shifted 20 mm", after={"labels": 0.1, "mm": 90.0})]  # SyN has no such start
+    records += [record("SyN", seconds={"wall": 20, "cpu": 20}), record("SyN", "scaled 0.8", failed="it says nothing")]
+    told = registration_table.report(records)
+    assert "| given | here | 2 | 1 of 2 | labels 0.625 | 16.25 | 0.000 % | 5 | 8 | 0.25x | 0.40x |" in told
+    assert "| scaled 0.8 | here | 0.250 -> 0.500 | 40.0 -> 30.00 | no | 0.000 % | 5.0 | 8.0 | 0.1 |  |" in told
+    assert "failed: it says nothing" in told
+
+
+def test_what_is_on_record_is_not_done_again(tmp_path, capsys):
+    records = tmp_path / "records.jsonl"
+    line = json.dumps(record("here"))
+    records.write_text(f"{line}\n{line[:40]}")  # the last was cut short
+    registration.main(["--list", "--only", "given/as it is/*", "--records", str(records)])
+    assert capsys.readouterr().out.splitlines() == ["given/as it is/here, ncc", "given/as it is/ITK affine and demons"]
+
+
+def test_what_is_not_given_is_left_out_and_said(tmp_path, capsys):
+    registration.main(["--only", "given/as it is/here", "--records", str(tmp_path / "records.jsonl")])
+    assert "given: left out (give --fixed and --moving, or --fixed alone" in capsys.readouterr().out
+    with pytest.raises(UserError, match="--list names them"):
+        registration.main(["--only", "nothing/*"])

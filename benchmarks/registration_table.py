@@ -1,0 +1,133 @@
+"""The records of benchmarks.registration as Markdown."""
+
+import statistics
+from collections.abc import Callable, Iterable
+from typing import Any
+
+FOUND = 10.0  # mm
+HEAD = """# Two scans registered without a network
+
+{count} registrations, each in a process of its own on two cores, from the two scans as files: `here` is
+`register(fixed, moving)` with nothing else said, which compares by `lncc`, or by `mi` where one scan is a CT; SyN and
+SyNQuick are antspyx {ants} (`SyN`, `antsRegistrationSyNQuick[s]`, with its own affine start); the last is SimpleITK's
+affine map by Mattes' mutual information and diffeomorphic demons.
+
+- **Dice**: the mean over the labels, on the fixed scan's voxels, of the moving scan's labels read once by nearest
+  voxel.
+- **mm**: the mean error over what the fixed scan shows, in mm of the moving scan. For the MNI template and Colin, both
+  of which lie in the MNI space, it is the distance from the map that leaves them there, from which two heads differ by
+  a few mm; for two people scanned elsewhere nobody knows it.
+- **found**: that is less than {found:g} mm.
+- **folded**: the share of voxels of 2 mm where the map turns space over.
+- **s**: wall and CPU time of the registration alone, without the start of Python and its imports; for `here` its
+  stages. Wall times tell something only where **load** (processes that wanted to run when it began) was near 0.
+
+Regions are 24 parts of the cortex on both sides that AAL (drawn on Colin) and Harvard-Oxford (MNI152 space) both have;
+the two draw them by other rules, so that a perfect registration stays well below 1. Tissues of Colin are three means
+of grey values (k-means), those of MNI its maps. A turn is about the scan's middle, a shift goes to the left, front and
+head.
+
+    python -m benchmarks.registration --nilearn DATA --mricron TEMPLATES --ants PYTHON --report docs/registration.md
+"""
+
+Record = dict[str, Any]
+
+
+def report(records: list[Record]) -> str:
+    """A summary by pair and method, then one row for each start and method."""
+    versions = {r["version"] for r in records if r["method"].startswith("SyN") and "version" in r}
+    head = HEAD.format(count=len(records), ants=", ".join(sorted(versions)) or "(not run)", found=FOUND)
+    parts = [head, "## Summary\n", summary(records)]
+    for pair in dict.fromkeys(record["pair"] for record in records):
+        parts += [f"## {pair}\n", rows([record for record in records if record["pair"] == pair])]
+    return "\n".join(parts)
+
+
+def table(head: Iterable[str], lines: Iterable[Iterable[str]]) -> str:
+    """A table of Markdown."""
+    titles = list(head)
+    return "\n".join(f"| {' | '.join(line)} |" for line in (titles, ["---"] * len(titles), *lines)) + "\n"
+
+
+def summary(records: list[Record]) -> str:
+    """Medians over the starts that all methods of a pair have on record, so that they are of the same starts."""
+    lines = []
+    for pair in dict.fromkeys(record["pair"] for record in records):
+        of_pair = [record for record in records if record["pair"] == pair]
+        methods = dict.fromkeys(record["method"] for record in of_pair)
+        common = set.intersection(*({r["start"] for r in of_pair if r["method"] == method} for method in methods))
+        same = [record for record in of_pair if record["start"] in common]
+        for method in methods:
+            lines.append(_summary_line(pair, method, same))
+    return table(["pair", "method", "starts", "found", "Dice", "mm", "folded", "s", "CPU s", "SyN's s", "CPU"], lines)
+
+
+def _summary_line(pair: str, method: str, same: list[Record]) -> list[str]:
+    mine = [record for record in same if record["method"] == method]
+    good = [record for record in mine if "failed" not in record]
+    known = [record for record in mine if "failed" in record or record["after"]["mm"] is not None]
+    hits = sum(is_found(record) is True for record in known)
+    share = f"{hits} of {len(known)}" if any("after" in record for record in known) else ""
+    syn = [record for record in same if record["method"] == "SyN" and "failed" not in record]
+
+    def times(of: str) -> str:
+        if not syn or not good:
+            return ""
+        return f"{median(good, lambda r: r['seconds'][of]) / median(syn, lambda r: r['seconds'][of]):.2f}x"
+
+    sets = dict.fromkeys(name for record in good for name in record["after"] if name != "mm")
+    dice = ", ".join(f"{name} {median(good, lambda r, name=name: r['after'][name]):.3f}" for name in sets)
+    errors = [record for record in good if record["after"]["mm"] is not None]
+    return [
+        *(pair, method, str(len(mine)), share, dice),
+        f"{median(errors, lambda r: r['after']['mm']):.2f}" if errors else "",
+        f"{100 * median(good, lambda r: r['folding']):.3f} %" if good else "",
+        *(f"{median(good, lambda r, of=of: r['seconds'][of]):.0f}" if good else "" for of in ("wall", "cpu")),
+        *(times("wall"), times("cpu")),
+    ]
+
+
+def median(records: list[Record], value: Callable[[Record], float]) -> float:
+    """Median of a number over records."""
+    return statistics.median(value(record) for record in records)
+
+
+def is_found(record: Record) -> bool | None:
+    """Whether a start was found, or None where nobody knows."""
+    if "failed" in record:
+        return False
+    return None if record["after"]["mm"] is None else record["after"]["mm"] < FOUND
+
+
+def rows(records: list[Record]) -> str:
+    """One row for each start and method of a pair."""
+    sets = list(dict.fromkeys(name for record in records for name in record["before"] if name != "mm"))
+    head = [
+        "start",
+        "method",
+        *(f"Dice, {name}" for name in sets),
+        "mm",
+        "found",
+        "folded",
+        "s",
+        "CPU s",
+        "load",
+        "stages, s",
+    ]
+    return table(head, (_row(record, sets) for record in records))
+
+
+def _row(record: Record, sets: list[str]) -> list[str]:
+    first, before = [record["start"], record["method"]], record["before"]
+    if "failed" in record:
+        return [*first, *[""] * len(sets), "", "no", "", "", "", f"{record['load']:.1f}", f"failed: {record['failed']}"]
+    after = record["after"]
+    error = "" if after["mm"] is None else f"{before['mm']:.1f} -> {after['mm']:.2f}"
+    stages = ", ".join(f"{name} {value:.1f}" for name, value in record.get("stages", {}).items() if value >= 0.05)
+    return [
+        *first,
+        *(f"{before[name]:.3f} -> {after[name]:.3f}" for name in sets),
+        *(error, {True: "yes", False: "no", None: ""}[is_found(record)], f"{100 * record['folding']:.3f} %"),
+        *(f"{record['seconds'][of]:.1f}" for of in ("wall", "cpu")),
+        *(f"{record['load']:.1f}", stages),
+    ]
