@@ -18,14 +18,13 @@ HERE, ANTS, ITK = "here", "ants", "itk"
 METHODS = {
     "here": (HERE, {}),
     "here, ncc": (HERE, {"net_args": "similarity='ncc'"}),
-    "here, mi": (HERE, {"net_args": "similarity='mi'"}),
     "here, mind": (HERE, {"net_args": "similarity='mind'"}),
     "SyN": (ANTS, {"type_of_transform": "SyN"}),
     "SyNQuick": (ANTS, {"type_of_transform": "antsRegistrationSyNQuick[s]"}),
     "ITK affine and demons": (ITK, {}),
 }
 ONE_MODALITY = ("here, ncc", "ITK affine and demons")
-TWO_MODALITIES = ("here, mi", "here, mind")
+TWO_MODALITIES = ("here, mind",)
 
 
 def main() -> None:

@@ -21,7 +21,6 @@ from data_util import sample
 from data_util.making.anatomy import make_phantom
 from data_util.scans.frame import Frame
 from data_util.scans.images import match_labels, read_image
-from data_util.scans.regions import body_mask
 from errors import UserError
 
 Labels = dict[str, tuple[sitk.Image, sitk.Image]]  # name of the set of labels -> on the fixed and the moving scan
@@ -301,7 +300,8 @@ def mr_and_made_ct(sources: Sources) -> Pair:
 def made_ct(scan: sitk.Image, brain: sitk.Image) -> sitk.Image:
     """A head in HU out of its T1: what is dark around the brain becomes bone, what is brightest becomes fat."""
     grey = sitk.GetArrayFromImage(scan).astype(np.float32)
-    head = np.swapaxes(body_mask(scan), 0, 2)
+    head = ndimage.binary_closing(ndimage.gaussian_filter(grey, 1) > 0.08 * np.percentile(grey, 99.5), iterations=4)
+    head = np.stack([ndimage.binary_fill_holes(slice_) for slice_ in head])
     kinds, bright = sitk.GetArrayFromImage(tissues(brain)), np.percentile(grey[head], 85)
     hounsfield = np.select(
         [~head, kinds == 1, kinds == 2, kinds == 3, grey < 0.45 * np.median(grey[head]), grey > bright],
@@ -318,7 +318,7 @@ def phantoms() -> Pair:
     frame = Frame((96, 96, 96), (3.0, 3.0, 3.0), (0.0, 0.0, 0.0), tuple(np.eye(3).ravel()))
     unit = np.asarray(phantom.volume, np.float32) / 255
     seen = frame.put((200 * np.sin(2.2 * np.pi * ndimage.gaussian_filter(unit, 0.7)) ** 2).astype(np.float32))
-    ct = frame.put(np.where(unit < 0.04, -1000, 700 * unit - 300).astype(np.float32))
+    ct = frame.put(np.where(ndimage.gaussian_filter(unit, 1) < 0.06, -1000, 700 * unit - 300).astype(np.float32))
     return deformed(ct, {"organ": frame.put(np.asarray(phantom.segmentation, np.uint8) // 255)}, 4, seen=seen)
 
 
