@@ -155,7 +155,7 @@ def register(
         "chosen": chosen,
         "fixed": describe(fixed),
         "moving": describe(moving),
-        "doubts": [*remarks, *doubts(fixed, moving, measured, left_over, model.config.similarity)],
+        "doubts": [*remarks, *doubts(fixed, moving, measured, left_over, model.config.similarities)],
         **measured,
         "seconds": clock.seconds,
     }

@@ -38,6 +38,12 @@ def affine_flow(affine: Affine, size: Sequence[int | tf.Tensor]) -> tf.Tensor:
     return flow
 
 
+def inverse_affine(affine: Affine) -> Affine:
+    """The affine map that leads back: x -> (W + I)^-1 (x - b), with x in voxels from the volume's centre."""
+    linear = tf.linalg.inv(affine.matrix + tf.eye(3))
+    return Affine(linear - tf.eye(3), -tf.linalg.matvec(linear, affine.shift))
+
+
 def compose_affine(affine: Affine, first: tf.Tensor, second: tf.Tensor) -> tf.Tensor:
     """Composition of the affine flow `first` of `affine` with `second`, exact also outside the volume.
 

@@ -11,7 +11,16 @@ from typing import Any
 from cli import parse_assignments
 from errors import UserError, shortened
 
-from .registry import BASE_NETWORKS, SIMILARITIES, Option, is_whole_number, number, one_of, whole_number
+from .registry import (
+    BASE_NETWORKS,
+    SIMILARITIES,
+    Option,
+    is_whole_number,
+    number,
+    one_of,
+    similarity_terms,
+    whole_number,
+)
 
 _SWITCH = (True, False)
 _MOST_CASCADES = 100  # making the graph of more takes hours
@@ -25,6 +34,9 @@ _OPTIONS: dict[str, Option] = {
     "det_factor": number(0.1),
     "ortho_factor": number(0.1),
     "reg_factor": number(1.0),
+    "bending_factor": number(0.0),
+    "similarity_on": one_of("last", ("last", "all")),
+    "flow": one_of("displacement", ("displacement", "velocity")),
     "warp_gradient": one_of(True, _SWITCH),
     "warp_padding": one_of(False, _SWITCH),
     "augmentation": one_of(None, (None, "bspline", "identity")),
@@ -41,7 +53,10 @@ NET_ARGS = (
     "det_factor",
     "ortho_factor",
     "reg_factor",
+    "bending_factor",
     "similarity",
+    "similarity_on",
+    "flow",
     "warp_gradient",
     "warp_padding",
     "augmentation",
@@ -59,10 +74,14 @@ class CascadeConfig:
         image_size: (X, Y, Z) in voxels.
         det_factor: weight of the affine cascade's loss of determinant.
         ortho_factor: weight of the affine cascade's loss of orthogonality.
-        reg_factor: weight of the smoothness term of every deformable cascade.
-        similarity: name in `registry.SIMILARITIES`: what the training loss measures on the warped image. Built in are
-            'ncc' (Pearson correlation, the original's), 'lncc' (local correlation) and 'mi' (mutual information, for
-            two modalities).
+        reg_factor: weight of the smoothness term of every deformable cascade: of its flow, or of its velocity.
+        bending_factor: weight of the bending energy of the same.
+        similarity: what the training loss measures on the warped image: a name in `registry.SIMILARITIES`, or a
+            weighted sum of several, such as 'ncc+0.5*mind'. Built in are 'ncc' (Pearson correlation, the original's),
+            'lncc' (local correlation), and for two modalities 'mi' (mutual information) and 'mind'.
+        similarity_on: which warped images are measured: the 'last' cascade's, or those of 'all', the affine one's too.
+        flow: what a base network gives: a 'displacement', the flow itself, or a 'velocity', along which the flow is one
+            unit of time (`velocities.integrate`), which hardly folds and has an inverse.
         warp_gradient: whether a cascade's gradient flows back through the image it was given.
         warp_padding: whether warping sees one voxel of zeros around the image instead of a repeated edge.
         augmentation: of the moving image in training. None or 'bspline': a random deformation; 'identity': no
@@ -86,7 +105,10 @@ class CascadeConfig:
     det_factor: float
     ortho_factor: float
     reg_factor: float
+    bending_factor: float
     similarity: str
+    similarity_on: str
+    flow: str
     warp_gradient: bool
     warp_padding: bool
     augmentation: str | None
@@ -139,9 +161,14 @@ class CascadeConfig:
         return {name: self.options[name] for name in BASE_NETWORKS.find(self.base_network).options}
 
     @property
+    def similarities(self) -> list[str]:
+        """Name of the similarity, or of each in the sum."""
+        return [name for _, name in similarity_terms(self.similarity)]
+
+    @property
     def similarity_options(self) -> dict[str, Any]:
-        """The keywords of the similarity."""
-        return {name: self.options[name] for name in SIMILARITIES.find(self.similarity).options}
+        """The keywords of the similarity, or of all in the sum."""
+        return {name: self.options[name] for each in self.similarities for name in SIMILARITIES.find(each).options}
 
     @property
     def affine_slope(self) -> float:
@@ -165,9 +192,9 @@ class CascadeConfig:
 
     @property
     def similarity_stages(self) -> list[int]:
-        """Stages whose warped image enters the loss: every repeat of the last cascade."""
-        first = self.last_stage - self.rep + 1
-        return [0] if self.n_cascades == 0 else list(range(first, self.last_stage + 1))
+        """Stages whose warped image enters the loss: every repeat of the last cascade, or all stages."""
+        first = 0 if self.n_cascades == 0 or self.similarity_on == "all" else self.last_stage - self.rep + 1
+        return list(range(first, self.last_stage + 1))
 
     def replace(self, **changes: Any) -> "CascadeConfig":
         """Copy with some options changed; checks again.
@@ -234,13 +261,14 @@ class CascadeConfig:
 
 
 def declared_options(base_network: str, similarity: str) -> dict[str, Option]:
-    """The options that a base network and a similarity declare.
+    """The options that a base network and a similarity, or several in a sum, declare.
 
     Raises:
         UserError: one of them is unknown, or an option's name means something else already.
     """
     found: dict[str, Option] = {}
-    for table, name in ((BASE_NETWORKS, base_network), (SIMILARITIES, similarity)):
+    similarities = [(SIMILARITIES, name) for _, name in similarity_terms(similarity)]
+    for table, name in ((BASE_NETWORKS, base_network), *similarities):
         for option, row in table.find(name).options.items():
             if option in found or option in _known_names():
                 raise UserError(

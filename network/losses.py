@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import tensorflow as tf
 
-from .kernels import TensorFunction, compiled, ordered_sum, volume_sum
-from .registry import SIMILARITIES
+from .kernels import TensorFunction, compiled, fork, ordered_sum, volume_sum
+from .registry import SIMILARITIES, similarity_terms
 from .splines import cubic_weights
 
 if TYPE_CHECKING:
     from .config import CascadeConfig
     from .recursive_cascaded_networks import CascadeOutput
 
-# Bins of the joint histogram over the intensities 0..1; the outermost two only take the tails of the B-splines.
-_BINS = 32
 # Least divisor: the entropy of a constant image is 0, and rounding errors would be divided by it.
 _LEAST_ENTROPY = 1e-2
 _ORTHOGONALITY_EPSILON = 1e-5
@@ -54,24 +53,42 @@ def correlation_loss(fixed: tf.Tensor, warped: tf.Tensor, mask: tf.Tensor | None
     return 1.0 - correlation(fixed, warped, mask)
 
 
-def mutual_information_loss(fixed: tf.Tensor, warped: tf.Tensor, mask: tf.Tensor | None = None) -> tf.Tensor:
+def mutual_information_loss(
+    fixed: tf.Tensor, warped: tf.Tensor, bins: int = 32, sampling: int = 1, mask: tf.Tensor | None = None
+) -> tf.Tensor:
     """1 - mutual information over the entropy of the fixed image: float32 [B], 0..1.
 
     It is 1 where the images are statistically independent (or the fixed image is constant), and near 0 where the grey
     value of the one determines that of the other. The joint histogram has Parzen windows: a fixed voxel counts in the
     nearest bin, a warped voxel in four bins, weighted by a cubic B-spline (Mattes et al., 2003). So only the warped
-    image has a gradient. Intensities are 0..1. With a mask, weights [B, X, Y, Z, 1] from 0, a voxel counts by its
-    weight.
+    image has a gradient. Intensities are 0..1.
+
+    Args:
+        fixed, warped: float32 [B, X, Y, Z, 1].
+        bins: of the histogram along each image; the outermost two only take the tails of the B-splines.
+        sampling: one voxel of so many counts, always the same ones, which lie without a regular pattern.
+        mask: weights [B, X, Y, Z, 1] from 0: a voxel counts by its weight; None for 1 everywhere.
     """
-    joint = _joint_histogram(fixed, warped) if mask is None else _masked_histogram(fixed, warped, mask)
-    return _information_loss(joint)
+    joint, information = _information_kernels(bins, sampling)
+    return information(joint(fixed, warped, *([] if mask is None else [mask])))
 
 
-@compiled
-def _information_loss(joint: tf.Tensor) -> tf.Tensor:
+@functools.cache
+def _information_kernels(bins: int, sampling: int) -> tuple[Callable[..., tf.Tensor], TensorFunction]:
+    """Functions (fixed, warped) or (fixed, warped, mask) -> joint histogram -> loss."""
+
+    @compiled
+    def joint(fixed: tf.Tensor, warped: tf.Tensor, *mask: tf.Tensor) -> tf.Tensor:
+        images = [image if not mask else tf.where(mask[0] > 0, image, 0.0) for image in (fixed, warped)]
+        return _histogram(bins, *(_sampled(image, sampling) for image in (*images, *mask)))
+
+    return joint, compiled(functools.partial(_information_loss, bins))
+
+
+def _information_loss(bins: int, joint: tf.Tensor) -> tf.Tensor:
     joint /= tf.reduce_sum(joint, [1, 2], keepdims=True)
     fixed_entropy, warped_entropy = _entropy(tf.reduce_sum(joint, 2)), _entropy(tf.reduce_sum(joint, 1))
-    information = fixed_entropy + warped_entropy - _entropy(tf.reshape(joint, [-1, _BINS * _BINS]))
+    information = fixed_entropy + warped_entropy - _entropy(tf.reshape(joint, [-1, bins * bins]))
     return 1.0 - information / tf.maximum(fixed_entropy, _LEAST_ENTROPY)
 
 
@@ -79,44 +96,64 @@ def _entropy(share: tf.Tensor) -> tf.Tensor:
     return -tf.reduce_sum(share * tf.math.log(tf.maximum(share, 1e-12)), axis=-1)
 
 
-@compiled
-def _joint_histogram(fixed: tf.Tensor, warped: tf.Tensor) -> tf.Tensor:
-    return _histogram(fixed, warped, None)
+def _sampled(image: tf.Tensor, sampling: int) -> tf.Tensor:
+    """Voxels of an image [B, X, Y, Z, 1], one of every `sampling` of each slice across x: [B, X, voxels]."""
+    shape = tf.shape(image)
+    image = tf.reshape(image, [shape[0], shape[1], -1])
+    if sampling == 1:
+        return image
+    rows, voxels = shape[1], shape[2] * shape[3]
+    count = tf.maximum(voxels // sampling, 1)
+    # Multiples of the golden ratio fall evenly, but never in step with the rows and columns of a slice.
+    number = tf.cast(tf.range(rows * count), tf.uint32)
+    share = tf.cast(tf.bitwise.right_shift(number * tf.constant(2654435769, tf.uint32), 16), tf.int32)
+    place = tf.range(count) * sampling + tf.reshape(share, [rows, count]) * sampling // 2**16
+    return tf.gather(image, tf.tile(tf.minimum(place, voxels - 1)[None], [shape[0], 1, 1]), axis=2, batch_dims=2)
 
 
-@compiled
-def _masked_histogram(fixed: tf.Tensor, warped: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
-    return _histogram(tf.where(mask > 0, fixed, 0.0), tf.where(mask > 0, warped, 0.0), mask)
-
-
-def _histogram(fixed: tf.Tensor, warped: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
-    """Joint histogram of two images, for each pair: [B, bins of fixed, bins of warped]."""
+def _histogram(bins: int, fixed: tf.Tensor, warped: tf.Tensor, mask: tf.Tensor | None = None) -> tf.Tensor:
+    """Joint histogram of the voxels [B, X, voxels] of two images, for each pair: [B, bins of fixed, bins of warped]."""
     pairs, rows = tf.shape(fixed)[0], tf.reduce_prod(tf.shape(fixed)[:2])
     fixed, warped = tf.reshape(fixed, [rows, -1]), tf.reshape(warped, [rows, -1])
-    fixed_bin = tf.cast(tf.round(_bin_position(fixed)), tf.int32)
-    position = _bin_position(warped)
-    lower = tf.minimum(tf.floor(position), _BINS - 3)
+    fixed_bin = tf.cast(tf.round(_bin_position(fixed, bins)), tf.int32)
+    position = _bin_position(warped, bins)
+    lower = tf.minimum(tf.floor(position), bins - 3)
     t = tf.where(tf.math.is_nan(warped), warped, position - lower)
     # Each slice across x has its own histogram: a voxel's part, added to a sum of millions, would be rounded off.
-    first = (tf.range(rows)[:, None] * _BINS + fixed_bin) * _BINS + tf.cast(lower, tf.int32) - 1
-    histograms = tf.zeros([rows * _BINS * _BINS])
+    first = (tf.range(rows)[:, None] * bins + fixed_bin) * bins + tf.cast(lower, tf.int32) - 1
+    histograms = tf.zeros([rows * bins * bins])
     for k, weight in enumerate(cubic_weights(t)):
         weight = weight if mask is None else weight * tf.reshape(mask, [rows, -1])
         histograms = tf.tensor_scatter_nd_add(histograms, tf.reshape(first + k, [-1, 1]), tf.reshape(weight, [-1]))
-    return tf.reduce_sum(tf.reshape(histograms, [pairs, -1, _BINS, _BINS]), 1)
+    return tf.reduce_sum(tf.reshape(histograms, [pairs, -1, bins, bins]), 1)
 
 
-def _bin_position(image: tf.Tensor) -> tf.Tensor:
+def _bin_position(image: tf.Tensor, bins: int) -> tf.Tensor:
     """Place of intensities on the bins, from 1 (intensity 0) to the last but one (intensity 1); 1 for NaN."""
-    return 1.0 + tf.clip_by_value(tf.where(tf.math.is_nan(image), 0.0, image), 0.0, 1.0) * (_BINS - 3)
+    return 1.0 + tf.clip_by_value(tf.where(tf.math.is_nan(image), 0.0, image), 0.0, 1.0) * (bins - 3)
 
 
 def similarity_loss(config: CascadeConfig) -> TensorFunction:
     """The similarity that a config chooses, with its options: (fixed, warped), both [B, X, Y, Z, 1], -> float32 [B].
 
-    The built-in ones also take `mask`, weights [B, X, Y, Z, 1].
+    Where it is a sum, each is multiplied by its weight. The built-in ones also take `mask`, weights [B, X, Y, Z, 1].
     """
-    return functools.partial(SIMILARITIES.find(config.similarity).load(), **config.similarity_options)
+    terms = []
+    for weight, name in similarity_terms(config.similarity):
+        row = SIMILARITIES.find(name)
+        terms.append(
+            (weight, functools.partial(row.load(), **{option: config.options[option] for option in row.options}))
+        )
+    if len(terms) == 1 and terms[0][0] == 1.0:
+        return terms[0][1]
+
+    def weighted(fixed: tf.Tensor, warped: tf.Tensor, **mask: tf.Tensor) -> tf.Tensor:
+        images = (image for (image,) in fork([warped], len(terms)))
+        return ordered_sum(
+            [w * function(fixed, image, **mask) for (w, function), image in zip(terms, images, strict=True)]
+        )
+
+    return weighted
 
 
 @compiled
@@ -129,6 +166,27 @@ def smoothness_loss(flow: tf.Tensor) -> tf.Tensor:
     )
     total = sum(volume_sum(tf.square(d)) for d in differences)
     return 0.5 * total / tf.cast(tf.reduce_prod(tf.shape(flow)[1:]), tf.float32)
+
+
+@compiled
+def bending_loss(flow: tf.Tensor) -> tf.Tensor:
+    """Bending energy of a flow (Rueckert et al., 1999): float32 [B].
+
+    The squares of its second differences over 3 X Y Z; mixed ones count twice, and each is taken where all its voxels
+    lie inside. In voxels; an affine flow has none.
+    """
+
+    def along(volume: tf.Tensor, axis: int) -> tf.Tensor:
+        before = (slice(None),) * axis
+        return volume[(*before, slice(1, None))] - volume[(*before, slice(None, -1))]
+
+    total = 0.0
+    for axis in (1, 2, 3):
+        slope = along(flow, axis)
+        total += volume_sum(tf.square(along(slope, axis)))
+        for other in range(axis + 1, 4):
+            total += 2.0 * volume_sum(tf.square(along(slope, other)))
+    return total / tf.cast(tf.reduce_prod(tf.shape(flow)[1:]), tf.float32)
 
 
 def determinant_loss(matrix: tf.Tensor) -> tf.Tensor:
@@ -172,16 +230,33 @@ def cascade_losses(fixed: tf.Tensor, output: CascadeOutput, config: CascadeConfi
     Returns:
         Dict of scalars, by the original's names: `loss`, the whole; `k_loss`, the part of stage k (0 is the affine
         cascade); and its terms `k_raw_loss` (the similarity), `k_reg_loss` (smoothness times reg_factor),
-        `0_det_loss` and `0_ortho_loss` (before their factors).
+        `k_bending_loss` (bending energy times its factor, unless that is 0), `0_det_loss` and `0_ortho_loss` (before
+        their factors).
     """
     terms, similarity = {}, similarity_loss(config)
     det, ortho = tf.unstack(_affine_losses(output.affine.matrix))
     terms.update({"0_det_loss": det, "0_ortho_loss": ortho})
-    totals = {0: config.det_factor * det + config.ortho_factor * ortho}
-    for k, stage in enumerate(output.stages[1:], start=1):
-        totals[k] = terms[f"{k}_reg_loss"] = config.reg_factor * tf.reduce_sum(smoothness_loss(stage.flow))
+    parts = {0: [config.det_factor * det + config.ortho_factor * ortho]}
+    smooth = output.velocities or [stage.flow for stage in output.stages[1:]]
+    for k, field in enumerate(smooth, start=1):
+        found = _regularisation(field, config)
+        terms.update({f"{k}_{name}": value for name, value in found.items()})
+        parts[k] = list(found.values())
     for k in config.similarity_stages:
         terms[f"{k}_raw_loss"] = tf.reduce_sum(similarity(fixed, output.stages[k].warped))
-        totals[k] += terms[f"{k}_raw_loss"]
+        parts[k].append(terms[f"{k}_raw_loss"])
+    totals = {k: ordered_sum(values) for k, values in parts.items()}
     terms.update({f"{k}_loss": total for k, total in totals.items()})
     return {"loss": ordered_sum(list(totals.values())), **terms}
+
+
+def _regularisation(flow: tf.Tensor, config: CascadeConfig) -> dict[str, tf.Tensor]:
+    """What the flow or velocity of a deformable cascade costs, times the factors: name -> sum over the batch."""
+    losses = {"reg_loss": (config.reg_factor, smoothness_loss)}
+    if config.bending_factor:
+        losses["bending_loss"] = (config.bending_factor, bending_loss)
+    flows = [flow] if len(losses) == 1 else [one for (one,) in fork([flow], len(losses))]
+    return {
+        name: factor * tf.reduce_sum(loss(one))
+        for (name, (factor, loss)), one in zip(losses.items(), flows, strict=True)
+    }

@@ -7,13 +7,15 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from .affine import Affine, AffineNetwork, affine_flow, compose_affine
+from .affine import Affine, AffineNetwork, affine_flow, compose_affine, inverse_affine
 from .config import CascadeConfig
+from .inverse import inverse
 from .kernels import fork
 from .registry import BASE_NETWORKS
 from .repeats import repeats
 from .spatial_transformer import compose, warp
 from .variable_names import variable_names
+from .velocities import integrate
 
 
 class Stage(typing.NamedTuple):
@@ -31,10 +33,18 @@ class Stage(typing.NamedTuple):
 
 
 class CascadeOutput(typing.NamedTuple):
-    """Result of the whole network: its stages and the affine map of stage 0."""
+    """Result of the whole network.
+
+    Attributes:
+        stages: of all cascades, the affine one first.
+        affine: the map of stage 0.
+        velocities: of every stage but the affine one, float32 [B, X, Y, Z, 3], where `config.flow` is 'velocity'; the
+            stage's own flow is one unit of time along it. Else ().
+    """
 
     stages: tuple[Stage, ...]
     affine: Affine
+    velocities: tuple[tf.Tensor, ...] = ()
 
     @property
     def flow(self) -> tf.Tensor:
@@ -90,17 +100,40 @@ class RecursiveCascadedNetwork(keras.Model):
         config, options = self.config.replace(rep=rep or self.config.rep), self.config.warping
         for_flow, for_composition, affine = fork(self.affine([fixed, moving]), 3)
         flow = affine_flow(for_flow, tf.unstack(tf.shape(fixed)[1:4]))
-        stages = [Stage(flow, flow, warp(moving, flow, **options))]
+        stages, velocities = [Stage(flow, flow, warp(moving, flow, **options))], []
         for cascade in self.cascades:
             for flow_of in repeats(cascade, config.rep, training, config.rematerialize):
                 last = stages[-1]
                 flow = flow_of(fixed, last.warped if config.warp_gradient else tf.stop_gradient(last.warped))
+                if config.flow == "velocity":
+                    velocities.append(flow)
+                    flow = integrate(flow, config.fast_reconstruction)
                 if last is stages[0]:
                     composed = compose_affine(for_composition, last.composed_flow, flow)
                 else:
                     composed = compose(last.composed_flow, flow, **options)
                 stages.append(Stage(flow, composed, warp(moving, composed, **options)))
-        return CascadeOutput(tuple(stages), affine)
+        return CascadeOutput(tuple(stages), affine, tuple(velocities))
+
+    def inverse(self, output: CascadeOutput) -> tf.Tensor:
+        """The flow from the moving image back to the fixed one, of a result of this network.
+
+        The cascades are inverted one by one, in reverse order: the affine one exactly, one with a velocity by the
+        negative velocity, and any other by iteration (`network.inverse`), as far as it does not fold.
+
+        Args:
+            output: what the network gave for a pair.
+
+        Returns:
+            float32 [B, X, Y, Z, 3] on the moving grid, in voxels: point q of the moving image lies at q + flow(q) in
+            the fixed one. Where the way leads through the outside of the volume, it is only near.
+        """
+        size = tf.unstack(tf.shape(output.stages[0].flow)[1:4])
+        back = affine_flow(inverse_affine(output.affine), size)
+        for k, stage in enumerate(output.stages[1:]):
+            one = integrate(-output.velocities[k]) if output.velocities else inverse(stage.flow)[0]
+            back = compose(one, back)
+        return back
 
     def named_weights(self) -> dict[str, keras.Variable]:
         """Every variable under its name in checkpoints, such as 'gaffdfrm/affine_stem/conv1/W' (`variable_names`).

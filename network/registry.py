@@ -211,12 +211,51 @@ SIMILARITIES: Table[Extension] = Table(
     {
         "ncc": Extension("network.losses:correlation_loss"),
         "lncc": Extension("network.local_similarity:local_correlation_loss", {"window": _WINDOW}),
-        "mi": Extension("network.losses:mutual_information_loss"),
+        "mi": Extension(
+            "network.losses:mutual_information_loss",
+            {"bins": whole_number(32, 8, 256), "sampling": whole_number(1, maximum=4096)},
+        ),
         "mind": Extension(
             "network.local_similarity:mind_loss", {"radius": whole_number(1), "dilation": whole_number(2)}
         ),
     },
 )
+
+
+def similarity_terms(text: Any) -> tuple[tuple[float, str], ...]:
+    """The similarities that a config names, each with its weight: one name, or a weighted sum of several.
+
+    >>> similarity_terms("ncc + 0.5*mind")
+    ((1.0, 'ncc'), (0.5, 'mind'))
+
+    Raises:
+        UserError: the text is no such sum, has a weight that is not above 0, or names one twice or that is unknown.
+    """
+    if not isinstance(text, str) or text in SIMILARITIES:
+        SIMILARITIES.find(text)
+        return ((1.0, text),)
+    terms: list[tuple[float, str]] = []
+    for part in text.split("+"):
+        factor, star, name = (piece.strip() for piece in part.rpartition("*"))
+        weight = _weight(factor) if star else 1.0
+        if weight is None or name in [other for _, other in terms]:
+            raise UserError(
+                f"similarity is {shortened(repr(text))}; it must be a name, or a sum of several with weights above 0, "
+                "such as 'ncc+0.5*mind'"
+            )
+        SIMILARITIES.find(name)
+        terms.append((weight, name))
+    return tuple(terms)
+
+
+def _weight(text: str) -> float | None:
+    """The number above 0 that a text is, or None."""
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if is_finite(value) and value > 0 else None
+
 
 _SCORE = Value(per="label", better="higher")
 _VOXELS, _MILLIMETRES = (Value(unit, "label", "lower") for unit in ("voxel", "mm"))

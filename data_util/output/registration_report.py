@@ -1,5 +1,6 @@
 """What the report of a registration says of the two scans, and what may be wrong with the result."""
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ def doubts(
     moving: PreparedScan,
     measured: dict[str, Any],
     left_over: tuple[float, float] | None,
-    similarity: str,
+    similarities: Collection[str],
 ) -> list[str]:
     """Say what may be wrong with a registration, about the regions, the modalities and the result.
 
@@ -40,14 +41,14 @@ def doubts(
         fixed, moving: the scans.
         measured: `similarity` and `folding`, before registration and after each stage, and `quality`.
         left_over: degrees and mm that the result is turned and shifted by, or None where that was not looked at.
-        similarity: what the scans were compared by, one of `SAME_CONTRAST` or a name for two contrasts.
+        similarities: what the scans were compared by: names of `SAME_CONTRAST`, or one for two contrasts among them.
 
     Returns:
         Sentences, none where nothing is unusual.
     """
     found = [f"{role}: {doubt}" for role, scan in (("fixed", fixed), ("moving", moving)) for doubt in scan.doubts]
     modalities = [scan.image.GetMetaData(MODALITY) for scan in (fixed, moving) if scan.image.HasMetaDataKey(MODALITY)]
-    same_contrast = similarity in SAME_CONTRAST
+    same_contrast = set(similarities) <= set(SAME_CONTRAST)
     if len(set(modalities)) > 1 and same_contrast:
         found.append(
             f"fixed is {modalities[0]} and moving {modalities[1]}: networks compare scans of one modality, and "

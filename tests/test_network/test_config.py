@@ -37,6 +37,8 @@ def test_defaults_are_the_originals():
         ("channels", 0),
         ("augmentation", "none"),
         ("similarity", "ssd"),
+        ("similarity_on", "first"),
+        ("bending_factor", -1),
     ],
 )
 def test_a_wrong_option_names_itself_its_value_and_what_is_allowed(option, value):
@@ -50,6 +52,7 @@ def test_stages_of_repeated_cascades():
     config = CascadeConfig(n_cascades=2, rep=3)
     assert config.last_stage == 6
     assert config.similarity_stages == [4, 5, 6]
+    assert config.replace(similarity_on="all").similarity_stages == [0, 1, 2, 3, 4, 5, 6]
     assert config.flow_multiplier == 0.5
     affine_alone = CascadeConfig(n_cascades=0)
     assert affine_alone.last_stage == 0
@@ -109,14 +112,49 @@ def test_options_of_a_similarity_are_taken_with_it_alone():
         {"window": 5},
     )
     assert hash(config) == hash(CascadeConfig.from_dict(config.to_dict(), "here"))
-    assert config.replace(similarity="mi").options == {"channels": 8, "leaky_slope": 0.1}
+    assert config.replace(similarity="mind").options == {"channels": 8, "leaky_slope": 0.1, "radius": 1, "dilation": 2}
     with pytest.raises(UserError, match=r"window is 4; it must be an odd whole number from 3"):
         config.replace(window=4)
     with pytest.raises(UserError, match=r"--net_args: unknown key 'window'"):
         CascadeConfig().with_net_args("window=5")
 
 
-@pytest.mark.parametrize("text", ["", "channels=4", "similarity='lncc'", "reg_factor=2.0, similarity='lncc', window=5"])
+def test_a_sum_of_similarities_takes_the_options_of_each():
+    config = CascadeConfig().with_net_args("similarity='lncc + 0.5*mi', window=5, bins=16, similarity_on='all'")
+    assert registry.similarity_terms(config.similarity) == ((1.0, "lncc"), (0.5, "mi"))
+    assert config.similarity_options == {"window": 5, "bins": 16, "sampling": 1}
+    assert CascadeConfig().with_net_args(config.net_args) == config
+    assert config.replace(similarity="2*mi").similarity_options == {"bins": 16, "sampling": 1}
+
+
+@pytest.mark.parametrize(
+    ("similarity", "message"),
+    [
+        ("ncc+", "similarity is ''; it must be one of ncc"),
+        ("ncc+0.5*ssd", "similarity is 'ssd'; it must be one of ncc"),
+        ("ncc+0*mi", r"'ncc\+0\*mi'; it must be a name, or a sum of several with weights above 0"),
+        ("-1*ncc", "a sum of several with weights above 0"),
+        ("nan*ncc", "a sum of several with weights above 0"),
+        ("half*ncc", "a sum of several with weights above 0"),
+        ("ncc+2*ncc", "a sum of several with weights above 0"),
+        (["ncc"], r"similarity is \['ncc'\]; it must be one of ncc"),
+    ],
+)
+def test_a_sum_that_is_none(similarity, message):
+    with pytest.raises(UserError, match=message):
+        CascadeConfig(similarity=similarity)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "channels=4",
+        "similarity='ncc+0.5*mind', radius=2",
+        "similarity='lncc'",
+        "reg_factor=2.0, similarity='lncc', window=5",
+    ],
+)
 def test_net_args_in_force_are_the_text_that_makes_them(text):
     config = CascadeConfig().with_net_args(text)
     assert config.net_args == text
@@ -135,7 +173,8 @@ def test_tables_refuse_a_name_twice_and_an_option_that_means_something_else(monk
         registry.BASE_NETWORKS["VTN"] = registry.Extension("a:b")
     for option in ("rep", "leaky_slope"):
         rows = {"mine": registry.Extension("a:b", {option: registry.number(1)})}
-        monkeypatch.setattr("network.config.SIMILARITIES", registry.Table("similarity", rows))
+        for module in ("config", "registry"):
+            monkeypatch.setattr(f"network.{module}.SIMILARITIES", registry.Table("similarity", rows))
         with pytest.raises(UserError, match=f"'mine' declares the option '{option}', a name that is taken"):
             CascadeConfig(similarity="mine")
 

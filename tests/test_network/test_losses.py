@@ -57,6 +57,39 @@ def test_smoothness_gradient_against_the_op_by_op_formula():
     np.testing.assert_allclose(tape.gradient(fast, flow), tape.gradient(plain, flow), atol=1e-6)
 
 
+def plain_bending(flow):
+    """Bending energy of one flow [X, Y, Z, 3] in double precision."""
+    flow = flow.astype(np.float64)
+    total = 0
+    for a in range(3):
+        for b in range(3):
+            total += (np.diff(np.diff(flow, axis=a), axis=b) ** 2).sum()
+    return total / flow.size
+
+
+def test_bending_energy():
+    x, y, z = np.indices(SIZE, dtype=np.float32)
+    affine = np.stack([2 * x - y, 3 * z + 4, y], -1)
+    bent = np.stack([2 * x * x, 3 * x * z, y * y + z], -1)
+    sx, sy, sz = SIZE
+    energy = (sx - 2) * sy * sz * 4**2 + 2 * (sx - 1) * sy * (sz - 1) * 3**2 + sx * (sy - 2) * sz * 2**2
+    expected = np.array([0, energy, 4 * energy]) / (3 * sx * sy * sz)
+    value = losses.bending_loss(tf.constant(np.stack([affine, bent + affine, 2 * bent])))
+    np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-8)
+    assert expected[1] == pytest.approx(plain_bending(bent))
+    assert float(losses.bending_loss(tf.zeros((1, 1, 2, 5, 3)))[0]) == 0
+
+
+def test_bending_gradient_along_directions():
+    flow, way = random(1, *SIZE, 3), random(1, *SIZE, 3, seed=1) - 0.5
+    with tf.GradientTape() as tape:
+        tape.watch(variable := tf.constant(flow))
+        value = losses.bending_loss(variable)
+    ends = [plain_bending(flow[0] + h * way[0]) for h in (0.1, -0.1)]  # exact: the energy is a square
+    assert float(value[0]) == pytest.approx(plain_bending(flow[0]), rel=1e-5)
+    assert np.vdot(tape.gradient(value, variable), way) == pytest.approx((ends[0] - ends[1]) / 0.2, rel=1e-4)
+
+
 def test_affine_terms():
     rotation = np.array([[0, -1, 0], [1, 0, 0], [0, 0, 1.0]])
     stretch = np.diag([2.0, 1.0, 0.5])
@@ -94,9 +127,10 @@ def test_composition_with_an_affine_flow_is_exact_also_outside():
     np.testing.assert_allclose(composed, expected, atol=1e-4)
 
 
-@pytest.mark.parametrize(("n_cascades", "rep"), [(0, 1), (1, 1), (2, 2)])
-def test_terms_add_up_by_their_factors(n_cascades, rep):
-    config = CascadeConfig("VTN", n_cascades, rep, SIZE, det_factor=0.3, ortho_factor=0.7, reg_factor=0.2)
+@pytest.mark.parametrize(("n_cascades", "rep", "on"), [(0, 1, "last"), (1, 1, "all"), (2, 2, "last")])
+def test_terms_add_up_by_their_factors(n_cascades, rep, on):
+    factors = {"det_factor": 0.3, "ortho_factor": 0.7, "reg_factor": 0.2, "bending_factor": 0.1}
+    config = CascadeConfig("VTN", n_cascades, rep, SIZE, similarity_on=on, **factors)
     stages = []
     for k in range(1 + n_cascades * rep):
         flow = tf.constant(random(2, *SIZE, 3, seed=k))
@@ -108,10 +142,12 @@ def test_terms_add_up_by_their_factors(n_cascades, rep):
     for k in range(1, len(stages)):
         smooth = tf.reduce_sum(losses.smoothness_loss(stages[k].flow))
         assert float(terms[f"{k}_reg_loss"]) == pytest.approx(float(0.2 * smooth), rel=1e-5)
-        expected += 0.2 * smooth
+        bent = tf.reduce_sum(losses.bending_loss(stages[k].flow))
+        assert float(terms[f"{k}_bending_loss"]) == pytest.approx(float(0.1 * bent), rel=1e-5)
+        expected += 0.2 * smooth + 0.1 * bent
     with_similarity = [name for name in terms if name.endswith("raw_loss")]
-    assert len(with_similarity) == rep
-    for k in range(len(stages) - rep, len(stages)):
+    assert len(with_similarity) == (rep if on == "last" else len(stages))
+    for k in range(len(stages) - len(with_similarity), len(stages)):
         value = tf.reduce_sum(losses.correlation_loss(fixed, stages[k].warped))
         assert float(terms[f"{k}_raw_loss"]) == pytest.approx(float(value), rel=1e-5)
         expected += value
@@ -250,6 +286,62 @@ def test_mutual_information_against_numpy():
     warped = np.stack([other[0], 0.5 * fixed[1] + 0.5 * other[1], np.abs(2 * fixed[2] - 1)])
     expected = [plain_information(f, w) for f, w in zip(fixed, warped, strict=True)]
     np.testing.assert_allclose(losses.mutual_information_loss(fixed, warped), expected, atol=2e-5)
+
+
+@pytest.mark.parametrize(("bins", "sampling"), [(16, 1), (48, 5)])
+def test_mutual_information_with_other_bins_and_of_some_voxels(bins, sampling):
+    fixed, warped = random(2, 13, 6, 17, 1), random(2, 13, 6, 17, 1, seed=1)
+    warped = 0.5 * fixed + 0.5 * warped
+    places = np.arange(fixed[0].size, dtype=np.float32).reshape(1, 13, 6, 17, 1)
+    chosen = losses._sampled(tf.constant(np.concatenate([places, places])), sampling).numpy().astype(int)
+    assert chosen.shape == (2, 13, 6 * 17 // sampling)
+    np.testing.assert_array_equal(chosen[0], chosen[1])
+    rows, blocks = chosen[0] // (6 * 17), chosen[0] % (6 * 17) // sampling  # one of every so many in each slice
+    assert (rows == np.arange(13)[:, None]).all()
+    assert (blocks == np.arange(6 * 17 // sampling)).all()
+    expected = [
+        plain_information(f.ravel()[chosen[0]], w.ravel()[chosen[0]], bins) for f, w in zip(fixed, warped, strict=True)
+    ]
+    with tf.GradientTape() as tape:
+        tape.watch(variable := tf.constant(warped))
+        value = losses.mutual_information_loss(tf.constant(fixed), variable, bins, sampling)
+    np.testing.assert_allclose(value, expected, atol=3e-5)
+    gradient = tape.gradient(value, variable).numpy()
+    elsewhere = np.setdiff1d(np.arange(fixed[0].size), chosen)
+    assert not gradient.reshape(2, -1)[:, elsewhere].any()
+    way = random(*fixed.shape, seed=2) - 0.5
+    high, low = (
+        losses.mutual_information_loss(fixed, warped + h * way, bins, sampling).numpy() for h in (0.002, -0.002)
+    )
+    np.testing.assert_allclose((gradient * way).sum((1, 2, 3, 4)), (high - low) / 0.004, rtol=0.05, atol=2e-4)
+
+
+def test_sampled_places_have_no_pattern_of_rows():
+    """Of a slice of 64 x 64, one in 16: every column and every row is seen about as often."""
+    places = np.tile(np.arange(64, dtype=np.float32), (1, 8, 64, 1))[..., None]
+    chosen = losses._sampled(tf.constant(places), 16).numpy().astype(int).ravel()
+    counts = np.bincount(chosen, minlength=64)
+    assert counts.sum() == 8 * 256
+    assert counts.min() > 16
+    assert counts.max() < 64
+
+
+def test_a_weighted_sum_of_similarities_and_its_gradient():
+    fixed, warped = tf.constant(random(2, *SIZE, 1)), tf.constant(random(2, *SIZE, 1, seed=1))
+    mask = tf.constant(random(2, *SIZE, 1, seed=2))
+    loss = losses.similarity_loss(CascadeConfig(similarity="0.5*mi+2*ncc+lncc", window=5, bins=16))
+    for masked in ({}, {"mask": mask}):
+        with tf.GradientTape(persistent=True) as tape:
+            tape.watch(warped)
+            found = loss(fixed, warped, **masked)
+            parts = [
+                0.5 * losses.mutual_information_loss(fixed, warped, 16, **masked),
+                2 * losses.correlation_loss(fixed, warped, **masked),
+                local_correlation_loss(fixed, warped, 5, **masked),
+            ]
+        np.testing.assert_allclose(found, sum(parts), rtol=1e-6)
+        expected = sum(tape.gradient(part, warped) for part in parts)
+        np.testing.assert_allclose(tape.gradient(found, warped), expected, rtol=1e-5, atol=1e-9)
 
 
 def test_mutual_information_of_few_grey_values():
