@@ -1,18 +1,63 @@
-"""Training augmentation: one random cubic B-spline field deforms the moving side of a pair.
+"""Training augmentation: what a config chooses of a random deformation, affine maps and contrasts.
 
-Two functions, as everywhere with chance: one draws control points from a seed, the other applies them.
+Two functions, as everywhere with chance: `draw` draws from the pairs' seeds, `augment` applies what was drawn. What
+moves a side of a pair, its image and all that lies on it, is one flow, which `flows` gives.
 """
 
+from __future__ import annotations
+
+import math
+import typing
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import tensorflow as tf
 
+from .affine import Affine, affine_flow, compose_affine
+from .contrast import Contrast, draw_contrast, recolour
+from .kernels import xla_kernel
+from .random_draws import fold_in, uniform
 from .spatial_transformer import warp
 from .splines import spline_matrix, tensor_product
 
+if TYPE_CHECKING:
+    from .config import CascadeConfig
+
 CONTROL_POINTS = 5
 MAX_OFFSET = 0.4  # of the distance of size / 4 between control points
+SIDES = ("fixed", "moving")
+
+
+class Draws(typing.NamedTuple):
+    """What was drawn for the pairs of a batch; None or a side that is left out is not augmented so.
+
+    Attributes:
+        control: control points of the moving side's deformation, float32 [B, 5, 5, 5, 3].
+        affine: of each side, the map of its augmented image into the image.
+        contrast: of each side, how its grey values change.
+    """
+
+    control: tf.Tensor | None
+    affine: dict[str, Affine]
+    contrast: dict[str, Contrast]
+
+
+def draw(seeds: tf.Tensor, config: CascadeConfig) -> Draws:
+    """What a config's augmentation does to each pair.
+
+    Args:
+        seeds: int32 [B, 2], one seed per pair: the same seed gives the same on every device.
+        config: its `augmentation_options` and `image_size`.
+    """
+    chosen, size = config.augmentation_options, config.image_size
+    affine, contrast = {}, {}
+    for k, side in enumerate(SIDES):
+        if "affine" in chosen:
+            affine[side] = draw_affine(fold_in(seeds, 1 + k), size, **chosen["affine"])
+        if "contrast" in chosen:
+            contrast[side] = draw_contrast(fold_in(seeds, 3 + k), size, **chosen["contrast"])
+    return Draws(draw_control_points(seeds, size) if "bspline" in chosen else None, affine, contrast)
 
 
 def draw_control_points(seeds: tf.Tensor, size: Sequence[int]) -> tf.Tensor:
@@ -30,11 +75,49 @@ def draw_control_points(seeds: tf.Tensor, size: Sequence[int]) -> tf.Tensor:
     shape = [CONTROL_POINTS] * 3 + [3]
     bound = MAX_OFFSET ** (1 / 3)
 
-    def draw(seed: tf.Tensor) -> tf.Tensor:
+    def draw_one(seed: tf.Tensor) -> tf.Tensor:
         return tf.random.stateless_uniform(shape, seed, -bound, bound, alg="philox")
 
-    u = tf.map_fn(draw, seeds, fn_output_signature=tf.TensorSpec(shape, tf.float32))
+    u = tf.map_fn(draw_one, seeds, fn_output_signature=tf.TensorSpec(shape, tf.float32))
     return u * u * u * (tf.constant(size, tf.float32) / 4.0)
+
+
+def draw_affine(
+    seeds: tf.Tensor, size: Sequence[int], rotation: float, scale: float, shear: float, shift: float
+) -> Affine:
+    """A random affine map for each pair, around the centre of the volume, in voxels.
+
+    Its linear part is Rz Ry Rx (I + U) S: rotations about the axes, U with the three shears above the diagonal, and S
+    with a factor for each axis.
+
+    Args:
+        seeds: int32 [B, 2], one seed per map.
+        size: (X, Y, Z) of the image.
+        rotation: the greatest angle about each axis, in degrees.
+        scale: each axis' factor lies between 1 / (1 + scale) and 1 + scale.
+        shear: the greatest shear.
+        shift: the greatest shift along each axis, as a share of the size.
+    """
+    u = 2.0 * uniform(seeds, 12) - 1.0
+    cosines, sines = (f(u[:, :3] * math.radians(rotation)) for f in (tf.cos, tf.sin))
+    linear = tf.eye(3)[None] * tf.exp(u[:, 3:6] * math.log1p(scale))[:, None]
+    x, y, z = tf.unstack(u[:, 6:9] * shear, axis=1)
+    one, none = tf.ones_like(x), tf.zeros_like(x)
+    linear = _matrix([[one, x, y], [none, one, z], [none, none, one]]) @ linear
+    for axis in range(3):
+        c, s = cosines[:, axis], sines[:, axis]
+        turn = [[c, -s], [s, c]]
+        after = [(k + 1 + axis) % 3 for k in range(2)]  # the two axes that turn, in the sense of a right hand
+        rows = [[one if i == j else none for j in range(3)] for i in range(3)]
+        for i in range(2):
+            for j in range(2):
+                rows[after[i]][after[j]] = turn[i][j]
+        linear = _matrix(rows) @ linear
+    return Affine(linear - tf.eye(3), u[:, 9:] * shift * tf.constant(size, tf.float32))
+
+
+def _matrix(rows: list[list[tf.Tensor]]) -> tf.Tensor:
+    return tf.stack([tf.stack(row, axis=-1) for row in rows], axis=-2)
 
 
 def spline_flow(control: tf.Tensor, size: Sequence[int]) -> tf.Tensor:
@@ -49,7 +132,32 @@ def spline_flow(control: tf.Tensor, size: Sequence[int]) -> tf.Tensor:
     return tensor_product(tf.transpose(control, [0, 2, 1, 3, 4]), *map(tf.constant, matrices))
 
 
-def augment(batch: dict[str, tf.Tensor], control: tf.Tensor) -> dict[str, tf.Tensor]:
-    """Batch of training whose moving images are deformed by the field of `control`."""
-    flow = spline_flow(control, batch["moving"].shape[1:4])
-    return {**batch, "moving": warp(batch["moving"], flow)}
+def flows(draws: Draws, size: Sequence[int]) -> dict[str, tf.Tensor]:
+    """The flow that moves each side of a pair, float32 [B, X, Y, Z, 3]; none for a side that stays.
+
+    The augmented image at p is the image at p + flow(p). The deformation comes first, then the affine map.
+    """
+    found = {side: _affine_flow(affine, tuple(size)) for side, affine in draws.affine.items()}
+    if draws.control is not None:
+        deformation = spline_flow(draws.control, size)
+        if "moving" in found:
+            deformation = compose_affine(draws.affine["moving"], found["moving"], deformation)
+        found["moving"] = deformation
+    return found
+
+
+# In one pass over memory.
+_affine_flow = xla_kernel(affine_flow)
+
+
+def augment(batch: dict[str, tf.Tensor], draws: Draws, config: CascadeConfig) -> dict[str, tf.Tensor]:
+    """Batch of training, augmented.
+
+    Where contrasts were drawn, `seen_fixed` and `seen_moving` are what the network is shown, and `fixed` and
+    `moving` stay in their own contrast, in which the loss compares them.
+    """
+    moved = flows(draws, config.image_size)
+    batch = {**batch, **{side: warp(batch[side], flow) for side, flow in moved.items()}}
+    for side, contrast in draws.contrast.items():
+        batch[f"seen_{side}"] = recolour(batch[side], contrast, config.augmentation_options["contrast"]["blur"])
+    return batch

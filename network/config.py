@@ -12,9 +12,11 @@ from cli import parse_assignments
 from errors import UserError, shortened
 
 from .registry import (
+    AUGMENTATIONS,
     BASE_NETWORKS,
     SIMILARITIES,
     Option,
+    augmentations,
     is_whole_number,
     number,
     one_of,
@@ -39,7 +41,6 @@ _OPTIONS: dict[str, Option] = {
     "flow": one_of("displacement", ("displacement", "velocity")),
     "warp_gradient": one_of(True, _SWITCH),
     "warp_padding": one_of(False, _SWITCH),
-    "augmentation": one_of(None, (None, "bspline", "identity")),
     "fast_reconstruction": one_of(True, _SWITCH),
     "precision": one_of("float32", ("float32", "mixed_bfloat16", "mixed_float16")),
     "rematerialize": one_of(False, _SWITCH),
@@ -84,12 +85,14 @@ class CascadeConfig:
             unit of time (`velocities.integrate`), which hardly folds and has an inverse.
         warp_gradient: whether a cascade's gradient flows back through the image it was given.
         warp_padding: whether warping sees one voxel of zeros around the image instead of a repeated edge.
-        augmentation: of the moving image in training. None or 'bspline': a random deformation; 'identity': no
-            augmentation at all.
+        augmentation: in training. None or 'bspline': a random deformation of the moving image; 'affine': a random
+            affine map of each image; 'contrast': grey values of each image changed at random; several joined by +;
+            'identity': none at all.
         fast_reconstruction: whether warps run as compiled kernels that recompute in the backward pass.
         precision: what the convolutions compute in, but for the one that gives a flow; all else is float32.
         rematerialize: whether the backward pass computes a cascade's activations again instead of keeping them.
-        options: the options that the base network and the similarity declare, such as `channels`, with their values.
+        options: the options that the base network, the similarity and the augmentation declare, such as `channels`,
+            with their values.
 
     Raises:
         UserError: an option is unknown or has a value outside its range.
@@ -126,16 +129,18 @@ class CascadeConfig:
         image_size: tuple[int, int, int] = (128, 128, 128),
         *,
         similarity: str = "ncc",
+        augmentation: str | None = None,
         **options: Any,
     ) -> None:
         values = {**options, "n_cascades": n_cascades, "rep": rep}
-        declared = declared_options(base_network, similarity)
+        declared = declared_options(base_network, similarity, augmentation)
         unknown = [name for name in options if name not in _OPTIONS and name not in declared]
         if unknown:
             known = ", ".join([*_known_names(), *declared])
             raise UserError(f"unknown option {unknown[0]!r}; known are {known}")
         fields = {name: option.checked(name, values.get(name, option.default)) for name, option in _OPTIONS.items()}
         fields |= {"base_network": base_network, "similarity": similarity, "image_size": _image_size(image_size)}
+        fields["augmentation"] = augmentation
         fields["declared"] = tuple(
             (name, _frozen(option.checked(name, _frozen(values.get(name, option.default)))))
             for name, option in declared.items()
@@ -152,7 +157,7 @@ class CascadeConfig:
 
     @property
     def options(self) -> dict[str, Any]:
-        """The options that the base network and the similarity declare, with their values."""
+        """The options that the base network, the similarity and the augmentation declare, with their values."""
         return dict(self.declared)
 
     @property
@@ -169,6 +174,14 @@ class CascadeConfig:
     def similarity_options(self) -> dict[str, Any]:
         """The keywords of the similarity, or of all in the sum."""
         return {name: self.options[name] for each in self.similarities for name in SIMILARITIES.find(each).options}
+
+    @property
+    def augmentation_options(self) -> dict[str, dict[str, Any]]:
+        """The augmentations of training, each with its keywords."""
+        return {
+            name: {option: self.options[option] for option in AUGMENTATIONS[name]}
+            for name in augmentations(self.augmentation)
+        }
 
     @property
     def affine_slope(self) -> float:
@@ -199,10 +212,11 @@ class CascadeConfig:
     def replace(self, **changes: Any) -> "CascadeConfig":
         """Copy with some options changed; checks again.
 
-        Options of the base network or the similarity that another one, chosen here, does not have are dropped.
+        Options of the base network, the similarity or the augmentation that another one, chosen here, does not have are
+        dropped.
         """
         chosen = {**self.to_dict(), **changes}
-        declared = declared_options(chosen["base_network"], chosen["similarity"])
+        declared = declared_options(chosen["base_network"], chosen["similarity"], chosen["augmentation"])
         dropped = set(self.options) - set(declared) - set(changes)
         return CascadeConfig(**{name: value for name, value in chosen.items() if name not in dropped})
 
@@ -217,8 +231,8 @@ class CascadeConfig:
         """
 
         def allowed(values: Mapping[str, Any]) -> list[str]:
-            similarity = values.get("similarity", self.similarity)
-            return [*NET_ARGS, *declared_options(self.base_network, similarity)]
+            chosen = (values.get(name, getattr(self, name)) for name in ("similarity", "augmentation"))
+            return [*NET_ARGS, *declared_options(self.base_network, *chosen)]
 
         return self.replace(**parse_assignments(text, allowed, "--net_args"))
 
@@ -230,10 +244,9 @@ class CascadeConfig:
         'reg_factor=0.5, channels=8'
         """
         values = {name: getattr(self, name) for name in NET_ARGS} | self.options
-        default = CascadeConfig(self.base_network, similarity=self.similarity)
-        changed = [name for name in values if name == "similarity" or values[name] != getattr(default, name)]
-        if self.similarity == CascadeConfig().similarity:
-            changed.remove("similarity")
+        chosen = {name: getattr(self, name) for name in ("similarity", "augmentation")}
+        default, plain = CascadeConfig(self.base_network, **chosen), CascadeConfig(self.base_network)
+        changed = [name for name in values if values[name] != getattr(plain if name in chosen else default, name)]
         return ", ".join(f"{name}={values[name]!r}" for name in changed)
 
     def executed(self, **execution: Any) -> "CascadeConfig":
@@ -260,26 +273,26 @@ class CascadeConfig:
             raise UserError(f"{source}: a value is nested too deeply; restore the file from its source") from None
 
 
-def declared_options(base_network: str, similarity: str) -> dict[str, Option]:
-    """The options that a base network and a similarity, or several in a sum, declare.
+def declared_options(base_network: str, similarity: str, augmentation: str | None) -> dict[str, Option]:
+    """The options that a base network, a similarity, or several in a sum, and the augmentations declare.
 
     Raises:
         UserError: one of them is unknown, or an option's name means something else already.
     """
     found: dict[str, Option] = {}
-    similarities = [(SIMILARITIES, name) for _, name in similarity_terms(similarity)]
-    for table, name in ((BASE_NETWORKS, base_network), *similarities):
-        for option, row in table.find(name).options.items():
+    rows = [(f"augmentation {name!r}", AUGMENTATIONS[name]) for name in augmentations(augmentation)]
+    for table, names in ((BASE_NETWORKS, [base_network]), (SIMILARITIES, [n for _, n in similarity_terms(similarity)])):
+        rows += [(f"{table.kind} {name!r}", table.find(name).options) for name in names]
+    for who, options in rows:
+        for option, row in options.items():
             if option in found or option in _known_names():
-                raise UserError(
-                    f"{table.kind} {name!r} declares the option {option!r}, a name that is taken: rename it"
-                )
+                raise UserError(f"{who} declares the option {option!r}, a name that is taken: rename it")
             found[option] = row
     return found
 
 
 def _known_names() -> list[str]:
-    return ["base_network", "n_cascades", "rep", "image_size", "similarity", *list(_OPTIONS)[2:]]
+    return ["base_network", "n_cascades", "rep", "image_size", "similarity", "augmentation", *list(_OPTIONS)[2:]]
 
 
 def _image_size(size: Any) -> tuple[int, int, int]:

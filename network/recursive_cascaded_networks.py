@@ -85,13 +85,21 @@ class RecursiveCascadedNetwork(keras.Model):
         for stem in (self.affine, *self.cascades):
             stem.build(input_shape)
 
-    def call(self, inputs: Sequence[tf.Tensor], rep: int | None = None, training: bool = False) -> CascadeOutput:
+    def call(
+        self,
+        inputs: Sequence[tf.Tensor],
+        rep: int | None = None,
+        training: bool = False,
+        compared: tf.Tensor | None = None,
+    ) -> CascadeOutput:
         """Apply the cascades (paper, equations 1 to 4).
 
         Args:
             inputs: (fixed, moving), float32 [B, X, Y, Z, 1] in 0..1.
             rep: how often each deformable cascade is applied; None is `config.rep`.
             training: whether layers that act otherwise in training do so, such as a batch normalisation.
+            compared: the moving image in another contrast than the one that the cascades see, [B, X, Y, Z, 1]: what
+                `warped` is of the stages that the loss looks at.
 
         Returns:
             `CascadeOutput`.
@@ -100,11 +108,12 @@ class RecursiveCascadedNetwork(keras.Model):
         config, options = self.config.replace(rep=rep or self.config.rep), self.config.warping
         for_flow, for_composition, affine = fork(self.affine([fixed, moving]), 3)
         flow = affine_flow(for_flow, tf.unstack(tf.shape(fixed)[1:4]))
-        stages, velocities = [Stage(flow, flow, warp(moving, flow, **options))], []
+        seen, warped = warp_views(moving, compared, flow, 0, config)
+        stages, velocities = [Stage(flow, flow, warped)], []
         for cascade in self.cascades:
             for flow_of in repeats(cascade, config.rep, training, config.rematerialize):
                 last = stages[-1]
-                flow = flow_of(fixed, last.warped if config.warp_gradient else tf.stop_gradient(last.warped))
+                flow = flow_of(fixed, seen if config.warp_gradient else tf.stop_gradient(seen))
                 if config.flow == "velocity":
                     velocities.append(flow)
                     flow = integrate(flow, config.fast_reconstruction)
@@ -112,7 +121,8 @@ class RecursiveCascadedNetwork(keras.Model):
                     composed = compose_affine(for_composition, last.composed_flow, flow)
                 else:
                     composed = compose(last.composed_flow, flow, **options)
-                stages.append(Stage(flow, composed, warp(moving, composed, **options)))
+                seen, warped = warp_views(moving, compared, composed, len(stages), config)
+                stages.append(Stage(flow, composed, warped))
         return CascadeOutput(tuple(stages), affine, tuple(velocities))
 
     def inverse(self, output: CascadeOutput) -> tf.Tensor:
@@ -153,6 +163,22 @@ class RecursiveCascadedNetwork(keras.Model):
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "RecursiveCascadedNetwork":
         return cls(CascadeConfig.from_dict(config["config"], "config"), name=config["name"])
+
+
+def warp_views(
+    moving: tf.Tensor, compared: tf.Tensor | None, flow: tf.Tensor, stage: int, config: CascadeConfig
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """What the cascade after a stage sees of the moving image, and the stage's warped image.
+
+    They are the same but for an image to be `compared` in another contrast. Both of these are then warped at once: a
+    flow that was used once more would have a gradient of three terms, and one that nobody needs is left out.
+    """
+    if compared is None:
+        warped = warp(moving, flow, **config.warping)
+        return warped, warped
+    needed = [(moving, stage < config.last_stage), (compared, stage in config.similarity_stages)]
+    views = warp(tf.concat([image for image, is_needed in needed if is_needed], -1), flow, **config.warping)
+    return views[..., :1], views[..., -1:]
 
 
 def after_affine(

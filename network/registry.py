@@ -7,6 +7,7 @@ that `--plugin` imports (docs/extending.md).
 
 import dataclasses
 import importlib
+import math
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Generic, TypeVar
@@ -50,9 +51,10 @@ def whole_number(default: int, minimum: int = 1, maximum: int = MOST) -> Option:
     return Option(default, lambda value: is_whole_number(value, minimum, maximum), allowed)
 
 
-def number(default: float, minimum: float = 0) -> Option:
-    """Option whose value is a finite number from `minimum`."""
-    return Option(default, lambda value: is_finite(value) and value >= minimum, f"a number from {minimum}")
+def number(default: float, minimum: float = 0, maximum: float = math.inf) -> Option:
+    """Option whose value is a finite number from `minimum` to `maximum`."""
+    allowed = f"a number from {minimum}" + (f" to {maximum}" if maximum < math.inf else "")
+    return Option(default, lambda value: is_finite(value) and minimum <= value <= maximum, allowed)
 
 
 def one_of(default: Any, values: Iterable[Any]) -> Option:
@@ -255,6 +257,44 @@ def _weight(text: str) -> float | None:
     except ValueError:
         return None
     return value if is_finite(value) and value > 0 else None
+
+
+# The augmentations of training, and the options of each (`network.augmentation`, `network.contrast`).
+AUGMENTATIONS: dict[str, Mapping[str, Option]] = {
+    "bspline": {},
+    "affine": {
+        "rotation": number(10, maximum=180),
+        "scale": number(0.1, maximum=3),
+        "shear": number(0.05, maximum=1),
+        "shift": number(0.05, maximum=1),
+    },
+    "contrast": {
+        "gamma": number(0.5, maximum=9),
+        "blur": number(1.0, maximum=8),
+        "bias": number(0.3, maximum=3),
+        "noise": number(0.05, maximum=1),
+    },
+}
+
+
+def augmentations(text: str | None) -> tuple[str, ...]:
+    """The augmentations that a config names, joined by +; None is the original's, 'identity' is none at all.
+
+    >>> augmentations("bspline+contrast")
+    ('bspline', 'contrast')
+
+    Raises:
+        UserError: the text is no such names, or one is there twice.
+    """
+    if text is None or text == "identity":
+        return () if text else ("bspline",)
+    names = [name.strip() for name in text.split("+")] if isinstance(text, str) else []
+    if not names or len(set(names)) < len(names) or not set(names) <= set(AUGMENTATIONS):
+        raise UserError(
+            f"augmentation is {shortened(repr(text))}; it must be one of None, identity, or some of "
+            f"{', '.join(AUGMENTATIONS)}, joined by +"
+        )
+    return tuple(names)
 
 
 _SCORE = Value(per="label", better="higher")

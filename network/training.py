@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from errors import UserError
 
-from .augmentation import augment, draw_control_points
+from .augmentation import augment, draw
 from .kernels import ordered_sum, whole_step
 from .losses import cascade_losses
 from .recursive_cascaded_networks import RecursiveCascadedNetwork
@@ -154,8 +154,7 @@ class Trainer(keras.Model):
 
     def train_step(self, batch: Batch) -> dict[str, tf.Tensor]:
         config = self.network.config
-        if config.augmentation != "identity":  # outside of what is compiled: XLA draws other numbers
-            batch = augment(batch, draw_control_points(batch["seed"], config.image_size))
+        batch = augment(batch, draw(batch["seed"], config), config)  # not in what is compiled: XLA draws other numbers
         terms, gradients = self.differentiate(batch)
         self._share_statistics()
         squared = ordered_sum([tf.reduce_sum(tf.square(g)) for g in gradients])
@@ -179,7 +178,9 @@ class Trainer(keras.Model):
     def _differentiate(self, batch: Batch) -> tuple[dict[str, tf.Tensor], list[tf.Tensor]]:
         """Loss terms of a replica's pairs, and the (scaled) gradient of each weight."""
         with tf.GradientTape() as tape:
-            output = self.network((batch["fixed"], batch["moving"]), training=True)
+            seen = [batch.get(f"seen_{side}", batch[side]) for side in ("fixed", "moving")]
+            compared = batch["moving"] if "seen_moving" in batch else None
+            output = self.network(seen, training=True, compared=compared)
             terms = cascade_losses(batch["fixed"], output, self.network.config)
             loss = terms["loss"] if self._loss_scale is None else terms["loss"] * self._loss_scale
         return terms, tape.gradient(loss, self.network.trainable_variables)

@@ -3,9 +3,15 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+from scipy import ndimage
 from scipy.interpolate import BSpline
+from scipy.spatial.transform import Rotation
 
-from network.augmentation import augment, draw_control_points, spline_flow
+from errors import UserError
+from network.augmentation import augment, draw, draw_affine, draw_control_points, spline_flow
+from network.config import CascadeConfig
+from network.contrast import recolour
+from network.random_draws import uniform
 from network.spatial_transformer import warp
 
 SIZE = (16, 12, 20)
@@ -43,11 +49,125 @@ def test_field_against_scipys_b_splines(size):
     np.testing.assert_allclose(flow, expected, atol=1e-5)
 
 
-def test_only_the_moving_images_are_deformed():
+def images(pairs=2):
     rng = np.random.default_rng(1)
-    batch = {name: tf.constant(rng.random((2, *SIZE, 1), np.float32)) for name in ("fixed", "moving")}
-    control = draw_control_points(tf.constant([[5, 1], [5, 2]]), SIZE)
-    out, flow = augment(batch, control), spline_flow(control, SIZE)
-    assert out["fixed"] is batch["fixed"]
-    np.testing.assert_allclose(out["moving"], warp(batch["moving"], flow), atol=1e-6)
+    return {name: tf.constant(rng.random((pairs, *SIZE, 1), np.float32)) for name in ("fixed", "moving")}
+
+
+SEEDS = tf.constant([[5, 1], [5, 2]])
+
+
+def augmented(augmentation, **options):
+    """Two pairs, the same augmented, and what was drawn."""
+    config = CascadeConfig(image_size=SIZE, augmentation=augmentation, **options)
+    draws = draw(SEEDS, config)
+    return images(), augment(images(), draws, config), draws
+
+
+@pytest.mark.parametrize("name", [None, "bspline"])
+def test_only_the_moving_images_are_deformed(name):
+    batch, out, _ = augmented(name)
+    flow = spline_flow(draw_control_points(SEEDS, SIZE), SIZE)
+    assert set(out) == set(batch)
+    np.testing.assert_array_equal(out["fixed"], batch["fixed"])
+    np.testing.assert_array_equal(out["moving"], warp(batch["moving"], flow))
     assert np.abs(out["moving"] - batch["moving"]).max() > 0.1
+
+
+def test_no_augmentation_changes_nothing():
+    batch, out, draws = augmented("identity")
+    assert (draws.control, draws.affine, draws.contrast) == (None, {}, {})
+    for name, image in batch.items():
+        np.testing.assert_array_equal(out[name], image)
+
+
+def test_affine_maps_against_scipys_rotations():
+    size, ranges = (8, 20, 30), {"rotation": 25, "scale": 0.5, "shear": 0.2, "shift": 0.1}
+    drawn = draw_affine(SEEDS, size, **ranges)
+    for k, u in enumerate(2 * np.float64(uniform(SEEDS, 12)) - 1):
+        turn = Rotation.from_euler("xyz", 25 * u[:3], degrees=True).as_matrix()  # about fixed axes: x first
+        shear = np.eye(3)
+        shear[[0, 0, 1], [1, 2, 2]] = 0.2 * u[6:9]
+        expected = turn @ shear @ np.diag(1.5 ** u[3:6])
+        np.testing.assert_allclose(drawn.matrix[k] + np.eye(3), expected, atol=1e-6)
+        np.testing.assert_allclose(drawn.shift[k], 0.1 * u[9:] * size, atol=1e-6)
+
+
+def test_both_sides_get_affine_maps_of_their_own():
+    _, _, draws = augmented("affine")
+    fixed, moving = draws.affine["fixed"], draws.affine["moving"]
+    assert np.abs(fixed.matrix - moving.matrix).max(axis=(1, 2)).min() > 0.01
+    assert np.abs(fixed.matrix[0] - fixed.matrix[1]).max() > 0.01
+
+
+def test_an_affine_map_of_no_range_is_none():
+    batch, out, _ = augmented("affine", rotation=0, scale=0, shear=0, shift=0)
+    for name, image in batch.items():
+        np.testing.assert_allclose(out[name], image, atol=1e-5)
+
+
+@pytest.mark.parametrize("augmentation", ["affine", "bspline + affine"])
+def test_the_images_lie_where_the_maps_lead(augmentation):
+    """Each side is read once, at A (p + deformation(p) - centre) + shift + centre."""
+    batch, out, draws = augmented(augmentation)
+    centre = (np.array(SIZE) - 1) / 2
+    for side in ("fixed", "moving"):
+        for k in range(2):
+            places = np.stack(np.indices(SIZE), -1).astype(float)
+            if side == "moving" and draws.control is not None:
+                places = places + spline_flow(draws.control, SIZE)[k].numpy()
+            matrix, shift = (np.float64(part[k]) for part in draws.affine[side])
+            places = (places - centre) @ (matrix + np.eye(3)).T + shift + centre
+            expected = ndimage.map_coordinates(
+                batch[side][k, ..., 0].numpy(), np.moveaxis(places, -1, 0), order=1, mode="nearest"
+            )
+            np.testing.assert_allclose(out[side][k, ..., 0], expected, atol=1e-4)
+
+
+def test_contrasts_are_seen_and_the_own_ones_compared():
+    batch, out, draws = augmented("contrast")
+    assert set(out) == {"fixed", "moving", "seen_fixed", "seen_moving"}
+    for side, image in batch.items():
+        np.testing.assert_array_equal(out[side], image)
+        assert np.abs(out[f"seen_{side}"] - image).max() > 0.1
+    assert np.abs(draws.contrast["fixed"].knots - draws.contrast["moving"].knots).max() > 0.1
+
+
+def test_a_contrast_is_of_the_moved_image():
+    _, moved, _ = augmented("bspline+affine")
+    _, out, draws = augmented("bspline+affine+contrast")
+    for side in ("fixed", "moving"):
+        np.testing.assert_array_equal(out[side], moved[side])
+        np.testing.assert_array_equal(out[f"seen_{side}"], recolour(moved[side], draws.contrast[side], 1.0))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"augmentation": "affine+affine"}, "augmentation is 'affine[+]affine'; it must be one of"),
+        ({"augmentation": "affine+identity"}, "augmentation is 'affine[+]identity'; it must be"),
+        ({"augmentation": "colour"}, "some of bspline, affine, contrast, joined by [+]"),
+        ({"augmentation": 3}, "augmentation is 3"),
+        ({"augmentation": "affine", "rotation": 181}, "rotation is 181; it must be a number from 0 to 180"),
+        ({"augmentation": "contrast", "noise": -1}, "noise is -1; it must be a number from 0 to 1"),
+        ({"augmentation": "contrast", "rotation": 3}, "unknown option 'rotation'"),
+        ({"rotation": 3}, "unknown option 'rotation'"),
+    ],
+)
+def test_bad_options(options, message):
+    with pytest.raises(UserError, match=message):
+        CascadeConfig(**options)
+
+
+def test_a_run_keeps_its_augmentation():
+    text = "augmentation='affine+contrast', rotation=5, noise=0.0"
+    config = CascadeConfig().with_net_args(text)
+    assert config.augmentation_options == {
+        "affine": {"rotation": 5, "scale": 0.1, "shear": 0.05, "shift": 0.05},
+        "contrast": {"gamma": 0.5, "blur": 1.0, "bias": 0.3, "noise": 0.0},
+    }
+    assert config.net_args == text
+    assert CascadeConfig.from_dict(config.to_dict(), "here") == config
+    assert config.replace(augmentation="affine").options == {"channels": 16, "leaky_slope": 0.1, "rotation": 5} | {
+        name: config.options[name] for name in ("scale", "shear", "shift")
+    }

@@ -11,10 +11,13 @@ import tensorflow as tf
 
 from errors import UserError
 from network import checkpoints, training
+from network.augmentation import augment, draw
 from network.base_networks import BaseNetwork
 from network.config import CascadeConfig
 from network.kernels import whole_step
+from network.losses import correlation_loss
 from network.recursive_cascaded_networks import build_network
+from network.spatial_transformer import warp
 from tests.examples import example
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -34,6 +37,23 @@ def trainer_of(config):
     trainer.compile(optimizer=training.adam(network))
     trainer.optimizer.learning_rate = 1e-3
     return trainer
+
+
+@pytest.mark.parametrize("options", [{"rep": 2}, {"n_cascades": 0}], ids=str)
+def test_the_loss_compares_the_images_in_their_own_contrast(options):
+    """The network is shown two contrasts; its flows are judged on the images as they are."""
+    size = (16, 18, 20)
+    config = CascadeConfig("VTN", **{"n_cascades": 1, **options}, image_size=size, channels=2, augmentation="contrast")
+    trainer, batch = trainer_of(config), batch_of(size, 2)
+    terms = trainer.train_step(batch)
+    network, shown = trainer_of(config).network, augment(batch, draw(batch["seed"], config), config)
+    output = network((shown["seen_fixed"], shown["seen_moving"]))
+    for k in config.similarity_stages:
+        warped = warp(batch["moving"], output.stages[k].composed_flow)
+        expected = tf.reduce_sum(correlation_loss(batch["fixed"], warped))
+        assert float(terms[f"{k}_raw_loss"]) == pytest.approx(float(expected), rel=1e-4)
+        other = correlation_loss(shown["seen_fixed"], output.stages[k].warped)
+        assert float(tf.reduce_sum(other)) != pytest.approx(float(expected), rel=1e-2)
 
 
 def test_the_rate_halves_from_the_fourth_epoch_on_without_end():
@@ -80,7 +100,8 @@ def test_augmentation_is_off_when_asked_and_follows_the_seed():
 
 
 def test_two_trainings_with_one_seed_give_the_same_bits():
-    config = CascadeConfig("VTN", 1, 2, image_size=(32, 32, 32), channels=4)
+    every = "bspline+affine+contrast"
+    config = CascadeConfig("VTN", 1, 2, image_size=(32, 32, 32), channels=4, augmentation=every)
     ends = []
     for _ in range(2):
         trainer = trainer_of(config)
@@ -103,7 +124,8 @@ tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfigur
 strategy = tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(n)]) if n > 1 else tf.distribute.get_strategy()
 keras.utils.set_random_seed(0)
 with strategy.scope():
-    net = build_network(CascadeConfig("VTN", 1, 2, image_size=(16, 16, 16), channels=2))
+    every = "bspline+affine+contrast"
+    net = build_network(CascadeConfig("VTN", 1, 2, image_size=(16, 16, 16), channels=2, augmentation=every))
     trainer = training.Trainer(net)
     trainer.compile(optimizer=training.adam(net))
 trainer.optimizer.learning_rate = 1e-3
