@@ -8,7 +8,7 @@
 Every pair (`registration_pairs`) is registered from every start by every method (`registration_methods`), each in a
 process of its own, which gets the two scans as files and nothing else. What it found comes back as a displacement
 field, and is judged here, in the same way for all. A line of JSON is appended to --records as soon as one is done; what
-is on record is not done again. --report writes the table of all records.
+is on record is not done again unless it failed. --report writes the table of all records.
 
 DATA is the folder datasets/data of the package nilearn, TEMPLATES that of Debian's mricron-data. What is not given is
 left out, and said.
@@ -59,7 +59,7 @@ def main(arguments: list[str] | None = None) -> None:
     flags.add_argument("--list", action="store_true", help="name what would be done, and end")
     args = flags.parse_args(arguments)
     sources = registration_pairs.Sources(args.nilearn, args.mricron, {name: getattr(args, name) for name in PAIR_SCANS})
-    done = {(one["pair"], one["start"], one["method"]) for one in read_records(args.records)}
+    done = {(one["pair"], one["start"], one["method"]) for one in read_records(args.records) if "failed" not in one}
     asked = wanted(args.only, bool(args.ants))
     todo = [one for one in asked if one not in done]
     if not asked:
@@ -95,11 +95,15 @@ def wanted(patterns: list[str], with_ants: bool) -> list[tuple[str, str, str]]:
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """The records of a file, but for a last line that a stop cut short."""
+    """The last record of each pair, start and method in a file; a last line that a stop cut short is taken out of it."""
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1] if line]
+    text = path.read_text(encoding="utf-8")
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        path.write_text(whole, encoding="utf-8")
+    records = [json.loads(line) for line in whole.splitlines()]
+    return list({(one["pair"], one["start"], one["method"]): one for one in records}.values())
 
 
 def register_all(name: str, pair: Pair, asked: list[tuple[str, str]], args: argparse.Namespace) -> None:
@@ -139,21 +143,32 @@ def registered(
     who = registration_methods.METHODS[method][0]
     interpreter = args.ants if who == registration_methods.ANTS else sys.executable
     threads = {"ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": str(os.cpu_count())}
-    load, before, begin = os.getloadavg()[0], resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    busy, before, begin = busy_seconds(), resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     done = subprocess.run(
         [interpreter, "-m", "benchmarks.registration_methods", str(folder / "job.json")],
         **{"cwd": ROOT, "env": {**os.environ, **threads}, "capture_output": True, "text": True, "check": False},
     )
     wall, after = time.perf_counter() - begin, resource.getrusage(resource.RUSAGE_CHILDREN)
     process = {"wall": wall, "cpu": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime}
+    others = (busy_seconds() - busy - process["cpu"]) / wall
     if done.returncode:
-        return {"failed": (done.stderr.strip() or "it says nothing").splitlines()[-1], "process": process, "load": load}
+        return {
+            "failed": (done.stderr.strip() or "it says nothing").splitlines()[-1],
+            "process": process,
+            "others": others,
+        }
     found = json.loads((folder / "told.json").read_text(encoding="utf-8"))
     field = sitk.ReadImage(job["field"], sitk.sitkVectorFloat64)
     folding = share_folded(field, pair.fixed)
     result = {"after": judged(pair, start, sitk.DisplacementFieldTransform(field), points), "folding": folding}
     result["seconds"] = {name: found.pop(name) for name in ("wall", "cpu")}
-    return {**result, **found, "process": process, "load": load}
+    return {**result, **found, "process": process, "others": others}
+
+
+def busy_seconds() -> float:
+    """Seconds that the cores of this machine have worked so far, on anything, all cores together."""
+    user, nice, system, _, _, interrupts, soft, *_ = Path("/proc/stat").read_text().split("\n")[0].split()[1:]
+    return sum(map(int, (user, nice, system, interrupts, soft))) / os.sysconf("SC_CLK_TCK")
 
 
 def judged_grid(scan: sitk.Image) -> sitk.Image:

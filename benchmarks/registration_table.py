@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 FOUND = 10.0  # mm
+QUIET = 0.1  # cores that other processes kept busy meanwhile, at most, for a wall time to be told
 HEAD = """# Two scans registered without a network
 
 {count} registrations, each in a process of its own on two cores, from the two scans as files: `here` is
@@ -20,7 +21,8 @@ affine map by Mattes' mutual information and diffeomorphic demons.
 - **found**: that is less than {found:g} mm.
 - **folded**: the share of voxels of 2 mm where the map turns space over.
 - **s**: wall and CPU time of the registration alone, without the start of Python and its imports; for `here` its
-  stages. Wall times tell something only where **load** (processes that wanted to run when it began) was near 0.
+  stages. Wall times, and those of the stages, are told only where other processes kept no more than {quiet:g} cores
+  busy meanwhile (**others**); CPU times grow a little on a busy machine, too.
 
 Regions are 24 parts of the cortex on both sides that AAL (drawn on Colin) and Harvard-Oxford (MNI152 space) both have;
 the two draw them by other rules, so that a perfect registration stays well below 1. Tissues of Colin are three means
@@ -36,7 +38,7 @@ Record = dict[str, Any]
 def report(records: list[Record]) -> str:
     """A summary by pair and method, then one row for each start and method."""
     versions = {r["version"] for r in records if r["method"].startswith("SyN") and "version" in r}
-    head = HEAD.format(count=len(records), ants=", ".join(sorted(versions)) or "(not run)", found=FOUND)
+    head = HEAD.format(count=len(records), ants=", ".join(sorted(versions)) or "(not run)", found=FOUND, quiet=QUIET)
     parts = [head, "## Summary\n", summary(records)]
     for pair in dict.fromkeys(record["pair"] for record in records):
         parts += [f"## {pair}\n", rows([record for record in records if record["pair"] == pair])]
@@ -68,13 +70,6 @@ def _summary_line(pair: str, method: str, same: list[Record]) -> list[str]:
     known = [record for record in mine if "failed" in record or record["after"]["mm"] is not None]
     hits = sum(is_found(record) is True for record in known)
     share = f"{hits} of {len(known)}" if any("after" in record for record in known) else ""
-    syn = [record for record in same if record["method"] == "SyN" and "failed" not in record]
-
-    def times(of: str) -> str:
-        if not syn or not good:
-            return ""
-        return f"{median(good, lambda r: r['seconds'][of]) / median(syn, lambda r: r['seconds'][of]):.2f}x"
-
     sets = dict.fromkeys(name for record in good for name in record["after"] if name != "mm")
     dice = ", ".join(f"{name} {median(good, lambda r, name=name: r['after'][name]):.3f}" for name in sets)
     errors = [record for record in good if record["after"]["mm"] is not None]
@@ -82,9 +77,22 @@ def _summary_line(pair: str, method: str, same: list[Record]) -> list[str]:
         *(pair, method, str(len(mine)), share, dice),
         f"{median(errors, lambda r: r['after']['mm']):.2f}" if errors else "",
         f"{100 * median(good, lambda r: r['folding']):.3f} %" if good else "",
-        *(f"{median(good, lambda r, of=of: r['seconds'][of]):.0f}" if good else "" for of in ("wall", "cpu")),
-        *(times("wall"), times("cpu")),
+        *_times(good, [record for record in same if record["method"] == "SyN" and "failed" not in record]),
     ]
+
+
+def _times(mine: list[Record], others: list[Record]) -> list[str]:
+    """Median wall and CPU time, and their shares of those of other records; empty where they tell nothing."""
+    found, shares = [], []
+    for of in ("wall", "cpu"):
+        own, their = ([r["seconds"][of] for r in records if of == "cpu" or _is_quiet(r)] for records in (mine, others))
+        found.append(f"{statistics.median(own):.0f}" if own else "")
+        shares.append(f"{statistics.median(own) / statistics.median(their):.2f}x" if own and their else "")
+    return [*found, *shares]
+
+
+def _is_quiet(record: Record) -> bool:
+    return record["others"] <= QUIET
 
 
 def median(records: list[Record], value: Callable[[Record], float]) -> float:
@@ -111,7 +119,7 @@ def rows(records: list[Record]) -> str:
         "folded",
         "s",
         "CPU s",
-        "load",
+        "others",
         "stages, s",
     ]
     return table(head, (_row(record, sets) for record in records))
@@ -120,14 +128,25 @@ def rows(records: list[Record]) -> str:
 def _row(record: Record, sets: list[str]) -> list[str]:
     first, before = [record["start"], record["method"]], record["before"]
     if "failed" in record:
-        return [*first, *[""] * len(sets), "", "no", "", "", "", f"{record['load']:.1f}", f"failed: {record['failed']}"]
+        return [
+            *first,
+            *[""] * len(sets),
+            "",
+            "no",
+            "",
+            "",
+            "",
+            f"{record['others']:.1f}",
+            f"failed: {record['failed']}",
+        ]
     after = record["after"]
     error = "" if after["mm"] is None else f"{before['mm']:.1f} -> {after['mm']:.2f}"
     stages = ", ".join(f"{name} {value:.1f}" for name, value in record.get("stages", {}).items() if value >= 0.05)
+    wall = f"{record['seconds']['wall']:.1f}"
     return [
         *first,
         *(f"{before[name]:.3f} -> {after[name]:.3f}" for name in sets),
         *(error, {True: "yes", False: "no", None: ""}[is_found(record)], f"{100 * record['folding']:.3f} %"),
-        *(f"{record['seconds'][of]:.1f}" for of in ("wall", "cpu")),
-        *(f"{record['load']:.1f}", stages),
+        *(wall if _is_quiet(record) else "", f"{record['seconds']['cpu']:.1f}", f"{record['others']:.1f}"),
+        stages if _is_quiet(record) else "",
     ]

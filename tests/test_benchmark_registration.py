@@ -1,6 +1,7 @@
 """benchmarks.registration: its pairs and starts are what their truth says, its Dice is Dice, and it goes on."""
 
 import json
+import time
 
 import numpy as np
 import pytest
@@ -101,7 +102,7 @@ def test_share_folded(scan):
 
 
 def record(method, start="as it is", **values):
-    whole = {"pair": "given", "start": start, "method": method, "before": {"labels": 0.25, "mm": 40.0}, "load": 0.1}
+    whole = {"pair": "given", "start": start, "method": method, "before": {"labels": 0.25, "mm": 40.0}, "others": 0.04}
     return {**whole, "after": {"labels": 0.75, "mm": 2.5}, "folding": 0, "seconds": {"wall": 5, "cpu": 8}, **values}
 
 
@@ -111,16 +112,30 @@ def test_the_table_tells_medians_of_starts_that_all_methods_have():
     records += [record("SyN", seconds={"wall": 20, "cpu": 20}), record("SyN", "scaled 0.8", failed="it says nothing")]
     told = registration_table.report(records)
     assert "| given | here | 2 | 1 of 2 | labels 0.625 | 16.25 | 0.000 % | 5 | 8 | 0.25x | 0.40x |" in told
-    assert "| scaled 0.8 | here | 0.250 -> 0.500 | 40.0 -> 30.00 | no | 0.000 % | 5.0 | 8.0 | 0.1 |  |" in told
+    assert "| scaled 0.8 | here | 0.250 -> 0.500 | 40.0 -> 30.00 | no | 0.000 % | 5.0 | 8.0 | 0.0 |  |" in told
     assert "failed: it says nothing" in told
+    busy = [record("here", others=1.5, stages={"affine": 4.0}), record("SyN", seconds={"wall": 20, "cpu": 20})]
+    told = registration_table.report(busy)
+    assert "| given | here | 1 | 1 of 1 | labels 0.750 | 2.50 | 0.000 % |  | 8 |  | 0.40x |" in told
+    assert "affine" not in told.split("## given")[1]
+
+
+def test_busy_seconds_are_those_of_all_cores():
+    before, begin = registration.busy_seconds(), time.process_time()
+    while time.process_time() < begin + 0.2:
+        pass
+    assert registration.busy_seconds() - before >= 0.15  # in ticks of 0.01
 
 
 def test_what_is_on_record_is_not_done_again(tmp_path, capsys):
     records = tmp_path / "records.jsonl"
-    line = json.dumps(record("here"))
-    records.write_text(f"{line}\n{line[:40]}")  # the last was cut short
+    failed, line = (
+        json.dumps(record(method, **found)) for method, found in (("here, ncc", {"failed": "x"}), ("here", {}))
+    )
+    records.write_text(f"{failed}\n{line}\n{line[:40]}")  # the last was cut short
     registration.main(["--list", "--only", "given/as it is/*", "--records", str(records)])
     assert capsys.readouterr().out.splitlines() == ["given/as it is/here, ncc", "given/as it is/ITK affine and demons"]
+    assert records.read_text() == f"{failed}\n{line}\n"
 
 
 def test_what_is_not_given_is_left_out_and_said(tmp_path, capsys):
