@@ -95,7 +95,7 @@ def wanted(patterns: list[str], with_ants: bool) -> list[tuple[str, str, str]]:
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """The last record of each pair, start and method in a file; a last line that a stop cut short is taken out of it."""
+    """The last record of each pair, start and method in a file, out of which a line that a stop cut short is taken."""
     if not path.exists():
         return []
     text = path.read_text(encoding="utf-8")
