@@ -19,6 +19,7 @@ from scipy import ndimage
 
 from data_util import sample
 from data_util.making.anatomy import make_phantom
+from data_util.scans.automatic_view import modality_of
 from data_util.scans.frame import Frame
 from data_util.scans.images import match_labels, read_image
 from errors import UserError
@@ -222,16 +223,21 @@ def colin_deformed(sources: Sources) -> Pair:
 def deformed(scan: sitk.Image, labels: dict[str, sitk.Image], seed: int, seen: sitk.Image | None = None) -> Pair:
     """A scan as moving one, and as fixed one itself deformed by a smooth warp.
 
+    The fixed one has noise (20 HU) where the scan is a CT, and where it is not, other grey values, shading and noise.
+
     Args:
         scan: the moving scan.
         labels: its label images.
         seed: of the warp.
-        seen: what is deformed in its place, such as another contrast on the same voxels.
+        seen: what is deformed in its place, such as another contrast on the same voxels; it stays as it is.
     """
     frame, rng = Frame.of(scan), np.random.default_rng(seed)
     truth = smooth_warp(frame, rng)
     fixed = _deform(frame, seen or scan, truth, sitk.sitkLinear)
-    if seen is None:
+    if seen is None and modality_of(scan) == "CT":
+        grey = sitk.GetArrayFromImage(fixed)
+        fixed = _like(fixed, (grey + rng.normal(0, 20, grey.shape)).astype(np.float32))
+    elif seen is None:
         grey = sitk.GetArrayFromImage(fixed)
         low, high = np.percentile(grey, (1, 99.5))
         unit = np.clip((grey - low) / (high - low), 0, None)
