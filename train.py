@@ -16,10 +16,10 @@ import devices
 import workers
 from checked import MOST
 from errors import Stopped, UserError
-from network import runs
+from network import runs, selection
+from training_callbacks import LOGS, make_callbacks, open_selection
 
 if TYPE_CHECKING:  # TensorFlow is imported within the functions, so that --help is quick
-    import keras
     import tensorflow as tf
 
     from data_util.config import DatasetConfig
@@ -28,9 +28,12 @@ if TYPE_CHECKING:  # TensorFlow is imported within the functions, so that --help
     from network import training
     from network.config import CascadeConfig
 
-WEIGHTS, LOGS = pathlib.Path("weights"), pathlib.Path("logs")
+WEIGHTS = pathlib.Path("weights")
 # Flags that, where not given, are those of the run that -c continues, or else these.
-INHERITED = ("rep", "dataset", "batch", "round", "epochs", "data_args", "lr", "precision", "seed", "finetune")
+INHERITED = (
+    *("rep", "dataset", "batch", "round", "epochs", "data_args", "lr", "precision", "seed", "finetune"),
+    *("best", "patience", "ema"),
+)
 DEFAULTS = {name: getattr(runs.RunArgs(), name) for name in INHERITED} | {"dataset": "datasets/liver.json"}
 
 SLOW_JIT = "XLA's convolutions are very slow on a CPU; leave --jit out"
@@ -48,7 +51,12 @@ def build_parser() -> argparse.ArgumentParser:
     add("-b", "--base_network", default=None, help="VTN or VoxelMorph ('VTN', or the checkpoint's)")
     add("-n", "--n_cascades", type=int, default=None, help="deformable cascades; 0: affine alone (1, or as -c)")
     add_inherited("-r", "--rep", type=int, help="times that each cascade is applied, with the same weights")
-    add("-c", "--checkpoint", default=None, help="continue from this run: FOLDER, FOLDER:STEP or its name in weights/")
+    add(
+        "-c",
+        "--checkpoint",
+        default=None,
+        help="continue from this run: FOLDER, FOLDER:STEP, FOLDER:best or its name in weights/",
+    )
     add_inherited("-d", "--dataset", help="data config")
     add_inherited("--batch", type=int, help="image pairs per step, over all devices")
     add_inherited("--round", type=int, help="steps per epoch")
@@ -56,6 +64,13 @@ def build_parser() -> argparse.ArgumentParser:
     add("--debug", action="store_true", help="write nothing, validate after every step")
     add("--val_steps", type=int, default=100, help="steps between validations (100)")
     add("--val_pairs", type=int, default=20, help="pairs of scheme 2 that are validated (20)")
+    add_inherited(
+        "--best",
+        metavar="METRIC",
+        help="keep the checkpoint of the best validation, FOLDER:best, by dice, landmark_distance, ...; '' for none",
+    )
+    add_inherited("--patience", type=int, help="with --best: end after so many validations without a better; 0: never")
+    add_inherited("--ema", type=float, help="decay of the average of the weights that is validated and saved; 0: none")
     add_inherited("--data_args", help='data options, "key=value": paired')
     add_inherited("--lr", type=float, help="initial learning rate")
     add("--clear_steps", action="store_true", help="with -c: start at step 0 with a fresh optimizer")
@@ -105,16 +120,14 @@ def main(arguments: list[str] | None = None) -> None:
         raise UserError(f"{source} is at step {trainer.step} of {total} already; raise --epochs or use --clear_steps")
     if watch is not None:
         watch.spared = 1  # from now on, a first signal ends the run after a step
-    run = fit(args, trainer, scheme, validation, total, lambda: make_run(args, config, source, view))
-    if is_chief():
-        print(f"Finished: {total} steps" + ("" if run is None else f", checkpoint {run}/model-{total}"))
+    continued = None if source is None or starts_anew(args, source) else source
+    chosen = open_selection(args, continued, validation)
+    run = fit(args, trainer, scheme, validation, chosen, total, lambda: make_run(args, config, source, view))
+    if workers.is_chief():
+        print(f"Finished: {trainer.step} steps" + ("" if run is None else f", checkpoint {run}/model-{trainer.step}"))
         if run is not None:
-            print(f"Next: python eval.py -c {run}" + ("" if args.gpu == cli.AUTO else f" -g {args.gpu}"))
-
-
-def is_chief() -> bool:
-    """Whether this process is the first worker, which alone writes and prints."""
-    return workers.cluster().number == 0
+            best = "" if runs.load_best(run) is None else f":{runs.BEST}"
+            print(f"Next: python eval.py -c {run}{best}" + ("" if args.gpu == cli.AUTO else f" -g {args.gpu}"))
 
 
 def inherit(args: argparse.Namespace) -> pathlib.Path | None:
@@ -151,6 +164,12 @@ def check(args: argparse.Namespace) -> int:
         raise UserError(f"--seed is {args.seed}; it must be a whole number from 0 to {2**31 - 1}")
     if args.jit and args.gpu != cli.AUTO and not devices.gpu_ids(args.gpu):
         raise UserError(f"--jit with -g {args.gpu}: {SLOW_JIT}")
+    if args.best:
+        selection.chosen_value(args.best)
+    if args.patience < 0 or (args.patience and not args.best):
+        raise UserError(f"--patience is {args.patience}; it must be a whole number from 0, and goes with --best alone")
+    if not 0 <= args.ema < 1:
+        raise UserError(f"--ema is {args.ema}; it must be a number from 0 to below 1, such as 0.999")
     for name in ("name", "finetune"):
         cli.part_of_name(f"--{name}", getattr(args, name))
     logs = pathlib.PurePath(args.logs)
@@ -234,7 +253,7 @@ def build_trainer(
     step = 0
     with strategy.scope():
         network = build_network(config)
-        optimizer = training.adam(network)
+        optimizer = training.adam(network, args.ema)
         if source is not None:
             fresh = starts_anew(args, source)
             checkpoints.restore(network, source, None if fresh else optimizer)
@@ -249,6 +268,7 @@ def fit(
     trainer: training.Trainer,
     scheme: Scheme,
     validation: Scheme | None,
+    chosen: selection.Selection | None,
     total: int,
     new_run: Callable[[], pathlib.Path],
 ) -> pathlib.Path | None:
@@ -259,11 +279,13 @@ def fit(
     strategy, first = trainer.distribute_strategy, trainer.step
     with user_errors():
         shown = next(iter((validation or scheme).evaluation(1, [0])))
-    run = new_run() if is_chief() and not args.debug else None
-    if is_chief():
+    run = new_run() if workers.is_chief() and not args.debug else None
+    if workers.is_chief():
         needed = training.estimate_memory(trainer.network, args.batch // strategy.num_replicas_in_sync) / 2**30
         print(f"A step will need about {needed:.1f} GiB of memory on each device")
-    callbacks = make_callbacks(args, run, scheme, validation, shown, total)
+    how = "nothing was to be saved" if workers.is_chief() or args.debug else "the first worker has saved it"
+    how = how if run is None else f"go on with -c {run}: {command_to_go_on(args, run)}"
+    callbacks = make_callbacks(args, run, scheme, validation, chosen, shown, total, how)
 
     def batches(context: tf.distribute.InputContext) -> tf.data.Dataset:
         share = context.num_replicas_in_sync, context.input_pipeline_id, context.num_input_pipelines
@@ -283,7 +305,7 @@ def fit(
         stopped = why
     finally:
         callbacks[0].close()
-    if not trainer.leaves_together() and not is_chief():  # the first worker has saved, and needs nobody any more
+    if not trainer.leaves_together() and not workers.is_chief():  # who has saved, and needs nobody any more
         raise UserError(
             f"all workers end after step {trainer.step}, but the first was lost before it said that this is saved; "
             "see what it said, and go on with -c and the run's newest checkpoint"
@@ -292,42 +314,6 @@ def fit(
     if stopped is not None:
         raise stopped
     return run
-
-
-def make_callbacks(
-    args: argparse.Namespace,
-    run: pathlib.Path | None,
-    scheme: Scheme,
-    validation: Scheme | None,
-    shown: dict[str, tf.Tensor],
-    total: int,
-) -> list[keras.callbacks.Callback]:
-    """What happens around each step, in this order; the progress bar is the first, the stop at a signal the last."""
-    from network import callbacks
-
-    progress = callbacks.Progress("debug" if run is None else run.name, total, is_chief())
-    steps = [
-        progress,
-        callbacks.LearningRate(args.lr, args.round),
-        callbacks.StopAtNonFinite(lambda step: scheme.training_pair_ids(args.batch, args.seed, step)),
-    ]
-    curves = saver = None
-    if run is not None:
-        from data_util.output.figures import training_pictures
-        from network.curves import Curves
-
-        curves = Curves(LOGS / args.logs / run.name)
-        saver = callbacks.SaveCheckpoints(run, args.round, total)
-        steps += [callbacks.Log(run, curves), saver, callbacks.Pictures(curves, shown, training_pictures)]
-    if validation is not None and is_chief():
-        sample = validation.sample(args.val_pairs, seed=0)
-        every = 1 if args.debug else args.val_steps
-        batches = lambda: validation.evaluation(args.batch, sample)  # noqa: E731
-        steps.append(callbacks.Validate(every, batches, validation.label_values, run, curves))
-    how = "nothing was to be saved" if is_chief() or args.debug else "the first worker has saved it"
-    how = how if run is None else f"go on with -c {run}: {command_to_go_on(args, run)}"
-    steps.append(callbacks.StopAtSignal(saver, how, total))  # what a step leads to is done before the run ends
-    return steps
 
 
 def command_to_go_on(args: argparse.Namespace, run: pathlib.Path) -> str:

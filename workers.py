@@ -70,6 +70,11 @@ def cluster() -> Cluster:
     return Cluster(addresses, index)
 
 
+def is_chief() -> bool:
+    """Whether this process is the first worker, which alone writes and prints."""
+    return cluster().number == 0
+
+
 def meet(cluster: Cluster, seconds: float) -> None:
     """Wait until all workers of a run are there, in whatever order they start.
 

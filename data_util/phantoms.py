@@ -22,7 +22,13 @@ from errors import UserError
 
 
 def write_dataset(
-    prefix: str | Path, size: Sequence[int], n_train: int, n_pairs: int, seed: int, overwrite: bool = False
+    prefix: str | Path,
+    size: Sequence[int],
+    n_train: int,
+    n_pairs: int,
+    seed: int,
+    overwrite: bool = False,
+    two_modalities: bool = False,
 ) -> tuple[Path, Path]:
     """Write a set of phantoms, PREFIX.h5 and PREFIX.json; return both paths.
 
@@ -31,7 +37,8 @@ def write_dataset(
     known  `n_pairs` adjacent pairs (s, d), scheme "known": d is s deformed by a known flow, a placement and a smooth
            one together, so that the pair fixed d, moving s has its true flow in the file; the reverse has none.
 
-    No two individuals are alike, and the same arguments give the same set.
+    No two individuals are alike, and the same arguments give the same set. With `two_modalities` every second scan is
+    an MR of the same individual, and so is d.
 
     Args:
         prefix: path of both files without their endings.
@@ -40,6 +47,7 @@ def write_dataset(
         n_pairs: number of pairs of `val` and of `known`, at least 1.
         seed: another seed, other individuals; from 0.
         overwrite: replace files that are there.
+        two_modalities: CT and MR by turns.
 
     Returns:
         Paths of the HDF5 file and the config.
@@ -58,10 +66,12 @@ def write_dataset(
 
     def scans() -> Iterator[Scan]:
         for k in range(first_known):
-            yield make_phantom(size, [seed, k])
+            yield make_phantom(size, [seed, k], mr=two_modalities and k % 2 == 1)
         for k in range(first_known, total, 2):
             flow = individual_flow(size, np.random.default_rng([seed, k + 1]))
-            yield from known_pair(make_phantom(size, [seed, k]), flow, f"{name}/{k}")
+            yield (scan := make_phantom(size, [seed, k]))
+            other = make_phantom(size, [seed, k], mr=True) if two_modalities else scan
+            yield known_pair(other, flow, f"{name}/{k}")[1]
 
     subsets = {"train": range(n_train), "val": range(n_train, first_known), "known": range(first_known, total)}
     schemes = {"1": {"train": 1.0}, "2": {"val": 1.0}, "known": {"known": 1.0}}
@@ -79,9 +89,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--train", type=int, default=12, help="number of training scans (%(default)s)")
     parser.add_argument("--pairs", type=int, default=4, help="number of validation and of known pairs (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="another seed, other individuals (%(default)s)")
+    parser.add_argument("--two_modalities", action="store_true", help="every second scan as an MR of the body")
     parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
     args = parser.parse_args(argv)
-    data, config = write_dataset(args.output, args.size, args.train, args.pairs, args.seed, args.overwrite)
+    numbers = args.size, args.train, args.pairs, args.seed
+    data, config = write_dataset(args.output, *numbers, args.overwrite, args.two_modalities)
     size = "x".join(str(n) for n in args.size)
     print(
         f"{data}: {args.train} training scans, {args.pairs} validation pairs, {args.pairs} known pairs, {size} voxels"

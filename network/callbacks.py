@@ -10,7 +10,7 @@ import math
 import pathlib
 import signal
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TextIO
 
 import keras
@@ -23,9 +23,11 @@ import progress
 from errors import Stopped, UserError
 
 from . import checkpoints
+from .averaging import averaged_weights
 from .curves import Curves
 from .evaluation import EvaluationPlan, Evaluator
 from .kernels import whole_step
+from .selection import Selection, chosen_value
 from .training import GRADIENT, learning_rate
 
 Logs = Any  # Keras's: a dict of the step's values, or None where there are none.
@@ -134,7 +136,8 @@ class Pictures(keras.callbacks.Callback):
         if step % PICTURES_EVERY:
             return
         fixed, moving = self.pair
-        output = self.network((fixed, moving))
+        with averaged_weights(self.model.network, self.model.optimizer):
+            output = self.network((fixed, moving))
         images = [volume.numpy()[0, ..., 0] for volume in (fixed, moving, output.warped)]
         self.curves.pictures(step, self.draw(*images, output.flow.numpy()[0]))
 
@@ -143,13 +146,15 @@ class Validate(keras.callbacks.Callback):
     """Every `steps` steps, evaluates a fixed sample of pairs: TensorBoard `val_*`, a line, and `validation.csv`.
 
     Values that were not measured (no segmentation, no landmarks) are left out of the means; a mean of nothing is
-    empty. An error in validation stops the run, since a mistake in the data would otherwise go unnoticed.
+    empty. An error in validation stops the run, since a mistake in the data would otherwise go unnoticed. Where the
+    optimizer keeps averages of the weights, it is these that are validated.
 
     Args:
         steps: steps between validations.
         batches: function without arguments giving the Batches of the sample.
-        labels: label values, or None for a mask.
+        labels: values of the labels by name, or None for a mask. Each has columns of its own.
         folder, curves: the run's folder and its curves for TensorBoard, or None to write nothing.
+        keeper: what keeps the best checkpoint by a value of these, or None.
     """
 
     NAMES = {"dice": "dice_score", "jaccard": "jacc_score", "landmark_distance": "landmark_dist"}
@@ -158,35 +163,51 @@ class Validate(keras.callbacks.Callback):
         self,
         steps: int,
         batches: Callable[[], Iterable[dict[str, tf.Tensor]]],
-        labels: Sequence[int] | None,
+        labels: Mapping[str, int] | None,
         folder: pathlib.Path | None = None,
         curves: Curves | None = None,
+        keeper: KeepBest | None = None,
     ) -> None:
         super().__init__()
-        self.steps, self.batches, self.labels = steps, batches, labels
+        self.steps, self.batches, self.labels, self.keeper = steps, batches, labels, keeper
         self.path = None if folder is None else pathlib.Path(folder) / "validation.csv"
         self.curves = curves
+        self.names, self.metrics = dict(self.NAMES), ["overlap", "landmarks"]
+        if keeper is not None:
+            chosen = keeper.selection.metric
+            self.names.setdefault(chosen, chosen)
+            self.metrics.append(chosen_value(chosen)[0])
 
     def on_train_begin(self, logs: Logs = None) -> None:
-        plan = EvaluationPlan(("overlap", "landmarks"))
-        self.evaluator = Evaluator(self.model.network, self.labels, plan, self.model.distribute_strategy)
+        plan = EvaluationPlan(tuple(dict.fromkeys(self.metrics)))
+        labels = None if self.labels is None else self.labels.values()
+        self.evaluator = Evaluator(self.model.network, labels, plan, self.model.distribute_strategy)
 
     def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
         step = self.model.step
         if step % self.steps:
             return
-        results = list(self.evaluator.evaluate(self.batches()))
-        means = {}
-        for name, title in self.NAMES.items():
-            measured = np.concatenate([r.values[name] for r in results])
-            measured = measured[~np.isnan(measured)]
-            means[title] = float(measured.mean()) if measured.size else None
-        self.report(step, len(results), means)
+        with averaged_weights(self.model.network, self.model.optimizer):
+            results = list(self.evaluator.evaluate(self.batches()))
+        means = {title: _mean([r.values[name] for r in results]) for name, title in self.names.items()}
+        of_labels = {
+            f"{self.NAMES[name]}_{label}": _mean([r.values[name][k : k + 1] for r in results])
+            for name in ("dice", "jaccard")
+            for k, label in enumerate(self.labels or ())
+        }
+        self.report(step, len(results), means, of_labels)
+        if self.keeper is not None:
+            selection = self.keeper.selection
+            self.keeper.consider(step, means[self.names[selection.metric]])
+            if selection.is_over:
+                tqdm.tqdm.write(f"The run ends: {selection.why_over()}")
+                self.model.found_over = True
 
-    def report(self, step: int, pairs: int, means: dict[str, float | None]) -> None:
+    def report(self, step: int, pairs: int, means: dict[str, float | None], of_labels: dict[str, float | None]) -> None:
         """Write one validation's means."""
         text = ", ".join(f"{name} {'not measured' if v is None else format(v, '.4f')}" for name, v in means.items())
         tqdm.tqdm.write(f"step {step}: validation of {pairs} pairs: {text}")
+        means = means | of_labels
         if self.curves is not None:
             self.curves.scalars(step, {f"val_{name}": value for name, value in means.items()})
         if self.path is not None:
@@ -198,12 +219,42 @@ class Validate(keras.callbacks.Callback):
                 rows.writerow([step, pairs, *("" if v is None else v for v in means.values())])
 
 
-class SaveCheckpoints(keras.callbacks.Callback):
-    """Saves the run at each epoch's end, at least hourly, and at its very end."""
+def _mean(values: list[np.ndarray]) -> float | None:
+    """Mean of what was measured, None where nothing was."""
+    measured = np.concatenate([np.atleast_1d(value) for value in values])
+    measured = measured[~np.isnan(measured)]
+    return float(measured.mean()) if measured.size else None
 
-    def __init__(self, folder: pathlib.Path, steps_per_epoch: int, last_step: int) -> None:
+
+class KeepBest:
+    """Keeps the best checkpoint of a run by its validations.
+
+    Args:
+        selection: the best so far.
+        saver: the run's `SaveCheckpoints`, or None where nothing is written.
+    """
+
+    def __init__(self, selection: Selection, saver: SaveCheckpoints | None) -> None:
+        self.selection, self.saver = selection, saver
+        if saver is not None:
+            selection.write(saver.folder)
+
+    def consider(self, step: int, value: float | None) -> None:
+        """Take note of a validation: save a checkpoint where it is the best so far, and then name it in `best.json`."""
+        if self.selection.consider(step, value) and self.saver is not None:
+            self.saver.save()
+            self.selection.write(self.saver.folder)
+
+
+class SaveCheckpoints(keras.callbacks.Callback):
+    """Saves the run at each epoch's end, at least hourly, and at its very end; with what its `selection` needs."""
+
+    def __init__(
+        self, folder: pathlib.Path, steps_per_epoch: int, last_step: int, selection: Selection | None = None
+    ) -> None:
         super().__init__()
         self.folder, self.steps_per_epoch, self.last_step = folder, steps_per_epoch, last_step
+        self.selection = selection
         self.saved_at, self.saved_step = time.monotonic(), None
 
     def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
@@ -217,12 +268,15 @@ class SaveCheckpoints(keras.callbacks.Callback):
         if self.saved_step == self.model.step:
             return
         tqdm.tqdm.write(f"Saving {checkpoints.checkpoint_prefix(self.folder, self.model.step)}")
-        checkpoints.save(self.folder, self.model.network, self.model.optimizer, self.model.step)
+        state = None if self.selection is None else self.selection.state()
+        checkpoints.save(self.folder, self.model.network, self.model.optimizer, self.model.step, state)
         self.saved_at, self.saved_step = time.monotonic(), self.model.step
 
 
 class StopAtSignal(keras.callbacks.Callback):
     """At Ctrl-C, SIGTERM or SIGHUP ends the run, saved, after a step; at a second signal, at once.
+
+    A run that is over before its last step (`Trainer.is_over`) ends likewise, but as one that is finished.
 
     It is the step that is under way; with several workers, the first that begins after any of them was told, for all.
     Signals are heard from the run's start until `end`; one that was ignored, as under nohup, stays so.
@@ -258,6 +312,11 @@ class StopAtSignal(keras.callbacks.Callback):
             signal.signal(number, handler)
 
     def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
+        if self.model.is_over:
+            self.model.stop_training = True
+            if self.saver is not None:
+                self.saver.save()
+            return
         if not self.model.stops or self.model.step == self.last_step:
             return
         if self.saver is None:

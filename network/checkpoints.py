@@ -9,18 +9,22 @@ import hashlib
 import math
 import pathlib
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 import files
 from errors import UserError, first_line
 
+from .averaging import averages
 from .config import CascadeConfig
 from .recursive_cascaded_networks import RecursiveCascadedNetwork, build_network
 from .runs import (
     ARGS_FILE,
+    BEST_PREFIX,
     CONFIG_FILE,
     checkpoint_prefix,
     find_checkpoint,
@@ -28,6 +32,7 @@ from .runs import (
     find_step,
     list_steps,
     load_args,
+    load_best,
     load_cascade_config,
     load_data,
     remove_leftovers,
@@ -55,6 +60,8 @@ __all__ = [
 _SLOTS = {"_momentums": "Adam", "_velocities": "Adam_1"}
 # The state of Keras's `LossScaleOptimizer`.
 _LOSS_SCALE = ("dynamic_scale", "step_counter")
+# What a weight was after the last step, where what is saved under its name is the average over the steps.
+_LAST = "last"
 _BETAS = {"beta1_power": 0.9, "beta2_power": 0.999}
 # Adam's step count where a published file's power of beta2 has become 0: its bias corrections have long become 1.
 _MANY_STEPS = 1_000_000
@@ -137,7 +144,8 @@ def restore(
     """Fill the network's weights, and the optimizer's state if one is given, from a checkpoint.
 
     Strict: every weight must be there in its shape, and every variable in the file must be a weight or known
-    bookkeeping. One variable is read at a time.
+    bookkeeping. One variable is read at a time. With an optimizer that keeps averages, these become what is saved as
+    the weights, and the weights what they were after the last step.
 
     Raises:
         UserError: the file is damaged, or does not fit the network.
@@ -150,6 +158,10 @@ def restore(
     for name, weight in weights.items():
         weight.assign(_read(reader, name, prefix))
     if optimizer is not None:
+        for name, (weight, average) in _averages(network, optimizer).items():
+            average.assign(weight.value)
+            if f"{name}/{_LAST}" in shapes:  # not in a checkpoint of a run without averages
+                weight.assign(_read(reader, f"{name}/{_LAST}", prefix))
         for name, variable in _slot_variables(network, optimizer).items():
             variable.assign(_read(reader, name, prefix))
         for name, variable in _scale_variables(optimizer).items():
@@ -158,14 +170,32 @@ def restore(
         optimizer.iterations.assign(_adam_steps(float(_read(reader, "beta2_power", prefix))))
 
 
+def read_validations(prefix: str | pathlib.Path, metric: str) -> np.ndarray | None:
+    """What a checkpoint keeps of the validations before it (`Selection.state`); None where none was chosen by `metric`.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    reader, shapes = _open(prefix)
+    name = f"{BEST_PREFIX}{metric}"
+    return _read(reader, name, prefix) if shapes.get(name) == [3] else None
+
+
 def save(
-    folder: str | pathlib.Path, network: RecursiveCascadedNetwork, optimizer: keras.optimizers.Optimizer, step: int
+    folder: str | pathlib.Path,
+    network: RecursiveCascadedNetwork,
+    optimizer: keras.optimizers.Optimizer,
+    step: int,
+    validations: Mapping[str, np.ndarray] | None = None,
 ) -> None:
     """Write a checkpoint of every variable of the network and of the optimizer's state: FOLDER/model-<step>.
 
+    Where the optimizer keeps averages of the weights, these are what is saved under the weights' names, and the
+    weights themselves beside them. `validations` are numbers to keep besides (`Selection.state`).
+
     The files appear under their names only when they are complete and on the disk, the index last, so that a kill or a
     power failure at any moment leaves the older checkpoints and no broken one. Of those written before, the newest five
-    stay, and one every five hours.
+    stay, one every five hours, and the best that `best.json` names.
 
     Raises:
         UserError: it cannot be written.
@@ -174,6 +204,9 @@ def save(
     remove_leftovers(folder)
     variables = network.named_weights() | _slot_variables(network, optimizer) | _scale_variables(optimizer)
     tensors = {name: variable.value for name, variable in variables.items()}
+    for name, (weight, average) in _averages(network, optimizer).items():
+        tensors |= {name: average.value, f"{name}/{_LAST}": weight.value}
+    tensors.update({name: tf.constant(value) for name, value in (validations or {}).items()})
     done = int(keras.ops.convert_to_numpy(optimizer.iterations))
     tensors.update({name: tf.constant(beta ** (done + 1), tf.float32) for name, beta in _BETAS.items()})
     tensors["is_training"] = tf.constant(False)
@@ -194,8 +227,10 @@ def save(
 
 def _prune(folder: pathlib.Path) -> None:
     """Remove older checkpoints by way of a partial folder: after a kill in between, the index finds its data again."""
-    kept_at = -math.inf
+    kept_at, best = -math.inf, load_best(folder)
     for step in list_steps(folder)[:-_KEEP_NEWEST]:
+        if best is not None and step == best.step:
+            continue
         prefix = checkpoint_prefix(folder, step)
         written_at = pathlib.Path(f"{prefix}.index").stat().st_mtime
         if written_at - kept_at >= _KEEP_EVERY_SECONDS:
@@ -220,6 +255,14 @@ def _slot_variables(
             raise RuntimeError(f"Keras {keras.__version__} keeps Adam's moments elsewhere than in Adam.{attribute}")
         slots |= {f"{names[id(weight)]}/{slot}": m for weight, m in zip(trained, moments, strict=True)}
     return slots
+
+
+def _averages(
+    network: RecursiveCascadedNetwork, optimizer: keras.optimizers.Optimizer
+) -> dict[str, tuple[keras.Variable, keras.Variable]]:
+    """Weight and average by published name; {} for an optimizer that keeps no averages."""
+    names = {id(weight): name for name, weight in network.named_weights().items()}
+    return {names[id(weight)]: (weight, average) for weight, average in averages(network, optimizer)}
 
 
 def _scale_variables(optimizer: keras.optimizers.Optimizer) -> dict[str, keras.Variable]:
@@ -275,8 +318,9 @@ def _check_fit(
                 f"checkpoint {prefix} is not one of {what}: {name} has shape {tuple(found[name])}, "
                 f"not {wanted[name]}; check -b, -n and {names} in --net_args"
             )
-    slots = {f"{name}/{slot}" for name in wanted for slot in _SLOTS.values()}
+    slots = {f"{name}/{slot}" for name in wanted for slot in (*_SLOTS.values(), _LAST)}
     unused = sorted(set(found) - set(wanted) - slots - {*_BETAS, *_LOSS_SCALE, "is_training"})
+    unused = [name for name in unused if not name.startswith(BEST_PREFIX)]
     foreign = [name for name in unused if name.startswith("gaffdfrm/")]
     if foreign:
         raise UserError(

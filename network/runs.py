@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 
 import files
-from checked import COUNT, INDEX, POSITIVE, build, read_json
+from checked import COUNT, INDEX, POSITIVE, SHARE, build, read_json
 from checksums import SUM, is_changed, sealed
 from errors import UserError
 
@@ -22,6 +22,9 @@ from .registry import BASE_NETWORKS, SIMILARITIES
 
 CONFIG_FILE = "config.json"
 ARGS_FILE = "args.json"
+BEST_FILE = "best.json"
+BEST = "best"  # in place of a step
+BEST_PREFIX = "best/"  # of what a checkpoint keeps of the validations before it
 # What config.json holds beside the options of `CascadeConfig`: the data that the run was trained on, its plugin, and a
 # checksum, as args.json does; without one, as in files of users and of older versions, each is read as it is.
 RUN_KEYS = ("data", "plugin", SUM)
@@ -51,6 +54,26 @@ class RunArgs:
     seed: Annotated[int, INDEX] = 0
     finetune: str | None = None
     checkpoint: str | None = None
+    best: str | None = None
+    patience: Annotated[int, INDEX] = 0
+    ema: Annotated[float, SHARE] = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Best:
+    """What a run's best.json says: which checkpoint is its best by validation.
+
+    Attributes:
+        step: of the checkpoint.
+        metric, value: what was measured.
+        run: the folder with the checkpoint, seen from the run's own: '.', or that of a run which this one goes on
+            from and has not bettered.
+    """
+
+    step: Annotated[int, INDEX]
+    metric: str
+    value: float
+    run: str = "."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,24 +88,26 @@ def find_run(text: str | pathlib.Path, root: str | pathlib.Path = "weights") -> 
     """Folder and step that a `-c` argument means.
 
     Args:
-        text: 'FOLDER', 'FOLDER:STEP', the name of a run in `root` with or without ':STEP', or a file of a checkpoint:
-            'FOLDER/model-STEP', with '.index' or '.data-...' behind it or not.
+        text: 'FOLDER', 'FOLDER:STEP', 'FOLDER:best', the name of a run in `root` with or without these, or a file of a
+            checkpoint: 'FOLDER/model-STEP', with '.index' or '.data-...' behind it or not.
         root: folder of runs.
 
     Returns:
         (pathlib.Path, step or None).
 
     Raises:
-        UserError: there is no such folder, or STEP is not a number.
+        UserError: there is no such folder, STEP is not a number, or the run has no best checkpoint.
     """
     text = str(text)
     name, colon, number = text.rpartition(":")
     step = None if not colon or pathlib.Path(text).is_dir() else number
     if step is None:
         name = text
-    elif not re.fullmatch("[0-9]{1,18}", step):
-        raise UserError(f"checkpoint {text!r}: {step!r} is not a step; write FOLDER or FOLDER:STEP")
+    elif step != BEST and not re.fullmatch("[0-9]{1,18}", step):
+        raise UserError(f"checkpoint {text!r}: {step!r} is not a step; write FOLDER, FOLDER:STEP or FOLDER:{BEST}")
     folder = _existing(name, root)
+    if folder is not None and step == BEST:
+        return _find_best(folder)
     if folder is not None:
         return folder, None if step is None else int(step)
     file = _FILE.fullmatch(pathlib.Path(name).name)
@@ -100,6 +125,41 @@ def find_run(text: str | pathlib.Path, root: str | pathlib.Path = "weights") -> 
 def _existing(name: str, root: str | pathlib.Path) -> pathlib.Path | None:
     folders = (pathlib.Path(name), pathlib.Path(root) / name)
     return next((folder for folder in folders if folder.is_dir()), None)
+
+
+def _find_best(folder: pathlib.Path) -> tuple[pathlib.Path, int]:
+    """Folder and step of a run's best checkpoint."""
+    best = load_best(folder)
+    if best is None:
+        raise UserError(f"{folder} has no best checkpoint, as it was trained without --best; leave :{BEST} out")
+    where = best_folder(folder, best)
+    if not where.is_dir() or best.step not in list_steps(where):
+        raise UserError(f"{folder / BEST_FILE} names {where}/model-{best.step}, which is not there; leave :{BEST} out")
+    return where, best.step
+
+
+def load_best(folder: str | pathlib.Path) -> Best | None:
+    """What the `best.json` of a run says; None where there is none.
+
+    Raises:
+        UserError: the file is not JSON, or a value is not of its kind.
+    """
+    path = pathlib.Path(folder) / BEST_FILE
+    return build(Best, _read_json(path), str(path), _REMEDY) if path.is_file() else None
+
+
+def best_folder(folder: str | pathlib.Path, best: Best) -> pathlib.Path:
+    """The folder with the best checkpoint of the run in `folder`."""
+    return pathlib.Path(os.path.normpath(pathlib.Path(folder) / best.run))
+
+
+def save_best(folder: str | pathlib.Path, best: Best) -> None:
+    """Write the `best.json` of a run, whole or not at all.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    files.write_text(pathlib.Path(folder) / BEST_FILE, sealed(dataclasses.asdict(best), indent=2))
 
 
 def list_steps(folder: str | pathlib.Path) -> list[int]:

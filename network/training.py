@@ -18,7 +18,8 @@ from .recursive_cascaded_networks import RecursiveCascadedNetwork
 
 Batch = dict[str, tf.Tensor]
 GRADIENT = "squared_gradient"
-_STOP = "stop"
+# What the workers of a run tell each other in each step: whether they were asked to stop, and whether the run is over.
+_STOP = ("stop", "over")
 # In float16 small gradients vanish. The loss is scaled by a factor that starts here, where no gradient overflows yet,
 # and doubles after so many steps without an overflow.
 _FIRST_SCALE, _STEPS_TO_DOUBLE = 16.0, 500
@@ -64,12 +65,14 @@ def learning_rate(step: int, steps_per_epoch: int, initial: float) -> float:
     return initial * 0.5 ** max(0, epoch - 2)
 
 
-def adam(network: RecursiveCascadedNetwork) -> keras.optimizers.Optimizer:
+def adam(network: RecursiveCascadedNetwork, ema: float = 0.0) -> keras.optimizers.Optimizer:
     """The optimizer of the original: Adam 0.9 / 0.999, epsilon 1e-8, with its slots made.
 
-    In float16 it is within Keras's `LossScaleOptimizer`, which skips the steps whose scaled gradient overflows.
+    In float16 it is within Keras's `LossScaleOptimizer`, which skips the steps whose scaled gradient overflows. With
+    `ema` between 0 and 1 it keeps an average of each weight: after each step, ema * average + (1 - ema) * weight.
     """
-    optimizer = keras.optimizers.Adam(beta_1=0.9, beta_2=0.999, epsilon=1e-8)
+    averaging = {"use_ema": True, "ema_momentum": ema} if ema else {}
+    optimizer = keras.optimizers.Adam(beta_1=0.9, beta_2=0.999, epsilon=1e-8, **averaging)
     if network.config.precision == "mixed_float16":
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer, _FIRST_SCALE, _STEPS_TO_DOUBLE)
     optimizer.build(network.trainable_variables)
@@ -139,6 +142,7 @@ class Trainer(keras.Model):
         step: number of steps done.
         rate: learning rate in force, as a callback set it.
         asked_to_stop: whether this process was asked to end the run; the workers of a run tell each other in each step.
+        found_over: whether this process found that the run need not go on; they tell each other likewise.
         seconds_waiting: time spent so far waiting for the next batch.
     """
 
@@ -148,7 +152,8 @@ class Trainer(keras.Model):
         self.network = network
         self.step = step
         self.rate: float | None = None
-        self.asked_to_stop = self._told_to_stop = False
+        self.asked_to_stop = self.found_over = False
+        self._told = [False, False]
         self.seconds_waiting = 0.0
         self.built = True
 
@@ -203,7 +208,12 @@ class Trainer(keras.Model):
 
         With several workers, whether any of them was asked to before that step: the same for all.
         """
-        return self._told_to_stop if has_several_workers(self.distribute_strategy) else self.asked_to_stop
+        return self._told[0] if has_several_workers(self.distribute_strategy) else self.asked_to_stop
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the run ends with the step that is done, as it need not go on; as `stops`."""
+        return self._told[1] if has_several_workers(self.distribute_strategy) else self.found_over
 
     def leaves_together(self) -> bool:
         """Wait until the other workers, which end with the same step, are done with it; False where one was lost."""
@@ -226,7 +236,7 @@ class Trainer(keras.Model):
         def step(batch: Batch, asked: tf.Tensor | None) -> dict[str, tf.Tensor]:
             terms = self.train_step(batch)
             if asked is not None:
-                terms[_STOP] = asked
+                terms |= dict(zip(_STOP, tf.unstack(asked), strict=True))
             # All terms are summed over the devices at once; like the sum of the gradients, it has a fixed order.
             values = tf.distribute.get_replica_context().all_reduce("SUM", tf.stack(list(terms.values())))
             return dict(zip(terms, tf.unstack(values), strict=True))
@@ -242,9 +252,9 @@ class Trainer(keras.Model):
             try:
                 batch = next(iterator)
                 self.seconds_waiting += time.perf_counter() - started
-                asked = tf.constant(float(self.asked_to_stop)) if several else None
+                asked = tf.constant([float(self.asked_to_stop), float(self.found_over)]) if several else None
                 terms = whole_run(batch, asked)
-                self._told_to_stop = float(terms.pop(_STOP, 0.0)) > 0
+                self._told = [float(terms.pop(name, 0.0)) > 0 for name in _STOP]
             except _LOST as error:
                 when = " before all had stopped" if self.asked_to_stop else ""
                 raise UserError(

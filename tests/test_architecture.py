@@ -12,7 +12,17 @@ SOURCES = sorted(
     for path in [*ROOT.glob("*.py"), *(ROOT / "network").rglob("*.py"), *(ROOT / "data_util").rglob("*.py")]
     if path.name != "__init__.py"
 )
-SCRIPTS = {"train", "eval", "demo", "apply", "register", "registration", "registration_options", "views"}
+SCRIPTS = {
+    "train",
+    "training_callbacks",
+    "eval",
+    "demo",
+    "apply",
+    "register",
+    "registration",
+    "registration_options",
+    "views",
+}
 COMMANDS = {f"data_util.{name}" for name in ("build", "check", "learn2reg", "phantoms", "sample", "report")}
 LONGEST_FUNCTION, LONGEST_FILE = 60, 400
 

@@ -245,6 +245,22 @@ def test_the_seed_decides_the_whole_set(tmp_path):
         assert not np.array_equal(one["5"]["flow"][...], other["5"]["flow"][...])
 
 
+def test_two_modalities_show_the_same_bodies_in_turn(tmp_path):
+    def scans(name, two):
+        with h5py.File(write_dataset(tmp_path / name, (24, 20, 22), 2, 1, 3, two_modalities=two)[0]) as file:
+            parts = ("volume", "segmentation", "point")
+            return [{part: file[str(k)][part][...] for part in parts} for k in range(6)]
+
+    for k, (ct, other) in enumerate(zip(scans("a", False), scans("b", True), strict=True)):
+        np.testing.assert_array_equal(ct["segmentation"], other["segmentation"])
+        np.testing.assert_array_equal(ct["point"], other["point"])
+        if k % 2 == 0:
+            np.testing.assert_array_equal(ct["volume"], other["volume"])
+        else:
+            body = ct["volume"] > 30
+            assert abs(np.corrcoef(ct["volume"][body], other["volume"][body])[0, 1]) < 0.7
+
+
 def test_existing_files_stay_unless_overwriting_is_asked(tmp_path):
     data, _ = write_dataset(tmp_path / "a", (16, 16, 16), 2, 1, 1)
     before = data.read_bytes()

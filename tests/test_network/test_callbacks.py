@@ -28,7 +28,7 @@ def run(monkeypatch):
 
     before = {number: signal.signal(number, unheard) for number in NUMBERS}
     stop = StopAtSignal(Saver(), "go on", 9)
-    stop.set_model(types.SimpleNamespace(step=4, stops=False, asked_to_stop=False))
+    stop.set_model(types.SimpleNamespace(step=4, stops=False, is_over=False, asked_to_stop=False))
     yield stop
     for number, handler in before.items():
         signal.signal(number, handler)

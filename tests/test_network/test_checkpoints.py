@@ -105,7 +105,7 @@ def test_finding_runs_and_steps(tmp_path, monkeypatch):
         assert checkpoints.find_run(file) == (folder.relative_to(tmp_path), 200)
     with pytest.raises(UserError, match=r"'weights/run/model-20\.index' does not exist"):
         checkpoints.find_run("weights/run/model-20.index")
-    with pytest.raises(UserError, match=r"'x' is not a step; write FOLDER or FOLDER:STEP"):
+    with pytest.raises(UserError, match=r"'x' is not a step; write FOLDER, FOLDER:STEP or FOLDER:best"):
         checkpoints.find_run("run:x")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="holds no checkpoint"):

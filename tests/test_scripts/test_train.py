@@ -280,6 +280,47 @@ def test_labels_are_validated(folder):
     assert 0 < float(rows_of(only_run() / "validation.csv")[0]["dice_score"]) < 1
 
 
+def test_a_run_that_gets_no_better_ends_early_and_names_its_best(folder, capsys):
+    config = json.loads(pathlib.Path("datasets/p.json").read_text())
+    config["segmentation_class_value"] = {"liver": 255, "none": 7}
+    pathlib.Path("datasets/p.json").write_text(json.dumps(config))
+    flags = ["-n", "0", "--val_steps", "1", "--best", "similarity", "--patience", "2", "--ema", "0.9", "--name", "a"]
+    assert run(*flags, "--lr", "1e-30") == 0
+    made = only_run("_a")
+    assert [row["step"] for row in rows_of(made / "validation.csv")] == ["1", "2", "3"]
+    first = rows_of(made / "validation.csv")[0]
+    assert list(first)[2:6] == ["dice_score", "jacc_score", "landmark_dist", "similarity"]
+    assert first["dice_score"] == first["dice_score_liver"]  # the other label is in no scan
+    assert first["dice_score_none"] == first["jacc_score_none"] == ""
+    assert checkpoints.list_steps(made) == [1, 3]
+    assert checkpoints.find_checkpoint(f"{made}:best") == made / "model-1"
+    out = capsys.readouterr().out
+    assert f"The run ends: no similarity better than {float(first['similarity']):.4f} of step 1 in 2 validations" in out
+    assert f"Finished: 3 steps, checkpoint {made}/model-3" in out
+    assert f"Next: python eval.py -c {made}:best" in out
+    assert run("-c", str(made)) == 1
+    assert "model-3 is over: no similarity better than" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stop", [1, 4])
+def test_a_continued_run_goes_on_with_its_best_and_its_averages(folder, stop):
+    flags = ["-b", "VoxelMorph", "--seed", "3", "--val_steps", "1", "--best", "dice", "--patience", "9", "--ema", "0.9"]
+    net_args = ["--net_args", "channels=2, augmentation='bspline+affine+contrast'"]
+    assert run(*flags, *net_args, "--name", "whole") == 0
+    assert run(*flags, *net_args, "--name", "start", "--epochs", str(stop / 3)) == 0
+    assert run("--name", "end", "-c", str(only_run("_start")), "--val_steps", "1") == 0
+    whole, end = weights_of(only_run("_whole"), 6), weights_of(only_run("_end"), 6)
+    assert {"best/dice", "gaffdfrm/affine_stem/conv1/W/last"} < set(whole)
+    assert set(whole) == set(end)
+    for name, value in whole.items():
+        np.testing.assert_array_equal(end[name], value, name)
+    assert np.abs(whole["gaffdfrm/affine_stem/conv1/W/last"] - whole["gaffdfrm/affine_stem/conv1/W"]).max() > 0
+    bests = [checkpoints.find_checkpoint(f"{only_run(name)}:best") for name in ("_whole", "_end")]
+    assert bests[0].name == bests[1].name
+    assert int(bests[0].name.removeprefix("model-")) == whole["best/dice"][1]
+
+
 def broken_key(_):
     config = json.loads(pathlib.Path("datasets/p.json").read_text())
     config["subsets"]["train"].append("p/none")
@@ -325,6 +366,9 @@ MISTAKES = {
     "unknown base network": (None, ["-b", "UNet"], "base_network is 'UNet'; it must be one of VTN, VoxelMorph"),
     "unknown net_arg": (None, ["--net_args", "depth=3"], "unknown key 'depth'; allowed are"),
     "unknown data_arg": (None, ["--data_args", "affine=True"], "unknown key 'affine'; allowed are paired"),
+    "unknown best": (None, ["--best", "folding"], "--best is 'folding'; it must be one of dice, jaccard"),
+    "patience alone": (None, ["--patience", "3"], "--patience is 3; it must be a whole number from 0, and goes with"),
+    "ema 1": (None, ["--ema", "1"], "--ema is 1.0; it must be a number from 0 to below 1"),
     "batch 0": (None, ["--batch", "0"], "--batch is 0"),
     "no such GPU": (None, ["-g", "97"], "GPU 97 is not there"),
     "GPU of no number": (None, ["-g", "first"], "'first' is not a list of GPU ids"),
