@@ -10,7 +10,6 @@ import importlib
 import os
 import pathlib
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -133,10 +132,14 @@ def run(args: argparse.Namespace, write: Callable[..., None]) -> None:
     if labels is not None:
         result.report["doubts"] += doubts_about_labels(labels, result.moving.image)
     print("Writing ...", flush=True)
+    clock = progress.Clock()
+    result.inverse  # noqa: B018  It is made here, so that its time is known.
+    clock.stop("inverse")
+    result.report["seconds"] |= clock.seconds
     with new_folder(output, result.report) as folder:
-        start = time.perf_counter()
         write(folder, result, labels, points)
-        result.report["seconds"]["write"] = round(time.perf_counter() - start, 3)
+        clock.stop("write")
+        result.report["seconds"] |= clock.seconds
     for line in result.report["chosen"]:
         print(line)
     print(headline(result.report))

@@ -67,7 +67,12 @@ def compose(first: tf.Tensor, second: tf.Tensor, padding: bool = False, fast: bo
 
 def sample_at_points(image: tf.Tensor, points: tf.Tensor) -> tf.Tensor:
     """Values of an image (or flow) [B, X, Y, Z, C] at points [B, L, 3] in voxels, zero outside: [B, L, C]."""
-    return _interpolate(pad(image), tf.unstack(points + 1.0, axis=-1))
+    return read_at_points(pad(image), points + 1.0)
+
+
+def read_at_points(image: tf.Tensor, points: tf.Tensor) -> tf.Tensor:
+    """As `sample_at_points`, but outside the edge is repeated."""
+    return _interpolate(image, tf.unstack(points, axis=-1))
 
 
 def warp_labels(segmentation: tf.Tensor, flow: tf.Tensor, padding: bool = False) -> tf.Tensor:

@@ -22,6 +22,7 @@ from errors import UserError
 FIXED_COLOUR, MOVING_COLOUR, GRID_COLOUR = "#30d158", "#ff453a", "#ffd60a"
 COLUMN_INCHES = 2.3
 MOST_DIFFERENCE = 128  # grey values; beyond it the difference's colour is saturated
+FAST_PNG: dict[str, Any] = {"pil_kwargs": {"compress_level": 1}}
 ROW_HEIGHTS = (0.22, 1.5)  # the least and the most, in picture widths; what is longer is drawn narrower
 
 
@@ -86,8 +87,9 @@ def training_pictures(
 
 def places(flow: np.ndarray, plane: Plane, index: int) -> tuple[np.ndarray, np.ndarray]:
     """Return two pictures: where each voxel of a plane reads the moving image, along the plane's two axes in voxels."""
-    picture = plane.cut(np.moveaxis(np.indices(flow.shape[:3]), 0, -1) + flow, index)
-    return picture[..., plane.across], picture[..., plane.along]
+    picture = plane.cut(flow, index)
+    columns, rows = np.arange(flow.shape[plane.across]), np.arange(flow.shape[plane.along])[:, None]
+    return columns + picture[..., plane.across], (rows[::-1] if plane.upwards else rows) + picture[..., plane.along]
 
 
 def pair_figure(
@@ -248,6 +250,6 @@ def save_figure(figure: Figure, path: str | Path) -> None:
     FigureCanvasAgg(figure)
     with files.whole_file(path) as new:
         try:
-            figure.savefig(new, dpi=110)
+            figure.savefig(new, dpi=110, **FAST_PNG if new.suffix.lower() == ".png" else {})
         except ValueError as error:
             raise UserError(f"cannot write the figure {path}: {error}; check its ending (.png, .pdf)") from error

@@ -19,6 +19,7 @@ demo.py alone:
 """
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ from data_util.scans.points import write_points
 from data_util.scans.prepared import PreparedScan
 from data_util.scans.transform_files import write_transform
 
-MEASURED = 100_000  # places at which the transforms are measured
+MEASURED = 50_000  # places at which the transforms are measured
 
 
 def write_output(
@@ -65,8 +66,18 @@ def write_output(
     Raises:
         UserError: a file cannot be written.
     """
-    write_image(result.warped, folder / "warped.nii.gz")
-    write_transforms(folder, result)
+    measure_transforms(result)
+    files.remove_leftovers(folder)  # before several threads make folders in it
+    with ThreadPoolExecutor() as pool:  # while the pictures are drawn
+        written = [
+            pool.submit(write_image, result.warped, folder / "warped.nii.gz"),
+            pool.submit(write_transform, result.composite, folder / "transform.h5"),
+            pool.submit(write_transform, result.inverse, folder / "inverse.h5"),
+        ]
+        draw_summary(folder, result)
+        _write_page(folder, result)
+        for file in written:
+            file.result()
     if labels is not None:
         write_image(resample_labels(labels, result.displacement), folder / "labels.nii.gz")
     if points is not None:
@@ -78,7 +89,10 @@ def write_output(
     if any(image.HasMetaDataKey(MODALITY) for image in images) if series is None else series:
         fixed, moving = map(source_tags, images)
         write_series(orient(result.warped), folder / "warped", {**moving, FRAME_UID: fixed[FRAME_UID]}, "warped")
-    draw_summary(folder, result)
+
+
+def _write_page(folder: Path, result: Any) -> None:
+    """Write report.html."""
     fixed, moving = result.fixed, result.moving
     volumes = {"fixed": fixed.in_lps(fixed.volume), "moving": moving.in_lps(moving.volume)}
     volumes["warped"] = _warped_volume(fixed, result.stages[-1])
@@ -105,18 +119,17 @@ def write_original(
     draw_stages(folder, result)
 
 
-def write_transforms(folder: Path, result: Any) -> None:
-    """Write transform.h5 and inverse.h5, and say in the report how exact they are.
+def measure_transforms(result: Any) -> None:
+    """Say in the report how exact transform.h5 and inverse.h5 are.
 
     Where the flow folds there is no inverse; a doubt says so where it is much.
     """
     scan, frame = Frame.of(result.fixed.image), result.fixed.frame
-    transform, inverse = result.composite, result.inverse
-    write_transform(transform, folder / "transform.h5")
-    write_transform(inverse, folder / "inverse.h5")
     places = transform_chain.sample(scan, MEASURED)
-    beside = np.linalg.norm(transform_chain.map_points(transform, places) - result.transform.to_moving(places), axis=1)
-    back = transform_chain.inverse_error(transform, inverse, transform_chain.sample(frame, MEASURED))
+    led = transform_chain.map_points(result.composite, places)
+    beside = np.linalg.norm(led - result.transform.to_moving(places), axis=1)
+    inside = transform_chain.sample(frame, MEASURED)
+    back = transform_chain.inverse_error(result.composite, result.inverse, inside)
     result.report["transform"] = {
         "from_displacement_mm": _largest_and_mean(beside),
         "inverse_error_mm": _largest_and_mean(back),
@@ -174,6 +187,7 @@ def draw_summary(folder: Path, result: Any) -> None:
         [_shown(scan) for scan in (fixed, moving)],
         (fixed.in_lps(fixed.volume), moving.in_lps(moving.volume), _warped_volume(fixed, last)),
         fixed.in_lps(last.composed_flow),
+        result.quality.residual,
         fixed.frame.spacing,
         headline(result.report),
         result.report["doubts"],

@@ -77,7 +77,7 @@ class PairTransform:
         Returns:
             SimpleITK composite of a displacement field transform and an affine one, from fixed to moving places.
         """
-        field = np.tensordot(np.linalg.inv(self._affine[0]), self._rest, axes=1)
+        field = np.tensordot(np.linalg.inv(self._affine[0]).astype(np.float32), self._rest, axes=1)
         last = np.subtract(self.fixed.size, 1)
         edges = [np.moveaxis(field, axis + 1, 0)[[0, -1]] for axis in range(3)]
         largest = max(float(np.abs(edge).max()) for edge in edges) / min(self.fixed.spacing)

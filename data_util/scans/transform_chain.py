@@ -6,6 +6,7 @@ displacement field of ITK leaves a place where it is. Points are [n, 3].
 """
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 
 import numpy as np
 import SimpleITK as sitk
@@ -18,6 +19,7 @@ STEPS = 50  # of an inversion, at most
 TOLERANCE = 1e-3  # of the inverse of a point: in voxels of a field, or mm
 GRID_TOLERANCE = 0.01  # of the inverse as a field: less than what it is off between its voxels
 COARSE = 2  # voxels from one that is inverted first to the next, for the others to start from
+ROUNDING = 1e-4  # voxels by which a field may lead out of its grid without a wider one for its inverse
 SMALLEST_STEP = 1 / 16  # of the correction that an inversion would make; below, it has not settled
 FEW = 10_000  # points that are led one by one, sooner than a field is made ready for many
 AT_ONCE = 2**18  # points, so that intermediate arrays stay small
@@ -135,10 +137,15 @@ class _Field:
     """A displacement field in voxels of its own grid."""
 
     def __init__(self, part: sitk.Transform) -> None:
-        image = sitk.DisplacementFieldTransform(part).GetDisplacementField()
-        self.frame = Frame.of(image)
-        vectors = np.linalg.solve(self.frame.matrix, sitk.GetArrayViewFromImage(image).reshape(-1, 3).T)
-        self.parts = vectors.astype(np.float32).reshape(3, *self.frame.size[::-1]).transpose(0, 3, 2, 1)
+        self._image = sitk.DisplacementFieldTransform(part).GetDisplacementField()
+        self.frame = Frame.of(self._image)
+
+    @cached_property
+    def parts(self) -> np.ndarray:
+        """The field in voxels, float32 [3, X, Y, Z]."""
+        vectors = sitk.GetArrayViewFromImage(self._image).reshape(-1, 3)
+        led = vectors.astype(np.float32) @ np.linalg.inv(self.frame.matrix).T.astype(np.float32)
+        return led.reshape(*self.frame.size[::-1], 3).T
 
     def read(self, voxels: np.ndarray) -> np.ndarray:
         """Displacements in voxels at points in voxels, linearly, the edge repeated."""
@@ -151,8 +158,8 @@ class _Field:
     def move(self, places: np.ndarray) -> np.ndarray:
         """The places in mm to which places in mm are led."""
         voxels = self.frame.to_voxel(places)
-        moved = np.where(self.holds(voxels)[:, None], self.read(voxels), 0) @ self.frame.matrix.T
-        return places + moved
+        moved = _read(sitk.GetArrayViewFromImage(self._image).T, voxels)  # in mm as they are
+        return places + np.where(self.holds(voxels)[:, None], moved, 0)
 
     def moved_back(
         self, voxels: np.ndarray, start: np.ndarray | None = None, tolerance: float = TOLERANCE
@@ -165,8 +172,8 @@ class _Field:
         """The inverse as a field on the grid, made wider by as far as the field leads out of it."""
         reached = [part + np.indices(part.shape, np.float32, sparse=True)[k] for k, part in enumerate(self.parts)]
         last = np.subtract(self.frame.size, 1)
-        before = np.ceil(np.clip([-part.min() for part in reached], 0, last)).astype(int)
-        after = np.ceil(np.clip([part.max() for part in reached] - last, 0, last)).astype(int)
+        beyond = [-part.min() for part in reached], [part.max() for part in reached] - last
+        before, after = (np.ceil(np.clip(np.subtract(part, ROUNDING), 0, last)).astype(int) for part in beyond)
         grid = self.frame.widened(before, after)
         if invert is not None:
             wide = np.pad(self.parts, [(0, 0), *zip(before, after, strict=True)], "edge")
@@ -174,7 +181,8 @@ class _Field:
             led = [found[k] + (np.arange(n) - before[k]).reshape([-1 if k == a else 1 for a in range(3)])
                    for k, n in enumerate(grid.size)]  # fmt: skip
             beside = np.any([(p < -0.5) | (p > n - 0.5) for p, n in zip(led, self.frame.size, strict=True)], axis=0)
-            return field_transform(grid, np.moveaxis(np.where(beside, 0, found), 0, -1) @ self.frame.matrix.T)
+            back = np.moveaxis(np.where(beside, np.float32(0), found), 0, -1)
+            return field_transform(grid, back @ self.frame.matrix.T.astype(np.float32))
         coarse = self._inverse_on(tuple(-(-n // COARSE) for n in grid.size), before, COARSE, None)
         found = self._inverse_on(grid.size, before, 1, coarse)
         return field_transform(grid, np.moveaxis(found, 0, -1) @ self.frame.matrix.T.astype(np.float32))

@@ -197,7 +197,7 @@ def test_the_report_tells_settings_and_measures(done):
     assert report["settings"]["network"]["image_size"] == list(SIZE)
     assert len(report["similarity"]) == len(report["folding"]) == 3
     assert all(-1 <= value <= 1 for value in report["similarity"])
-    names = {"read", "load", "preprocess", "affine", "network", "warp", "measure", "write"}
+    names = {"read", "load", "preprocess", "affine", "network", "warp", "measure", "inverse", "write"}
     assert set(report["seconds"]) == names
     assert not any("orientation" in doubt or "axes" in doubt for doubt in report["doubts"])
     files = {str(path.relative_to(done)) for path in done.rglob("*") if path.is_file()}

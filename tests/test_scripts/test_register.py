@@ -179,7 +179,7 @@ def told(similarity, local, modalities=(None, None), correlation=(0.2, 0.9)):
     )
     quality = {"local_correlation": {"after": local}}
     measured = {"similarity": list(correlation), "folding": [0, 0], "quality": quality}
-    return doubts(fixed, moving, measured, None, similarity)
+    return doubts(fixed, moving, measured, None, (similarity,))
 
 
 def test_what_is_hardly_alike_is_doubted_but_not_of_two_contrasts():
