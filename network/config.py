@@ -38,6 +38,8 @@ _OPTIONS: dict[str, Option] = {
     "reg_factor": number(1.0),
     "bending_factor": number(0.0),
     "similarity_on": one_of("last", ("last", "all")),
+    "similarity_mask": one_of(None, (None, "inside")),
+    "inverse_factor": number(0.0),
     "flow": one_of("displacement", ("displacement", "velocity")),
     "warp_gradient": one_of(True, _SWITCH),
     "warp_padding": one_of(False, _SWITCH),
@@ -57,6 +59,8 @@ NET_ARGS = (
     "bending_factor",
     "similarity",
     "similarity_on",
+    "similarity_mask",
+    "inverse_factor",
     "flow",
     "warp_gradient",
     "warp_padding",
@@ -81,6 +85,10 @@ class CascadeConfig:
             weighted sum of several, such as 'ncc+0.5*mind'. Built in are 'ncc' (Pearson correlation, the original's),
             'lncc' (local correlation), and for two modalities 'mi' (mutual information) and 'mind'.
         similarity_on: which warped images are measured: the 'last' cascade's, or those of 'all', the affine one's too.
+        similarity_mask: which voxels it looks at (`masks.compared_voxels`): None for all, or those whose place is
+            'inside' the moving volume.
+        inverse_factor: weight of the inverse consistency. Where it is not 0, every pair is registered both ways, and
+            the loss is the mean of both.
         flow: what a base network gives: a 'displacement', the flow itself, or a 'velocity', along which the flow is one
             unit of time (`velocities.integrate`), which hardly folds and has an inverse.
         warp_gradient: whether a cascade's gradient flows back through the image it was given.
@@ -111,6 +119,8 @@ class CascadeConfig:
     bending_factor: float
     similarity: str
     similarity_on: str
+    similarity_mask: str | None
+    inverse_factor: float
     flow: str
     warp_gradient: bool
     warp_padding: bool

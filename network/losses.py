@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import tensorflow as tf
 
+from errors import UserError
+
 from .kernels import TensorFunction, compiled, fork, ordered_sum, volume_sum
+from .masks import compared_voxels, inside
 from .registry import SIMILARITIES, similarity_terms
+from .spatial_transformer import compose
 from .splines import cubic_weights
 
 if TYPE_CHECKING:
@@ -133,14 +138,19 @@ def _bin_position(image: tf.Tensor, bins: int) -> tf.Tensor:
     return 1.0 + tf.clip_by_value(tf.where(tf.math.is_nan(image), 0.0, image), 0.0, 1.0) * (bins - 3)
 
 
-def similarity_loss(config: CascadeConfig) -> TensorFunction:
+def similarity_loss(config: CascadeConfig, masked: bool = False) -> TensorFunction:
     """The similarity that a config chooses, with its options: (fixed, warped), both [B, X, Y, Z, 1], -> float32 [B].
 
     Where it is a sum, each is multiplied by its weight. The built-in ones also take `mask`, weights [B, X, Y, Z, 1].
+
+    Raises:
+        UserError: it is to be `masked`, but takes no mask.
     """
     terms = []
     for weight, name in similarity_terms(config.similarity):
         row = SIMILARITIES.find(name)
+        if masked and "mask" not in inspect.signature(row.load()).parameters:
+            raise UserError(f"similarity {name!r} takes no mask; choose ncc, lncc, mi or mind, or leave the mask out")
         terms.append(
             (weight, functools.partial(row.load(), **{option: config.options[option] for option in row.options}))
         )
@@ -189,6 +199,27 @@ def bending_loss(flow: tf.Tensor) -> tf.Tensor:
     return total / tf.cast(tf.reduce_prod(tf.shape(flow)[1:]), tf.float32)
 
 
+def inverse_loss(flow: tf.Tensor, padding: bool = False, fast: bool = True) -> tf.Tensor:
+    """Half the mean square, over voxels and axes, of how far points are off after there and back: float32 [2 B].
+
+    A point that goes outside of the volume on its way does not count.
+
+    Args:
+        flow: composed flows of B pairs, and then of the same pairs with their sides exchanged, float32 [2 B, X, Y, Z,
+            3] in voxels.
+        padding, fast: as in `spatial_transformer.compose`.
+    """
+    (back,), (there,) = fork([flow], 2)
+    pairs = tf.shape(flow)[0] // 2
+    there = tf.concat([there[pairs:], there[:pairs]], 0)
+    return _half_mean_square(compose(back, there, padding, fast), inside(tf.stop_gradient(there)))
+
+
+@compiled
+def _half_mean_square(vectors: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
+    return 0.5 * volume_sum(weights * tf.square(vectors)) / (3.0 * tf.maximum(volume_sum(weights), 1.0))
+
+
 def determinant_loss(matrix: tf.Tensor) -> tf.Tensor:
     """Half the squared distance of det(W + I) from 1, for W [B, 3, 3]: float32 [B]."""
     return 0.5 * tf.square(_determinant(matrix + tf.eye(3)) - 1.0)
@@ -219,21 +250,25 @@ def _determinant(m: tf.Tensor) -> tf.Tensor:
     return tf.reduce_sum(m[:, 0] * tf.linalg.cross(m[:, 1], m[:, 2]), axis=-1)
 
 
-def cascade_losses(fixed: tf.Tensor, output: CascadeOutput, config: CascadeConfig) -> dict[str, tf.Tensor]:
+def cascade_losses(
+    fixed: tf.Tensor,
+    output: CascadeOutput,
+    config: CascadeConfig,
+) -> dict[str, tf.Tensor]:
     """Every term of the training loss, summed over the pairs of the batch.
 
     Args:
         fixed: float32 [B, X, Y, Z, 1].
         output: `CascadeOutput` for that batch.
-        config: `CascadeConfig`.
+        config: `CascadeConfig`. With an `inverse_factor` the batch is one of `both_ways`, and terms are means.
 
     Returns:
         Dict of scalars, by the original's names: `loss`, the whole; `k_loss`, the part of stage k (0 is the affine
         cascade); and its terms `k_raw_loss` (the similarity), `k_reg_loss` (smoothness times reg_factor),
         `k_bending_loss` (bending energy times its factor, unless that is 0), `0_det_loss` and `0_ortho_loss` (before
-        their factors).
+        their factors). With an `inverse_factor`, `k_inverse_loss` of the last stage k, times the factor.
     """
-    terms, similarity = {}, similarity_loss(config)
+    terms, similarity = {}, similarity_loss(config, config.similarity_mask is not None)
     det, ortho = tf.unstack(_affine_losses(output.affine.matrix))
     terms.update({"0_det_loss": det, "0_ortho_loss": ortho})
     parts = {0: [config.det_factor * det + config.ortho_factor * ortho]}
@@ -243,11 +278,29 @@ def cascade_losses(fixed: tf.Tensor, output: CascadeOutput, config: CascadeConfi
         terms.update({f"{k}_{name}": value for name, value in found.items()})
         parts[k] = list(found.values())
     for k in config.similarity_stages:
-        terms[f"{k}_raw_loss"] = tf.reduce_sum(similarity(fixed, output.stages[k].warped))
+        stage = output.stages[k]
+        weights = compared_voxels(stage.composed_flow, config)
+        mask = {} if weights is None else {"mask": weights}
+        terms[f"{k}_raw_loss"] = tf.reduce_sum(similarity(fixed, stage.warped, **mask))
         parts[k].append(terms[f"{k}_raw_loss"])
+    if config.inverse_factor:
+        apart = config.inverse_factor * tf.reduce_sum(inverse_loss(output.flow, **config.warping))
+        terms[f"{config.last_stage}_inverse_loss"] = apart
+        parts[config.last_stage].append(apart)
     totals = {k: ordered_sum(values) for k, values in parts.items()}
     terms.update({f"{k}_loss": total for k, total in totals.items()})
-    return {"loss": ordered_sum(list(totals.values())), **terms}
+    terms = {"loss": ordered_sum(list(totals.values())), **terms}
+    return {name: 0.5 * value for name, value in terms.items()} if config.inverse_factor else terms
+
+
+def both_ways(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    """A Batch of twice as many pairs: each pair, and after all of them each with its sides exchanged."""
+    both = dict(batch)
+    for fixed in (name for name in batch if "fixed" in name):
+        moving = fixed.replace("fixed", "moving")
+        sides = batch[fixed], batch[moving]
+        both |= {fixed: tf.concat(sides, 0), moving: tf.concat(sides[::-1], 0)}
+    return both
 
 
 def _regularisation(flow: tf.Tensor, config: CascadeConfig) -> dict[str, tf.Tensor]:

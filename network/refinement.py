@@ -1,7 +1,6 @@
 """A result improved for one pair after the network: refinement of the flow by descent, and as many repeats as help."""
 
 import functools
-import inspect
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -300,8 +299,8 @@ def _similarity(config: CascadeConfig) -> Callable[..., tuple[tf.Tensor, tf.Tens
     measured = whole_step(measure, autograph=False)
 
     def checked(fixed: tf.Tensor, warped: tf.Tensor, mask: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
-        if mask is not None and "mask" not in inspect.signature(similarity).parameters:
-            raise UserError(f"similarity {config.similarity!r} takes no mask; choose ncc, lncc, mi or mind")
+        if mask is not None:
+            similarity_loss(config, masked=True)  # raises where it takes none
         return measured(fixed, warped, mask)
 
     return checked

@@ -13,7 +13,7 @@ from errors import UserError
 
 from .augmentation import augment, draw
 from .kernels import ordered_sum, whole_step
-from .losses import cascade_losses
+from .losses import both_ways, cascade_losses, similarity_loss
 from .recursive_cascaded_networks import RecursiveCascadedNetwork
 
 Batch = dict[str, tf.Tensor]
@@ -86,6 +86,7 @@ def estimate_memory(network: RecursiveCascadedNetwork, pairs: int) -> int:
     one cascade at a time) with the gradient of the largest tensor; and the flows and images of each stage.
     """
     config, voxels = network.config, math.prod(network.config.image_size)
+    pairs *= 2 if config.inverse_factor else 1  # both ways
     weights = 4 * 4 * sum(math.prod(weight.shape) for weight in network.trainable_variables)
     kept = [kept_bytes(stem, config.image_size) for stem in (network.affine, *network.cascades[:1])]
     cascades = config.last_stage
@@ -144,12 +145,16 @@ class Trainer(keras.Model):
         asked_to_stop: whether this process was asked to end the run; the workers of a run tell each other in each step.
         found_over: whether this process found that the run need not go on; they tell each other likewise.
         seconds_waiting: time spent so far waiting for the next batch.
+
+    Raises:
+        UserError: a mask is asked for that the similarity does not take.
     """
 
     def __init__(self, network: RecursiveCascadedNetwork, step: int = 0, jit: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.differentiate = whole_step(self._differentiate, jit_compile=True) if jit else self._differentiate
         self.network = network
+        similarity_loss(network.config, network.config.similarity_mask is not None)  # raises before the first step
         self.step = step
         self.rate: float | None = None
         self.asked_to_stop = self.found_over = False
@@ -182,6 +187,7 @@ class Trainer(keras.Model):
 
     def _differentiate(self, batch: Batch) -> tuple[dict[str, tf.Tensor], list[tf.Tensor]]:
         """Loss terms of a replica's pairs, and the (scaled) gradient of each weight."""
+        batch = both_ways(batch) if self.network.config.inverse_factor else batch
         with tf.GradientTape() as tape:
             seen = [batch.get(f"seen_{side}", batch[side]) for side in ("fixed", "moving")]
             compared = batch["moving"] if "seen_moving" in batch else None

@@ -38,7 +38,10 @@ def test_defaults_are_the_originals():
         ("augmentation", "none"),
         ("similarity", "ssd"),
         ("similarity_on", "first"),
+        ("similarity_mask", "outside"),
         ("bending_factor", -1),
+        ("inverse_factor", "1"),
+        ("flow", "speed"),
     ],
 )
 def test_a_wrong_option_names_itself_its_value_and_what_is_allowed(option, value):

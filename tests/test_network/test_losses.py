@@ -6,12 +6,14 @@ import tensorflow as tf
 from scipy import ndimage
 from scipy.interpolate import BSpline
 
+from errors import UserError
 from network import losses
-from network.affine import Affine, affine_flow, compose_affine
+from network.affine import Affine, affine_flow, compose_affine, inverse_affine
 from network.config import CascadeConfig
 from network.local_similarity import local_correlation_loss
 from network.recursive_cascaded_networks import CascadeOutput, Stage
 from network.registry import SIMILARITIES as TABLE
+from network.registry import Extension
 
 SIZE = (6, 9, 4)
 
@@ -370,3 +372,104 @@ def test_mutual_information_counts_every_voxel_of_a_large_background():
     one, two = (-(p * np.log(p)).sum() for p in (np.array([share, 1 - share]), np.array([joint[1], 1 - joint[1]])))
     expected = 1 - (one + two + (joint * np.log(joint)).sum()) / one
     assert float(losses.mutual_information_loss(fixed, warped)[0]) == pytest.approx(expected, abs=1e-4)
+
+
+def affine_flows(size):
+    """The flows of an affine map there and back, [2, X, Y, Z, 3]."""
+    affine = Affine(tf.constant([np.diag([0.2, -0.1, 0.3])], tf.float32), tf.constant([[0.5, 1.0, -0.5]]))
+    return tf.concat([affine_flow(affine, size), affine_flow(inverse_affine(affine), size)], 0)
+
+
+def test_inverse_consistency_of_flows_that_are_inverse_and_of_others():
+    size = (9, 12, 10)
+    flows = affine_flows(size).numpy()
+    np.testing.assert_allclose(losses.inverse_loss(flows), [0, 0], atol=1e-9)
+    there, back = np.zeros((1, *size, 3), np.float32), np.zeros((1, *size, 3), np.float32)
+    there[..., 0], back[..., 0], back[..., 1] = 2, -1.5, 3
+    expected = 0.5 * (0.5**2 + 3**2) / 3  # whatever leaves the volume does not count
+    np.testing.assert_allclose(losses.inverse_loss(np.concatenate([there, back])), [expected] * 2, rtol=1e-5)
+    far = np.full((2, *size, 3), 100, np.float32)
+    np.testing.assert_array_equal(losses.inverse_loss(far), [0, 0])
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_inverse_consistency_against_scipy_and_its_gradient_along_a_direction(fast):
+    flow = ndimage.gaussian_filter(random(4, *SIZE, 3) - 0.5, (0, 1, 1, 1, 0)) * 8
+
+    def plain(flow):
+        found = []
+        for back, there in ((0, 2), (1, 3), (2, 0), (3, 1)):
+            places = np.moveaxis(np.indices(SIZE) + np.moveaxis(flow[there], -1, 0), 0, -1)
+            read = [ndimage.map_coordinates(flow[back, ..., k], np.moveaxis(places, -1, 0), order=1) for k in range(3)]
+            kept = ((places >= 0) & (places <= np.array(SIZE) - 1)).all(-1)
+            found.append(0.5 * ((np.stack(read, -1) + flow[there])[kept] ** 2).mean())
+        return np.array(found)
+
+    with tf.GradientTape() as tape:
+        tape.watch(variable := tf.constant(flow))
+        value = losses.inverse_loss(variable, fast=fast)
+    np.testing.assert_allclose(value, plain(flow.astype(np.float64)), rtol=1e-4)
+    way = random(*flow.shape, seed=1) - 0.5
+    ends = [plain(flow.astype(np.float64) + h * way).sum() for h in (1e-5, -1e-5)]
+    assert np.vdot(tape.gradient(value, variable), way) == pytest.approx((ends[0] - ends[1]) / 2e-5, rel=0.01)
+
+
+def test_both_ways_of_a_batch():
+    batch = {
+        name: tf.constant(random(2, 3, seed=k))
+        for k, name in enumerate(("fixed", "moving", "seen_fixed", "seen_moving"))
+    }
+    both = losses.both_ways({**batch, "seed": tf.zeros((2, 2))})
+    assert both["seed"].shape == (2, 2)
+    for name in ("", "seen_"):
+        there, back = batch[f"{name}fixed"].numpy(), batch[f"{name}moving"].numpy()
+        np.testing.assert_array_equal(both[f"{name}fixed"], np.concatenate([there, back]))
+        np.testing.assert_array_equal(both[f"{name}moving"], np.concatenate([back, there]))
+
+
+def output_of(flow, warped):
+    """`CascadeOutput` of one cascade."""
+    affine = Affine(tf.zeros((len(flow), 3, 3)), tf.zeros((len(flow), 3)))
+    return CascadeOutput((Stage(flow, flow, warped), Stage(0.5 * flow, flow, warped)), affine)
+
+
+def test_with_an_inverse_factor_the_terms_are_the_mean_of_both_ways():
+    flow, warped, fixed = (tf.constant(random(4, *SIZE, n, seed=n)) for n in (3, 1, 2))
+    config = CascadeConfig(image_size=SIZE, inverse_factor=0.7)
+    both = losses.cascade_losses(fixed[..., :1], output_of(flow, warped), config)
+    plain = losses.cascade_losses(fixed[..., :1], output_of(flow, warped), config.replace(inverse_factor=0.0))
+    apart = 0.5 * 0.7 * float(tf.reduce_sum(losses.inverse_loss(flow)))
+    assert float(both["1_inverse_loss"]) == pytest.approx(apart, rel=1e-5)
+    assert float(both["loss"]) == pytest.approx(0.5 * float(plain["loss"]) + apart, rel=1e-5)
+    assert float(both["1_raw_loss"]) == pytest.approx(0.5 * float(plain["1_raw_loss"]), rel=1e-5)
+
+
+def test_the_similarity_of_what_is_inside():
+    flow, warped, fixed = (tf.constant(random(2, *SIZE, n, seed=n)) for n in (3, 1, 2))
+    flow, fixed = 8 * flow - 4, fixed[..., :1]
+    config = CascadeConfig(image_size=SIZE, similarity_mask="inside")
+    places = np.moveaxis(np.indices(SIZE), 0, -1) + flow.numpy()
+    weights = ((places >= 0) & (places <= np.array(SIZE) - 1)).all(-1)
+    assert 0.05 < weights.mean() < 0.95
+    with tf.GradientTape() as tape:
+        tape.watch(flow)
+        found = losses.compared_voxels(flow, config)
+    np.testing.assert_array_equal(found[..., 0], weights)
+    assert tape.gradient(found, flow) is None  # the loss does not fall by looking away
+    terms = losses.cascade_losses(fixed, output_of(flow, warped), config)
+    expected = tf.reduce_sum(losses.correlation_loss(fixed, warped, tf.constant(weights[..., None], tf.float32)))
+    assert float(terms["1_raw_loss"]) == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_a_pair_of_which_no_voxel_counts_is_compared_everywhere():
+    flow = tf.concat([tf.fill((1, *SIZE, 3), 100.0), tf.zeros((1, *SIZE, 3))], 0)
+    weights = losses.compared_voxels(flow, CascadeConfig(image_size=SIZE, similarity_mask="inside"))
+    np.testing.assert_array_equal(weights, np.ones((2, *SIZE, 1)))
+    assert losses.compared_voxels(flow, CascadeConfig(image_size=SIZE)) is None
+
+
+def test_a_mask_of_a_similarity_that_takes_none(monkeypatch):
+    monkeypatch.setitem(TABLE, "mine", Extension(lambda fixed, warped: fixed))
+    with pytest.raises(UserError, match="similarity 'mine' takes no mask; choose ncc"):
+        losses.similarity_loss(CascadeConfig(similarity="ncc+mine"), masked=True)
+    losses.similarity_loss(CascadeConfig(similarity="ncc+mine"))

@@ -11,7 +11,7 @@ from errors import UserError
 from network import losses, metrics, refinement
 from network.config import CascadeConfig
 from network.recursive_cascaded_networks import build_network
-from network.registry import SIMILARITIES
+from network.registry import SIMILARITIES, Extension
 from network.spatial_transformer import warp
 from network.splines import spline_matrix, tensor_product
 from tests.test_network.golden import rule_network
@@ -130,9 +130,9 @@ def test_other_steps_are_refused(steps):
 
 def test_a_similarity_without_masks_is_refused(monkeypatch):
     moving = blobs(0)
-    monkeypatch.setattr(refinement, "similarity_loss", lambda config: lambda fixed, warped: fixed - warped)
-    config = CONFIG.replace(reg_factor=0.123)  # not made yet
-    with pytest.raises(UserError, match="similarity 'ncc' takes no mask"):
+    monkeypatch.setitem(SIMILARITIES, "mine", Extension(lambda fixed, warped: fixed - warped))
+    config = CONFIG.replace(similarity="mi+mine")
+    with pytest.raises(UserError, match="similarity 'mine' takes no mask"):
         refinement.refine(refinement.identity(moving), moving, moving, config, 1, mask=tf.ones_like(moving))
 
 

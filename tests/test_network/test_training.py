@@ -17,6 +17,7 @@ from network.config import CascadeConfig
 from network.kernels import whole_step
 from network.losses import correlation_loss
 from network.recursive_cascaded_networks import build_network
+from network.registry import SIMILARITIES, Extension
 from network.spatial_transformer import warp
 from tests.examples import example
 
@@ -99,9 +100,21 @@ def test_augmentation_is_off_when_asked_and_follows_the_seed():
     assert len(set(losses.values())) == 3
 
 
-def test_two_trainings_with_one_seed_give_the_same_bits():
+OPTIONS = {
+    "flow": "velocity",
+    "bending_factor": 0.1,
+    "inverse_factor": 0.1,
+    "similarity": "ncc+0.5*lncc+0.1*mi",
+    "similarity_on": "all",
+    "similarity_mask": "inside",
+    "sampling": 4,
+}
+
+
+@pytest.mark.parametrize("options", [{}, pytest.param(OPTIONS, marks=pytest.mark.slow)], ids=["plain", "options"])
+def test_two_trainings_with_one_seed_give_the_same_bits(options):
     every = "bspline+affine+contrast"
-    config = CascadeConfig("VTN", 1, 2, image_size=(32, 32, 32), channels=4, augmentation=every)
+    config = CascadeConfig("VTN", 1, 2, image_size=(32, 32, 32), channels=4, augmentation=every, **options)
     ends = []
     for _ in range(2):
         trainer = trainer_of(config)
@@ -163,16 +176,24 @@ def test_statistics_of_two_devices_are_the_mean_over_both(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_devices_train_and_save_the_same_weights_as_one(tmp_path):
+@pytest.mark.parametrize("options", [{}, OPTIONS], ids=["plain", "options"])
+def test_two_devices_train_and_save_the_same_weights_as_one(tmp_path, options):
     saved = []
+    program = TWO_DEVICES.replace("channels=2", f"channels=2, **{options}")
     for n in (1, 2):
         folder = tmp_path / str(n)
         folder.mkdir()
-        subprocess.run([sys.executable, "-c", TWO_DEVICES, str(n), str(folder)], check=True, cwd=ROOT)
+        subprocess.run([sys.executable, "-c", program, str(n), str(folder)], check=True, cwd=ROOT)
         saved.append(tf.train.load_checkpoint(str(folder / "model-3")))
     for name in saved[0].get_variable_to_shape_map():
         one, two = (reader.get_tensor(name) for reader in saved)
         np.testing.assert_allclose(two, one, rtol=1e-4, atol=1e-4 * np.abs(one).max(), err_msg=name)
+
+
+def test_a_mask_that_the_similarity_does_not_take_is_an_error_before_the_first_step(monkeypatch):
+    monkeypatch.setitem(SIMILARITIES, "mine", Extension(lambda fixed, warped: fixed))
+    with pytest.raises(UserError, match="similarity 'mine' takes no mask; choose"):
+        trainer_of(SMALLEST.replace(similarity="mine", similarity_mask="inside"))
 
 
 SMALLEST = CascadeConfig(n_cascades=0, image_size=(16, 16, 16), channels=2, augmentation="identity")
@@ -243,6 +264,7 @@ def one_step(jit=False, **options):
     ("options", "tolerance"),
     [
         ({"rematerialize": True}, 1e-5),
+        pytest.param({"rematerialize": True, **OPTIONS}, 1e-5, marks=pytest.mark.slow),
         pytest.param({"jit": True}, 1e-4, marks=pytest.mark.slow),
         ({"precision": "mixed_bfloat16"}, 0.05),
         ({"precision": "mixed_float16"}, 0.01),
@@ -250,7 +272,7 @@ def one_step(jit=False, **options):
     ids=str,
 )
 def test_ways_to_compute_give_the_same_losses(options, tolerance):
-    expected, _ = one_step()
+    expected, _ = one_step(**{name: value for name, value in options.items() if name in OPTIONS})
     found, trainer = one_step(**options)
     for before, after in zip(expected, found, strict=True):
         assert after["loss"] == pytest.approx(before["loss"], rel=tolerance)
@@ -330,4 +352,5 @@ def test_the_estimate_of_memory_follows_what_is_kept():
     assert estimate(2, **small) > estimate(1, **small) > estimate(1, rematerialize=True, **small)
     assert estimate(1, precision="mixed_bfloat16", **small) < estimate(1, **small)
     network = build_network(CascadeConfig(image_size=(32, 32, 32), **small))
+    assert estimate(1, inverse_factor=1.0, **small) == estimate(2, **small)
     assert training.estimate_memory(network, 0) == 16 * network.count_params()
