@@ -54,6 +54,9 @@ def main(arguments: list[str] | None = None) -> None:
     flags.add_argument(
         "--only", nargs="+", default=["*"], metavar="PAIR/START/METHOD", help="patterns such as '*/*/SyN'"
     )
+    flags.add_argument(
+        "--spacing", type=float, metavar="MM", help="register the scans at about this spacing (their own)"
+    )
     flags.add_argument("--records", type=Path, default=Path("registration.jsonl"), help="file of results (%(default)s)")
     flags.add_argument("--report", type=Path, help="write the table of all records to this file")
     flags.add_argument("--list", action="store_true", help="name what would be done, and end")
@@ -61,7 +64,8 @@ def main(arguments: list[str] | None = None) -> None:
     sources = registration_pairs.Sources(args.nilearn, args.mricron, {name: getattr(args, name) for name in PAIR_SCANS})
     done = {(one["pair"], one["start"], one["method"]) for one in read_records(args.records) if "failed" not in one}
     asked = wanted(args.only, bool(args.ants))
-    todo = [one for one in asked if one not in done]
+    suffix = f", at {args.spacing:g} mm" if args.spacing else ""
+    todo = [(pair, *rest) for pair, *rest in asked if (pair + suffix, *rest) not in done]
     if not asked:
         raise UserError(f"--only {' '.join(args.only)}: no PAIR/START/METHOD has such a name; --list names them")
     if args.list:
@@ -74,7 +78,7 @@ def main(arguments: list[str] | None = None) -> None:
         except UserError as error:
             print(f"{name}: left out ({error})")
             continue
-        register_all(name, pair, [(start, method) for one, start, method in todo if one == name], args)
+        register_all(name + suffix, pair, [(start, method) for one, start, method in todo if one == name], args)
     if args.report:
         args.report.write_text(report(read_records(args.records)), encoding="utf-8")
 
@@ -114,7 +118,7 @@ def register_all(name: str, pair: Pair, asked: list[tuple[str, str]], args: argp
         with tempfile.TemporaryDirectory() as folder:
             scans = {"fixed": pair.fixed, "moving": registration_pairs.moved(pair.moving, start)}
             for role, scan in scans.items():
-                sitk.WriteImage(sitk.Cast(scan, sitk.sitkFloat32), f"{folder}/{role}.nii.gz")
+                sitk.WriteImage(coarser(sitk.Cast(scan, sitk.sitkFloat32), args.spacing), f"{folder}/{role}.nii.gz")
             sitk.WriteImage(judged_grid(pair.fixed), f"{folder}/grid.nii.gz")
             before = judged(pair, start, sitk.Transform(), points)
             for method in (method for one, method in asked if one == begin):
@@ -171,12 +175,25 @@ def busy_seconds() -> float:
     return sum(map(int, (user, nice, system, interrupts, soft))) / os.sysconf("SC_CLK_TCK")
 
 
+def grid_of(scan: sitk.Image, spacing: float) -> Frame:
+    """A grid over a scan, of about `spacing` mm along the axes where its own is finer."""
+    frame = Frame.of(scan)
+    size = np.ceil((np.array(frame.size) - 1) * np.minimum(np.divide(frame.spacing, spacing), 1)).astype(int) + 1
+    return frame.box((0, 0, 0), frame.size, np.maximum(size, 2))
+
+
 def judged_grid(scan: sitk.Image) -> sitk.Image:
     """An empty image on a grid of about GRID mm over a scan."""
-    frame = Frame.of(scan)
-    size = np.ceil((np.array(frame.size) - 1) * np.minimum(np.divide(frame.spacing, GRID), 1)).astype(int) + 1
-    box = frame.box((0, 0, 0), frame.size, np.maximum(size, 2))
-    return box.put(np.zeros(box.size, np.uint8))
+    grid = grid_of(scan, GRID)
+    return grid.put(np.zeros(grid.size, np.uint8))
+
+
+def coarser(scan: sitk.Image, spacing: float | None) -> sitk.Image:
+    """A scan smoothed and resampled to about `spacing` mm, or as it is where that is None."""
+    if spacing is None:
+        return scan
+    sigma = [np.sqrt(max(spacing**2 - mm**2, 1e-4)) / 2 for mm in scan.GetSpacing()]
+    return grid_of(scan, spacing).resample(sitk.SmoothingRecursiveGaussian(scan, sigma))
 
 
 def judged(pair: Pair, start: sitk.Transform, found: sitk.Transform, points: np.ndarray) -> dict[str, float | None]:

@@ -85,6 +85,15 @@ def test_parts_of_two_atlases_get_the_same_numbers():
     assert one.GetPixel(0, 0, 0) == 117  # x = -40 mm of LPS is on the right
 
 
+def test_a_coarser_scan_lies_where_it_lay(scan):
+    coarse = registration.coarser(scan, 6.0)
+    assert all(4.5 < mm <= 6.0 for mm in coarse.GetSpacing())
+    points = FRAME.to_physical([[8, 8, 8], [12, 9, 11], [4, 9, 4]])
+    smooth = sitk.SmoothingRecursiveGaussian(scan, 2.0)
+    np.testing.assert_allclose(read_at(coarse, points), read_at(smooth, points), atol=12)  # of 200
+    assert registration.coarser(scan, None) is scan
+
+
 def test_mean_dice():
     one = sitk.GetImageFromArray(np.array([[[0, 1, 1, 2, 2, 2, 0]]], np.uint8))
     other = sitk.GetImageFromArray(np.array([[[3, 1, 2, 2, 2, 1, 0]]], np.uint8))
