@@ -244,7 +244,6 @@ def evaluate_scheme(
     """Evaluate one scheme, or one shard of it, and write its report or records into evaluate/."""
     from data_util.dataset import user_errors
     from data_util.output import report_files, tables
-    from data_util.output.pair_images import FIGURE_IMAGES
     from data_util.output.records import Records, read_records
     from network.evaluation import Evaluator
 
@@ -255,8 +254,7 @@ def evaluate_scheme(
         return
     report_files.check_replaceable(target, settings)
     path = pathlib.Path(f"{target}{f'.shard-{part}-of-{parts}' if parts > 1 else ''}.records")
-    images = (*images_of(settings.save), *(FIGURE_IMAGES if settings.figures else ()))
-    plan = dataclasses.replace(plan, images=tuple(dict.fromkeys(images)))
+    plan = dataclasses.replace(plan, images=images_to_keep(settings))
     with Records(path, settings, resume) as records, user_errors():
         evaluator = Evaluator(network, scheme.label_values, plan, strategy)
         evaluate_pairs(evaluator, scheme, settings, shard, records)
@@ -273,12 +271,24 @@ def evaluate_scheme(
     print(f"Report: {target}.txt\nnext: look at {target}.csv (one row per pair), or draw pairs by --figures 3")
 
 
+def images_to_keep(settings: "Settings") -> tuple[str, ...]:
+    """Names of the images that are saved or drawn of a pair, each once."""
+    images = images_of(settings.save)
+    if settings.figures:
+        from data_util.output.pair_images import FIGURE_IMAGES
+
+        images += FIGURE_IMAGES
+    return tuple(dict.fromkeys(images))
+
+
 def evaluate_pairs(
     evaluator: "Evaluator", scheme: "Scheme", settings: "Settings", shard: tuple[int, int], records: "Records"
 ) -> None:
     """Evaluate the pairs of a scheme, or of one shard of it, that are not on record yet; save and draw their images."""
-    from data_util.output.pair_images import draw_pair, save_pair
     from data_util.output.records import remaining
+
+    if settings.save or settings.figures:  # matplotlib and SimpleITK are for these alone
+        from data_util.output.pair_images import draw_pair, save_pair
 
     figures = min(settings.figures, len(scheme))
     drawn = {k * len(scheme) // figures for k in range(figures)}

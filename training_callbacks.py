@@ -12,6 +12,7 @@ from network import selection
 
 if TYPE_CHECKING:  # TensorFlow is imported within the functions, so that --help is quick
     import keras
+    import numpy as np
     import tensorflow as tf
 
     from data_util.dataset import Scheme
@@ -43,6 +44,13 @@ def open_selection(
     if chosen.is_over:
         raise UserError(f"{source} is over: {chosen.why_over()}; raise --patience, or use --clear_steps")
     return chosen
+
+
+def draw_pictures(*images: np.ndarray) -> dict[str, np.ndarray]:
+    """`figures.training_pictures`; matplotlib is imported for the first of them."""
+    from data_util.output.figures import training_pictures
+
+    return training_pictures(*images)
 
 
 def make_callbacks(
@@ -77,13 +85,12 @@ def make_callbacks(
     curves = saver = None
     written: list[keras.callbacks.Callback] = []
     if run is not None:
-        from data_util.output.figures import training_pictures
         from network.curves import Curves
 
         curves = Curves(LOGS / args.logs / run.name)
         saver = callbacks.SaveCheckpoints(run, args.round, total, chosen)
         steps.append(callbacks.Log(run, curves))
-        written = [saver, callbacks.Pictures(curves, shown, training_pictures)]
+        written = [saver, callbacks.Pictures(curves, shown, draw_pictures)]
     if validation is not None and workers.is_chief():
         sample = validation.sample(args.val_pairs, seed=0)
         every = 1 if args.debug else args.val_steps

@@ -29,6 +29,9 @@ def whole_step(function: Callable[..., Any], **options: Any) -> Any:
     weights that it uses, for as long as the process runs. The entry is needed only by a
     caller who takes the gradient of the whole graph; nobody does here, so it is dropped once the graph is made.
 
+    Without autograph, which would take longer than all else in tracing: where the step calls a function that decides by
+    the value of a tensor, that one is to say `tf.cond`, or is a `tf.function` itself.
+
     Args:
         function: the step; no tape may be watching where it is called.
         options: those of `tf.function`.
@@ -46,7 +49,7 @@ def whole_step(function: Callable[..., Any], **options: Any) -> Any:
                 if name.startswith("CustomGradient"):
                     del entries[name]
 
-    return tf.function(traced, **options)
+    return tf.function(traced, **{"autograph": False, **options})
 
 
 def compiled(function: TensorFunction) -> TensorFunction:

@@ -6,10 +6,9 @@ Formulas, units and empty cases of every value are in docs/metrics.md.
 from collections.abc import Sequence
 
 import numpy as np
-import scipy.spatial
 import tensorflow as tf
 
-from .kernels import compiled
+from .kernels import compiled, xla_kernel
 from .spatial_transformer import FOREGROUND, sample_at_points, warp, warp_labels
 
 # A folded voxel has a determinant of 0 or less, which has no logarithm: this value is taken instead.
@@ -71,40 +70,65 @@ def overlap(fixed: tf.Tensor, warped: tf.Tensor, labels: Sequence[int] | None = 
 
 def _label_counts(fixed: tf.Tensor, warped: tf.Tensor, labels: Sequence[int]) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Voxels of each label in two label maps and in both at once: three int32 [B, K]."""
-    # Label values are mapped to 1..K (0 for the rest), so that one histogram counts every label.
-    values = tf.constant(sorted(labels), tf.int32)
-    order = tf.constant([sorted(labels).index(v) for v in labels])
-    bins = len(labels) + 1
-
-    def index(seg: tf.Tensor) -> tf.Tensor:
-        seg = tf.reshape(seg, [tf.shape(seg)[0], -1])
-        place = tf.minimum(tf.searchsorted(values, tf.reshape(seg, [-1])), len(labels) - 1)
-        place = tf.reshape(place, tf.shape(seg))
-        return tf.where(tf.gather(values, place) == seg, place + 1, 0)
-
-    def histogram(index: tf.Tensor) -> tf.Tensor:
-        return tf.gather(tf.math.bincount(index, minlength=bins, maxlength=bins, axis=-1)[:, 1:], order, axis=1)
-
-    fixed, warped = index(fixed), index(warped)
-    return histogram(fixed), histogram(warped), histogram(tf.where(fixed == warped, fixed, 0))
+    values = sorted(set(labels))
+    order = [values.index(label) + 1 for label in labels]
+    if values[-1] >= _LONGEST_TABLE:
+        fixed, warped = _ranks(fixed, values), _ranks(warped, values)
+        values = list(range(1, len(values) + 1))
+    table = np.zeros(max(values[-1], 0) + 2, np.int32)  # the last one is for all values that are not in the table
+    for place, value in enumerate(values, start=1):
+        if value >= 0:  # no scan has another
+            table[value] = place
+    n = len(values) + 1
+    pairs = tf.math.bincount(_joint_place(fixed, warped, table, n), minlength=n * n, maxlength=n * n, axis=-1)
+    pairs = tf.reshape(pairs, [-1, n, n])
+    counts = tf.reduce_sum(pairs, 2), tf.reduce_sum(pairs, 1), tf.linalg.diag_part(pairs)
+    return tuple(tf.gather(count, order, axis=1) for count in counts)  # type: ignore[return-value]
 
 
-def landmark_distances(
-    fixed_points: tf.Tensor, moving_points: tf.Tensor, flow: tf.Tensor, spacing: tf.Tensor | None = None
-) -> tf.Tensor:
-    """Distance between each carried fixed landmark and its moving counterpart: float32 [B, L].
+# Label values from here on are not looked up in a table.
+_LONGEST_TABLE = 2**16
 
-    A fixed landmark p is carried to p + flow(p). NaN marks a landmark that either scan lacks.
+
+def _ranks(label_map: tf.Tensor, values: Sequence[int]) -> tf.Tensor:
+    """A label map in which the k-th of the sorted `values` is k, counted from 1, and all others 0."""
+    place = tf.searchsorted(tf.constant(values, tf.int32), tf.reshape(label_map, [-1]))
+    place = tf.reshape(tf.minimum(place, len(values) - 1), tf.shape(label_map))
+    return tf.where(tf.gather(values, place) == label_map, place + 1, 0)
+
+
+@xla_kernel
+def _joint_place(fixed: tf.Tensor, warped: tf.Tensor, table: tf.Tensor, n: int) -> tf.Tensor:
+    """n i + j for every voxel, where a table gives i for its label in one map and j for that in the other: [B, XYZ]."""
+    last = table.shape[0] - 1
+    i, j = (tf.gather(table, tf.where((seg < 0) | (seg > last), last, seg)) for seg in (fixed, warped))
+    return tf.reshape(n * i + j, [tf.shape(fixed)[0], -1])
+
+
+def landmark_offsets(fixed_points: tf.Tensor, moving_points: tf.Tensor, flow: tf.Tensor) -> tf.Tensor:
+    """From each moving landmark to the fixed one carried to p + flow(p): float32 [B, L, 3], in voxels.
+
+    NaN marks a landmark that either scan lacks.
 
     Args:
         fixed_points, moving_points: float32 [B, L, 3], in voxels of their own scan, NaN where missing.
         flow: float32 [B, X, Y, Z, 3], in voxels.
-        spacing: float32 [B, 3], mm a voxel of the moving scan, for distances in mm; None for distances in voxels.
     """
+    if fixed_points.shape[1] == 0:
+        return fixed_points
     missing = tf.reduce_any(tf.math.is_nan(fixed_points), axis=-1, keepdims=True)
     points = tf.where(missing, 0.0, fixed_points)
-    apart = fixed_points + sample_at_points(flow, points) - moving_points
-    return tf.norm(apart if spacing is None else apart * spacing[:, None], axis=-1)
+    return fixed_points + sample_at_points(flow, points) - moving_points
+
+
+def landmark_distances(offsets: tf.Tensor, spacing: tf.Tensor | None = None) -> tf.Tensor:
+    """Lengths of `landmark_offsets` [B, L, 3]: float32 [B, L].
+
+    Args:
+        offsets: in voxels.
+        spacing: float32 [B, 3], mm a voxel of the moving scan, for distances in mm; None for distances in voxels.
+    """
+    return tf.norm(offsets if spacing is None else offsets * spacing[:, None], axis=-1)
 
 
 def _determinant(a: tf.Tensor, b: tf.Tensor, c: tf.Tensor) -> tf.Tensor:
@@ -231,4 +255,6 @@ def _surface(label_map: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _nearest(points: np.ndarray, others: np.ndarray) -> np.ndarray:
     """Distance from each of `points` [N, 3] to the nearest of `others` [M, 3]: [N]."""
-    return scipy.spatial.KDTree(others).query(points)[0]
+    from scipy.spatial import KDTree  # nothing else needs it, and it takes a while to import
+
+    return KDTree(others).query(points)[0]

@@ -101,9 +101,9 @@ def measure_overlap(scene: Scene) -> dict[str, tf.Tensor]:
 
 def measure_landmarks(scene: Scene) -> dict[str, tf.Tensor]:
     """Distance of every landmark, in voxels and in mm."""
-    points = scene.batch["fixed_points"], scene.batch["moving_points"], scene.flow
-    in_mm = metrics.landmark_distances(*points, scene.batch["moving_spacing"])
-    return {"landmark_distance": metrics.landmark_distances(*points), "landmark_distance_mm": in_mm}
+    offsets = metrics.landmark_offsets(scene.batch["fixed_points"], scene.batch["moving_points"], scene.flow)
+    in_mm = metrics.landmark_distances(offsets, scene.batch["moving_spacing"])
+    return {"landmark_distance": metrics.landmark_distances(offsets), "landmark_distance_mm": in_mm}
 
 
 def measure_jacobian(scene: Scene) -> dict[str, tf.Tensor]:

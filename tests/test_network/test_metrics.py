@@ -46,9 +46,10 @@ def test_overlap_of_boxes():
     np.testing.assert_allclose(jaccard, [[16 / 80], [1.0]], rtol=1e-6)
 
 
-def test_overlap_of_labels_in_the_order_asked_for():
+@pytest.mark.parametrize("high", [900, 2**31 - 1])  # within and beyond the table of labels
+def test_overlap_of_labels_in_the_order_asked_for(high):
     rng = np.random.default_rng(3)
-    values, labels = [0, 4, 17, 900], (900, 4, 5, 17)
+    values, labels = [-7, 0, 4, 17, 901, high], (high, 4, 5, 17)
     fixed, warped = rng.choice(values, (2, 2, *SIZE))
     dice, jaccard = metrics.overlap(as_map(*fixed), as_map(*warped), labels)
     for pair, (k, label) in itertools.product(range(2), enumerate(labels)):
@@ -97,11 +98,12 @@ def test_landmark_distances_in_voxels_and_mm():
     moved = np.stack([0.5 + 0.1 * at[:, 1], 0.2 * at[:, 0] - 0.3 * at[:, 2], [-1, -1]], -1)
     apart = at + moved - moving[0, :2]
     expected = [*np.linalg.norm(apart, axis=-1), np.nan, np.nan]
-    np.testing.assert_allclose(metrics.landmark_distances(fixed, moving, flow)[0], expected, rtol=1e-5)
+    offsets = metrics.landmark_offsets(fixed, moving, flow)
+    np.testing.assert_allclose(metrics.landmark_distances(offsets)[0], expected, rtol=1e-5)
     spacing = np.array([[0.7, 1.5, 3.0]], np.float32)
     expected = [*np.linalg.norm(apart * spacing, axis=-1), np.nan, np.nan]
-    np.testing.assert_allclose(metrics.landmark_distances(fixed, moving, flow, spacing)[0], expected, rtol=1e-5)
-    unknown = metrics.landmark_distances(fixed, moving, flow, np.full((1, 3), np.nan, np.float32))
+    np.testing.assert_allclose(metrics.landmark_distances(offsets, spacing)[0], expected, rtol=1e-5)
+    unknown = metrics.landmark_distances(offsets, np.full((1, 3), np.nan, np.float32))
     assert np.isnan(unknown).all()
 
 
