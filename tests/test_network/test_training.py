@@ -140,7 +140,7 @@ with strategy.scope():
     every = "bspline+affine+contrast"
     net = build_network(CascadeConfig("VTN", 1, 2, image_size=(16, 16, 16), channels=2, augmentation=every))
     trainer = training.Trainer(net)
-    trainer.compile(optimizer=training.adam(net))
+    trainer.compile(optimizer=training.adam(net, ema=0.5))
 trainer.optimizer.learning_rate = 1e-3
 rng = np.random.default_rng(0)
 batch = {side: rng.random((4, 16, 16, 16, 1), np.float32) for side in ("fixed", "moving")}
@@ -215,6 +215,17 @@ def test_several_workers_stop_after_the_first_step_that_begins_once_one_was_aske
     assert not trainer.stops
     assert set(step(iter([batch]))) == names  # what the workers tell each other is no term of the loss
     assert trainer.stops
+
+
+def test_several_workers_end_after_the_first_step_that_begins_once_one_found_the_run_over(monkeypatch):
+    trainer, batch = trainer_of(SMALLEST), batch_of((16, 16, 16))
+    step = several(trainer, monkeypatch)
+    step(iter([batch]))
+    trainer.found_over = True  # in a validation, of the first worker
+    assert not trainer.is_over
+    step(iter([batch]))
+    assert trainer.is_over
+    assert not trainer.stops
 
 
 def test_one_process_stops_after_the_step_that_is_under_way():
