@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
+from typing import Any
 
 _shown = False
 
@@ -39,8 +40,8 @@ def _quickly() -> Iterator[None]:
     if "tensorflow" in sys.modules:
         yield
         return
-    hidden = {"matplotlib"} - sys.modules.keys()
-    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  None: an import fails
+    hidden: dict[str, Any] = dict.fromkeys({"matplotlib"} - sys.modules.keys())  # None: an import fails
+    sys.modules.update(hidden)
     collects = gc.isenabled()
     gc.disable()
     try:
