@@ -186,11 +186,16 @@ def _operations(layer, size):
 
 
 def _step(size, base_network, n):
-    network = build_network(CascadeConfig(base_network, n, image_size=(size,) * 3))
+    return training_step(CascadeConfig(base_network, n, image_size=(size,) * 3))
+
+
+def training_step(config):
+    """A function without arguments that does a training step of one pair of random images, which are cubes."""
+    network = build_network(config)
     trainer = training.Trainer(network)
     trainer.compile(optimizer=training.adam(network))
     trainer.optimizer.learning_rate = 1e-6
-    fixed, moving = (tf.constant(a) for a in _warp_inputs(size, 1)[:2])
+    fixed, moving = (tf.constant(a) for a in _warp_inputs(config.image_size[0], 1)[:2])
     batch = {"fixed": fixed, "moving": moving, "seed": tf.constant([[0, 1]])}
     trainer.make_train_function()
     return lambda: trainer.train_function(iter([batch]))
