@@ -67,8 +67,36 @@ def main(arguments: list[str] | None = None) -> None:
     with whole_file(args.output, RuntimeError) as new:
         carry = {"image": carry_image, "points": carry_points, "mesh": carry_mesh}[kind]
         said = carry(args, transform, new)
-    where = "moving scan -> fixed scan" if not args.inverse else "fixed scan -> moving scan"
-    print(f"{where}: {said}\nOutput: {args.output}")
+    roles, doubts = _ends(args) if kind == "image" else (_roles(args), [])
+    print(f"{roles[0]} scan -> {roles[1]} scan: {said}\nOutput: {args.output}")
+    for doubt in doubts:
+        print(cli.in_red(f"Check {args.output}: {doubt}"))
+
+
+def _roles(args: argparse.Namespace) -> tuple[str, str]:
+    """Of which scan -i is, and of which -o is: 'moving' and 'fixed', unless the files of the transforms tell else."""
+    from data_util.scans.transform_files import read_ends
+
+    first, last = read_ends(args.transform[0]), read_ends(args.transform[-1])
+    roles = last[1].role if last else "moving", first[0].role if first else "fixed"
+    return roles[::-1] if args.inverse else roles
+
+
+def _ends(args: argparse.Namespace) -> tuple[tuple[str, str], list[str]]:
+    """As `_roles`, and where the transforms tell what scans they are of, doubts about scans that lie elsewhere."""
+    from data_util.scans.carrying import doubts_about_place
+    from data_util.scans.frame import Frame
+    from data_util.scans.images import read_native
+    from data_util.scans.transform_files import read_ends
+
+    scans = (args.input, args.reference) if args.inverse else (args.reference, args.input)
+    doubts = []
+    for k, (scan, path) in enumerate(zip(scans, (args.transform[0], args.transform[-1]), strict=True)):
+        ends = read_ends(path)
+        if ends is not None:
+            frame = Frame.of(read_native(scan, is_label=args.labels and scan == args.input))
+            doubts += doubts_about_place(scan, frame, f"the {ends[k].role} scan of {path}", ends[k].frame)
+    return _roles(args), doubts
 
 
 def check(args: argparse.Namespace) -> str:

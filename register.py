@@ -97,16 +97,16 @@ def run(args: argparse.Namespace, write: Callable[..., None]) -> None:
         write: function of (folder, `Registration`, labels, points) that writes the files.
     """
     refine = check(args)
+    initial = read_initial(args)
     cli.load_plugin(args.plugin)
     output = pathlib.Path(args.output)
 
-    from data_util.making.labels import read_label_image
     from data_util.output.registration_files import headline
     from data_util.scans.geometry import doubts_about_labels, doubts_about_points
     from registration import Input, register
 
     print("Reading and registering ...", flush=True)
-    labels = None if args.labels is None else read_label_image(args.labels)
+    labels = read_labels(args)
     points = read_landmarks(args)
     devices.devices(args.gpu, batch=1)
     with contextlib.ExitStack() as stack:
@@ -117,7 +117,7 @@ def run(args: argparse.Namespace, write: Callable[..., None]) -> None:
             asked_view(args),
             _shown_steps(refine, stack),
             affine=args.affine,
-            initial_transform=args.initial_transform,
+            initial_transform=initial,
             rep=cli.parse_rep(args.rep),
             refine=refine,
             smoothness=args.smoothness,
@@ -127,6 +127,7 @@ def run(args: argparse.Namespace, write: Callable[..., None]) -> None:
             net_args=args.net_args,
             **cli.execution(args),
         )
+    result.report["settings"]["initial_transform"] = args.initial_transform
     if points is not None:
         result.report["doubts"] += doubts_about_points(points, result.moving.image)
     if labels is not None:
@@ -171,8 +172,6 @@ def check(args: argparse.Namespace) -> int | str:
     Raises:
         UserError: a flag is outside its range, a file is not there, or the output must not be written.
     """
-    from data_util.scans.transform_files import read_linear
-
     refine = parse_refine(args.refine, args.checkpoint)
     cli.parse_rep(args.rep)
     if devices.device_count(args.gpu) > 1:
@@ -187,8 +186,6 @@ def check(args: argparse.Namespace) -> int | str:
         if path is not None and not os.path.exists(path):
             raise UserError(f"{path}: no such file; check --labels, --points and the masks")
     asked_view(args)
-    if args.initial_transform is not None:
-        read_linear(args.initial_transform)
     return refine
 
 
@@ -214,6 +211,34 @@ def asked_view(args: argparse.Namespace) -> Any:
     if args.preprocess not in (None, *PRESETS):
         raise UserError(f"unknown kind of scan {args.preprocess!r}; known are {', '.join(PRESETS)}")
     return View(orientation=args.orientation).completed(PRESETS.get(args.preprocess, View()))
+
+
+def read_initial(args: argparse.Namespace) -> Any:
+    """The linear transform of --initial_transform, as SimpleITK has it, or None."""
+    from data_util.scans.transform_chain import linear
+    from data_util.scans.transform_files import read_linear
+
+    return None if args.initial_transform is None else linear(*read_linear(args.initial_transform))
+
+
+def read_labels(args: argparse.Namespace) -> Any:
+    """The label image of --labels, or None.
+
+    Raises:
+        UserError: it cannot be read, or shows grey values.
+    """
+    from data_util.making.labels import read_label_image
+    from data_util.scans.carrying import is_label_image
+
+    if args.labels is None:
+        return None
+    labels = read_label_image(args.labels)
+    if not is_label_image(labels):
+        raise UserError(
+            f"--labels {args.labels}: looks like grey values, whose neighbours differ; give a label image, or carry "
+            f"it afterwards with apply.py -t {os.path.join(args.output, 'transform.h5')}"
+        )
+    return labels
 
 
 def read_landmarks(args: argparse.Namespace) -> Any:

@@ -22,7 +22,7 @@ import SimpleITK as sitk
 from cli import AUTO
 from data_util.grey_values import from_unit, to_unit
 from data_util.output.quality import Quality
-from data_util.output.registration_report import describe, doubts
+from data_util.output.registration_report import degrees, describe, doubts
 from data_util.scans import affine_search, transform_chain
 from data_util.scans.automatic_view import modality_of
 from data_util.scans.frame import Frame
@@ -37,7 +37,7 @@ from progress import Clock
 from registration_options import GIVEN, Input, Options, kind_of_map, options_of
 from views import choose_view, run_view
 
-NO_MAP = "nothing in common was found by which the scans could be brought together first"
+OF_OPTIMISATION = ("image_size", "similarity", "reg_factor", "bending_factor", "window", "precision")
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,16 +118,17 @@ def register(
         for role, scan in zip(("fixed", "moving"), scans, strict=True)
     )
     clock.stop("preprocess")
-    frame, volume, told = moving.frame, moving.volume, None
+    start = _Start(moving.frame, moving.volume)
     if kind != "none":
-        frame, volume, told = _aligned(fixed, moving, view, given or kind, model)
-    if told:
-        (remarks if told.startswith(NO_MAP) else chosen).append(told)
+        start = _aligned(fixed, moving, view, given or kind, model)
+    chosen += start.chosen
+    remarks += start.doubts
+    frame = start.frame
     kind = "none" if frame is moving.frame else kind
     clock.stop("affine")
     network = _load(model)
     clock.stop("load")
-    pair = _tensor(fixed.volume), _tensor(volume)
+    pair = _tensor(fixed.volume), _tensor(start.volume)
     output, rep = _apply(network, *pair, how.rep)
     apart = None
     if how.rep == AUTO:
@@ -146,7 +147,7 @@ def register(
     measured["quality"] = quality.numbers()
     left_over = (
         affine_search.left_over(fixed.frame, fixed.volume, from_unit(stages[-1].warped))
-        if kind in ("none", GIVEN) and not any(remark.startswith(NO_MAP) for remark in remarks)
+        if kind in ("none", GIVEN) and not start.doubts
         else None
     )
     clock.stop("measure")
@@ -219,12 +220,25 @@ def _for_modalities(model: _Model, options: Options, fixed: sitk.Image, moving: 
     return model._replace(config=config), [f"{named}: compared by mutual information (--net_args \"similarity='mi'\")"]
 
 
+class _Start(NamedTuple):
+    """What the network or the optimisation starts from.
+
+    Attributes:
+        frame: of the moving volume, in the moving scan.
+        volume: the moving volume on it, 0..255.
+        chosen, doubts: sentences on how it was found, and on why it may be wrong.
+    """
+
+    frame: Frame
+    volume: np.ndarray
+    chosen: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = ()
+
+
 def _aligned(
     fixed: PreparedScan, moving: PreparedScan, view: View, how: str | tuple[np.ndarray, np.ndarray], model: _Model
-) -> tuple[Frame, np.ndarray, str | None]:
-    """The moving volume brought to the fixed one by an affine map, with its frame in the moving scan.
-
-    What was found is told in a sentence.
+) -> _Start:
+    """The moving volume brought to the fixed one by an affine map.
 
     Args:
         how: the kind of map to find; where the two volumes as they were cropped are more alike already, they stay as
@@ -233,7 +247,7 @@ def _aligned(
     if isinstance(how, tuple):
         frame = fixed.frame.mapped(*how)
         try:
-            return frame, prepare(moving.image, frame, view)[0], None
+            return _Start(frame, prepare(moving.image, frame, view)[0])
         except UserError as error:
             raise UserError(f"where the initial transform leads: {error}") from error
     from network.losses import similarity_loss
@@ -244,17 +258,16 @@ def _aligned(
         frame = fixed.frame.mapped(matrix, offset)
         volume, _ = prepare(moving.image, frame, view)
     except UserError as error:  # no map is found, or nothing of the moving scan lies where it leads
-        return moving.frame, moving.volume, f"{NO_MAP} ({error})"
+        doubt = f"nothing in common was found by which the scans could be brought together first ({error})"
+        return _Start(moving.frame, moving.volume, doubts=(doubt,))
     loss = similarity_loss(model.config)
     cropped, mapped = (float(loss(_tensor(fixed.volume), _tensor(v))[0]) for v in (moving.volume, volume))
     if mapped >= cropped:
-        return moving.frame, moving.volume, "no affine map was taken first: the crops are more alike as they are"
+        kept = "no affine map was taken first: the crops are more alike as they are"
+        return _Start(moving.frame, moving.volume, (kept,))
     angle, shift, scale = affine_search.in_words(matrix, offset, fixed.frame)
-    return (
-        frame,
-        volume,
-        f"found first: a turn of {angle:.0f} degrees, a shift of {shift:.0f} mm, a scale of {scale:.2f}",
-    )
+    told = f"found first: a turn of {degrees(angle)}, a shift of {shift:.0f} mm, a scale of {scale:.2f}"
+    return _Start(frame, volume, (told,))
 
 
 def _load(model: _Model) -> Any:
@@ -371,8 +384,16 @@ def _settings(inputs: list[Input], model: _Model, view: View, kind: str, options
         "refine": options.refine,
         "orientation": view.orientation,
         "view": view.to_dict(),
-        "network": model.config.to_dict(),
+        "network": _used(model),
     }
+
+
+def _used(model: _Model) -> dict[str, Any]:
+    """The options of the network; where there is none, those of the optimisation alone."""
+    options = model.config.to_dict()
+    if model.network is not None or model.prefix is not None:
+        return options
+    return {name: options[name] for name in OF_OPTIMISATION if name in options}
 
 
 def _name(source: Any) -> str | None:

@@ -40,7 +40,7 @@ from data_util.scans.images import orient, to_array, write_image
 from data_util.scans.pair_transform import resample_labels
 from data_util.scans.points import write_points
 from data_util.scans.prepared import PreparedScan
-from data_util.scans.transform_files import write_transform
+from data_util.scans.transform_files import End, write_transform
 
 MEASURED = 50_000  # places at which the transforms are measured
 
@@ -67,12 +67,13 @@ def write_output(
         UserError: a file cannot be written.
     """
     measure_transforms(result)
+    ends = End("fixed", result.fixed.file_frame), End("moving", result.moving.file_frame)
     files.remove_leftovers(folder)  # before several threads make folders in it
     with ThreadPoolExecutor() as pool:  # while the pictures are drawn
         written = [
             pool.submit(write_image, result.warped, folder / "warped.nii.gz"),
-            pool.submit(write_transform, result.composite, folder / "transform.h5"),
-            pool.submit(write_transform, result.inverse, folder / "inverse.h5"),
+            pool.submit(write_transform, result.composite, folder / "transform.h5", ends),
+            pool.submit(write_transform, result.inverse, folder / "inverse.h5", ends[::-1]),
         ]
         draw_summary(folder, result)
         _write_page(folder, result)

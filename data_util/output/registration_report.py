@@ -16,6 +16,15 @@ SAME_CONTRAST = ("ncc", "lncc")  # similarities that ask for the same structures
 MUCH_TURNED, MUCH_SHIFTED = 10, 15  # degrees and mm that are left over after registration
 
 
+def degrees(angle: float) -> str:
+    """An angle in words.
+
+    >>> degrees(0.8), degrees(20)
+    ('1 degree', '20 degrees')
+    """
+    return f"{angle:.0f} degree{'' if f'{angle:.0f}' == '1' else 's'}"
+
+
 def describe(scan: PreparedScan) -> dict[str, Any]:
     """A scan and its frame, as report.json tells them."""
     frame = scan.frame
@@ -67,7 +76,7 @@ def doubts(
         found.append(f"the flow folds at {100 * measured['folding'][-1]:.1f} % of the voxels")
     if left_over is not None and (left_over[0] > MUCH_TURNED or left_over[1] > MUCH_SHIFTED):
         found.append(
-            f"a turn of {left_over[0]:.0f} degrees and a shift of {left_over[1]:.0f} mm are left over between the two "
+            f"a turn of {degrees(left_over[0])} and a shift of {left_over[1]:.0f} mm are left over between the two "
             "scans; find them first with --affine rigid"
         )
     return found

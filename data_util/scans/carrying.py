@@ -4,6 +4,8 @@ An image is pulled: each voxel of the grid it is carried to is led to the image 
 read. Points are pushed: they are led the other way, by the transform's inverse. So both end at the same anatomy.
 """
 
+import itertools
+
 import numpy as np
 import SimpleITK as sitk
 
@@ -16,6 +18,7 @@ LINEAR, NEAREST, LABELS, BSPLINE = "linear", "nearest", "labels", "bspline"
 INTERPOLATIONS = (LINEAR, NEAREST, LABELS, BSPLINE)
 MOST_LABELS = 512  # values that a label image may have
 LEAST_EQUAL = 0.7  # share of the neighbours, both labelled, that have the same label
+MOST_APART = 2  # voxels by which the edges of one scan on two grids may differ
 WIDE = (sitk.sitkInt32, sitk.sitkUInt32, sitk.sitkInt64, sitk.sitkUInt64, sitk.sitkFloat64)  # float32 would round them
 
 
@@ -110,6 +113,32 @@ def check_reach(transform: sitk.Transform, places: np.ndarray, image: sitk.Image
             f"and the reference is led to about {_text(places.mean(axis=0))} mm; are they of these scans, or is it "
             "--inverse that is meant?"
         )
+
+
+def doubts_about_place(name: str, frame: Frame, expected: str, known: Frame) -> list[str]:
+    """A sentence where a scan, or labels of it on whatever grid, cannot be the one that a transform was found for.
+
+    Args:
+        name: of the scan, for the sentence.
+        frame: its grid.
+        expected: what scan it should be, for the sentence.
+        known: the grid of that one.
+    """
+    boxes = [_box(one) for one in (frame, known)]
+    apart = float(np.abs(boxes[0] - boxes[1]).max())
+    if apart <= MOST_APART * max(*frame.spacing, *known.spacing):
+        return []
+    size = "x".join(map(str, known.size))
+    return [
+        f"{name} is not {expected}, of {size} voxels about {_middle(known)}: it covers up to {apart:.0f} mm more or "
+        "less; right only if it is the same scan on another grid"
+    ]
+
+
+def _box(frame: Frame) -> np.ndarray:
+    """The least and the largest place of a grid's voxels along each axis, outer edges: [2, 3] in mm."""
+    corners = frame.to_physical(list(itertools.product(*((-0.5, n - 0.5) for n in frame.size))))
+    return np.stack([corners.min(axis=0), corners.max(axis=0)])
 
 
 def _middle(frame: Frame) -> str:

@@ -8,8 +8,10 @@ All come out as ITK has them: from a place in the fixed scan to the one in the m
 """
 
 import io
+import json
 import os
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
@@ -28,6 +30,7 @@ FIELD_ENDINGS = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
 ENDINGS = (*ITK_ENDINGS, ".lta", *FIELD_ENDINGS)
 IN_VOXELS = "_voxels"  # how the name of a field of eval.py ends whose scans have no known spacing
 LEAST_DETERMINANT = 1e-6
+ENDS = "registered"  # attribute of our own files: the two scans, as JSON
 CHUNK = 2**16  # numbers that share a checksum
 
 
@@ -84,7 +87,19 @@ def read_linear(source: str | os.PathLike | sitk.Transform) -> tuple[np.ndarray,
         raise UserError(f"{'the transform' if is_read else source}: {error}") from error
 
 
-def write_transform(transform: sitk.Transform, path: str | os.PathLike) -> None:
+class End(NamedTuple):
+    """One of the two scans that a transform is of.
+
+    Attributes:
+        role: 'fixed' or 'moving' in the registration that found it.
+        frame: the grid of the scan's file.
+    """
+
+    role: str
+    frame: Frame
+
+
+def write_transform(transform: sitk.Transform, path: str | os.PathLike, ends: tuple[End, End] | None = None) -> None:
     """Write a transform of linear parts and displacement fields to an .h5 file as ITK does, smaller and with checksums.
 
     The vectors are stored as float32, half of what ITK itself takes; compressed, they would take two thirds of that,
@@ -93,6 +108,7 @@ def write_transform(transform: sitk.Transform, path: str | os.PathLike) -> None:
     Args:
         transform: SimpleITK transform.
         path: where to.
+        ends: the scan that it leads from and the one that it leads to, which `read_ends` tells; None: not known.
 
     Raises:
         UserError: it cannot be written.
@@ -101,6 +117,8 @@ def write_transform(transform: sitk.Transform, path: str | os.PathLike) -> None:
     content = io.BytesIO()  # HDF5 cannot close a file that does not fit on the disk
     with h5py.File(content, "w") as file:
         group = file.create_group("TransformGroup")
+        if ends is not None:
+            group.attrs[ENDS] = json.dumps([[end.role, vars(end.frame)] for end in ends])
         _write_type(group.create_group("0"), "CompositeTransform")
         for k, part in enumerate(layers, 1):
             place = group.create_group(str(k))
@@ -114,6 +132,22 @@ def write_transform(transform: sitk.Transform, path: str | os.PathLike) -> None:
                 _write_numbers(place, "TransformParameters", np.array(part.GetParameters(), np.float64))
     with whole_file(path) as new:
         new.write_bytes(content.getbuffer())
+
+
+def read_ends(path: str | os.PathLike) -> tuple[End, End] | None:
+    """The scans that a transform leads from and to, where its file tells: one that `write_transform` wrote."""
+    if not Path(path).name.lower().endswith(HDF5):
+        return None
+    try:
+        with h5py.File(path) as file:
+            first, last = json.loads(file["TransformGroup"].attrs[ENDS])
+        return _end(*first), _end(*last)
+    except (OSError, KeyError, ValueError, TypeError):
+        return None
+
+
+def _end(role: str, frame: dict[str, Any]) -> End:
+    return End(role, Frame(**{name: tuple(numbers) for name, numbers in frame.items()}))
 
 
 def _write_numbers(group: h5py.Group, name: str, numbers: np.ndarray) -> None:

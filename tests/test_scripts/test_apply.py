@@ -12,7 +12,7 @@ import cli
 from data_util.scans import transform_chain
 from data_util.scans.frame import Frame
 from data_util.scans.images import to_array
-from data_util.scans.transform_files import write_transform
+from data_util.scans.transform_files import End, read_ends, write_transform
 from tests.test_data_util.scans.test_pair_transform import FIXED_SCAN, MOVING_SCAN, pair, scan_on
 
 TRANSFORM = pair((0, 2))
@@ -23,8 +23,9 @@ def home(tmp_path_factory):
     """A registration of two oblique, anisotropic scans as demo.py leaves it, with labels, landmarks and a mesh."""
     home = tmp_path_factory.mktemp("apply")
     composite = TRANSFORM.composite(FIXED_SCAN)
-    write_transform(composite, home / "transform.h5")
-    write_transform(transform_chain.inverse(composite), home / "inverse.h5")
+    ends = End("fixed", FIXED_SCAN), End("moving", MOVING_SCAN)
+    write_transform(composite, home / "transform.h5", ends)
+    write_transform(transform_chain.inverse(composite), home / "inverse.h5", ends[::-1])
     sitk.WriteTransform(TRANSFORM.affine, str(home / "affine.tfm"))
     moving = sitk.Cast(scan_on(MOVING_SCAN), sitk.sitkInt16)
     sitk.WriteImage(moving, str(home / "moving.nii.gz"))
@@ -124,9 +125,31 @@ def test_inverse_carries_the_fixed_scan_to_the_moving_one(work, capsys):
     largest = float(re.search(r"the inverse is (\S+) mm off at most", said)[1])
     assert 0 < largest < 1
     assert run("-t", "inverse.h5", *carry, "b.nii.gz") == 0
+    said = capsys.readouterr().out
+    assert "fixed scan -> moving scan" in said
+    assert "Check" not in said
     one, other = to_array(read("a.nii.gz")), to_array(read("b.nii.gz"))
     assert (one != one.min()).mean() > 0.2
     np.testing.assert_allclose(one, other, atol=0.02 * np.ptp(one))
+
+
+def test_a_file_tells_its_scans_and_others_are_doubted(work, capsys):
+    assert [end.role for end in read_ends("transform.h5")] == ["fixed", "moving"]
+    np.testing.assert_allclose(read_ends("inverse.h5")[0].frame.matrix, MOVING_SCAN.matrix)
+    assert read_ends("affine.tfm") is None
+    assert run("-t", "inverse.h5", "--inverse", *CARRY[2:]) == 0
+    said = capsys.readouterr().out
+    assert "moving scan -> fixed scan" in said
+    assert "Check" not in said
+    coarse = MOVING_SCAN.box((0, 0, 0), MOVING_SCAN.size, np.array(MOVING_SCAN.size) - 2)
+    moving = read("moving.nii.gz")
+    sitk.WriteImage(coarse.resample(moving), "coarse.nii.gz")  # of the same scan, on another grid
+    assert run("-t", "transform.h5", "-i", "coarse.nii.gz", *CARRY[4:-1], "b.nii.gz") == 0
+    assert "Check" not in capsys.readouterr().out
+    sitk.WriteImage(moving[5:], "other.nii.gz")
+    assert run("-t", "transform.h5", "-i", "other.nii.gz", *CARRY[4:-1], "c.nii.gz") == 0
+    (doubt,) = [line for line in capsys.readouterr().out.splitlines() if "Check" in line]
+    assert "other.nii.gz is not the moving scan of transform.h5" in doubt
 
 
 def test_the_inverse_of_an_affine_map_is_exact(work):

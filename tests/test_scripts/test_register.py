@@ -63,6 +63,10 @@ def test_it_registers_and_says_what_it_chose(done):
     assert re.fullmatch(r"scans of no known modality, [\d.]+ and [\d.]+ litres: prepared as heads or brains .*", view)
     assert affine.startswith(("found first: a turn of 0 degrees, a shift of", "no affine map was taken first"))
     assert report["doubts"] == []
+    assert report["settings"]["network"] | {"image_size": None} == {
+        "image_size": None, "similarity": "lncc", "reg_factor": 3.0, "bending_factor": 0.0, "window": 5,
+        "precision": "float32",
+    }  # fmt: skip
     assert report["quality"]["local_correlation"]["after"] > report["quality"]["local_correlation"]["before"]
     assert report["quality"]["moved_mm"]["largest"] < 40
 
@@ -103,6 +107,18 @@ def test_what_is_excluded_has_no_influence_and_both_ways_are_told():
     assert 0 < apart["mean"] < found[0].report["quality"]["moved_mm"]["mean"]
     assert found[0].quality.apart.shape == SIZE
     assert "inverse_consistency_mm" not in found[1].report["quality"]
+
+
+def test_grey_values_are_no_labels(tmp_path, capsys):
+    for name, volume in (("a", head()), ("grey", head().astype(np.int16)), ("labels", (head() > 250) * 700.0)):
+        sitk.WriteImage(FRAME.put(volume), str(tmp_path / f"{name}.nii.gz"))
+    scan, grey = str(tmp_path / "a.nii.gz"), str(tmp_path / "grey.nii.gz")
+    assert cli.run(register.main, [scan, scan, "-o", str(tmp_path / "out"), "--labels", grey]) == 1
+    error = capsys.readouterr().err.strip()
+    assert f"--labels {grey}: looks like grey values" in error
+    assert "\n" not in error
+    args = register.build_parser().parse_args([scan, scan, "--labels", str(tmp_path / "labels.nii.gz")])
+    assert set(np.unique(sitk.GetArrayViewFromImage(register.read_labels(args)))) == {0, 700}
 
 
 @pytest.mark.parametrize(("options", "message"), [

@@ -10,6 +10,7 @@ from data_util.output.figures import (
     flow_colours,
     mid_slices,
     pair_figure,
+    places,
     warped_grid_image,
 )
 from errors import UserError
@@ -57,6 +58,16 @@ def test_the_grid_at_rest_has_lines_every_step_along_both_axes():
     np.testing.assert_array_equal(rows, [4, 12, 20])
     np.testing.assert_array_equal(columns, [4, 12])
     assert picture[0, 0] == picture[8, 8] == 0
+
+
+def test_places_are_where_a_slice_reads_the_moving_image():
+    flow = np.random.default_rng(2).normal(size=(5, 6, 7, 3))
+    read = np.moveaxis(np.indices(flow.shape[:3]), 0, -1) + flow
+    for plane in PLANES:
+        across, along = places(flow, plane, 3)
+        cut = plane.cut(read, 3)
+        np.testing.assert_allclose(across, cut[..., plane.across])
+        np.testing.assert_allclose(along, cut[..., plane.along])
 
 
 def test_the_grid_moves_as_the_moving_image_does():

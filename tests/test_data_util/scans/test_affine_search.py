@@ -5,6 +5,7 @@ import pytest
 import SimpleITK as sitk
 from scipy.spatial.transform import Rotation
 
+from data_util.scans import affine_search
 from data_util.scans.affine_search import KINDS, find_affine, find_voxel_affine, left_over
 from data_util.scans.frame import Frame
 from errors import UserError
@@ -84,6 +85,15 @@ def test_an_organ_is_found_in_a_shell_that_the_other_scan_lacks(shelled):
         find_affine(scan(), moving, "similarity") if shelled == "moving" else find_affine(moving, scan()).GetInverse()
     )
     assert error(found, matrix, shift) < 3
+
+
+def test_threads_change_no_bit(monkeypatch):
+    found = []
+    for threads in (1, 2, 3):
+        monkeypatch.setattr(affine_search, "MOST_THREADS", threads)
+        monkeypatch.setattr(affine_search.os, "sched_getaffinity", lambda _: range(3))
+        found.append(find_affine(scan(), scan(turn(10, (1, 2, 0)), (5, 0, 3), seed=1), "rigid").GetParameters())
+    assert found[0] == found[1] == found[2]
 
 
 def test_a_map_in_voxels_leads_the_middle_and_all_around_it_right():
