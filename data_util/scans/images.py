@@ -202,29 +202,15 @@ def write_image(image: sitk.Image, path: str | os.PathLike) -> None:
         UserError: it cannot be written.
     """
     with files.whole_file(path, RuntimeError) as new:
-        is_packed = new.name.lower().endswith(".nii.gz")  # packed here: the library takes five times as long
-        plain = new.with_suffix("") if is_packed else new
-        plain.touch()  # a disk without room for a name is told by the system, but not by every format's library
+        new.touch()  # a disk without room for a name is told by the system, but not by every format's library
         try:
             with _silent_library():
-                sitk.WriteImage(image, str(plain), useCompression=not is_packed)
+                sitk.WriteImage(image, str(new), useCompression=True)
         except RuntimeError as error:
             if files.is_full(error):
                 raise
             raise UserError(f"cannot write {path} as an image ({reason_of(error)}); check the file's ending") from error
         _check_whole(new.parent, image)
-        if is_packed:
-            _pack(plain, new)
-            plain.unlink()
-
-
-def _pack(plain: Path, packed: Path) -> None:
-    """Write a file's contents as gzip, without name and time, so that the same image gives the same bytes."""
-    packer = zlib.compressobj(level=1, wbits=31)
-    with plain.open("rb") as source, packed.open("wb") as target:
-        while block := source.read(2**22):
-            target.write(packer.compress(block))
-        target.write(packer.flush())
 
 
 def _check_whole(folder: Path, image: sitk.Image) -> None:
