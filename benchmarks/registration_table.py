@@ -27,7 +27,7 @@ affine map by Mattes' mutual information and diffeomorphic demons.
 Regions are 24 parts of the cortex on both sides that AAL (drawn on Colin) and Harvard-Oxford (MNI152 space) both have;
 the two draw them by other rules, so that a perfect registration stays well below 1. Tissues of Colin are three means
 of grey values (k-means), those of MNI its maps. A turn is about the scan's middle, a shift goes to the left, front and
-head.
+head. What is "at 3 mm" was smoothed and resampled to that first (`--spacing 3`); its labels were not.
 
     python -m benchmarks.registration --nilearn DATA --mricron TEMPLATES --ants PYTHON --report docs/registration.md
 """
