@@ -22,7 +22,7 @@ affine map by Mattes' mutual information and diffeomorphic demons.
 - **folded**: the share of voxels of 2 mm where the map turns space over.
 - **s**: wall and CPU time of the registration alone, without the start of Python and its imports; for `here` its
   stages. Wall times, and those of the stages, are told only where other processes kept no more than {quiet:g} cores
-  busy meanwhile (**others**); CPU times grow a little on a busy machine, too.
+  busy meanwhile (**others**; empty where that was not measured); CPU times grow a little on a busy machine, too.
 
 Regions are 24 parts of the cortex on both sides that AAL (drawn on Colin) and Harvard-Oxford (MNI152 space) both have;
 the two draw them by other rules, so that a perfect registration stays well below 1. Tissues of Colin are three means
@@ -92,7 +92,7 @@ def _times(mine: list[Record], others: list[Record]) -> list[str]:
 
 
 def _is_quiet(record: Record) -> bool:
-    return record["others"] <= QUIET
+    return record["others"] is not None and record["others"] <= QUIET
 
 
 def median(records: list[Record], value: Callable[[Record], float]) -> float:
@@ -126,6 +126,7 @@ def rows(records: list[Record]) -> str:
 
 
 def _row(record: Record, sets: list[str]) -> list[str]:
+    others = "" if record["others"] is None else f"{record['others']:.1f}"
     first, before = [record["start"], record["method"]], record["before"]
     if "failed" in record:
         return [
@@ -136,7 +137,7 @@ def _row(record: Record, sets: list[str]) -> list[str]:
             "",
             "",
             "",
-            f"{record['others']:.1f}",
+            others,
             f"failed: {record['failed']}",
         ]
     after = record["after"]
@@ -147,6 +148,6 @@ def _row(record: Record, sets: list[str]) -> list[str]:
         *first,
         *(f"{before[name]:.3f} -> {after[name]:.3f}" for name in sets),
         *(error, {True: "yes", False: "no", None: ""}[is_found(record)], f"{100 * record['folding']:.3f} %"),
-        *(wall if _is_quiet(record) else "", f"{record['seconds']['cpu']:.1f}", f"{record['others']:.1f}"),
+        *(wall if _is_quiet(record) else "", f"{record['seconds']['cpu']:.1f}", others),
         stages if _is_quiet(record) else "",
     ]

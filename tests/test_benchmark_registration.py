@@ -127,6 +127,8 @@ def test_the_table_tells_medians_of_starts_that_all_methods_have():
     told = registration_table.report(busy)
     assert "| given | here | 1 | 1 of 1 | labels 0.750 | 2.50 | 0.000 % |  | 8 |  | 0.40x |" in told
     assert "affine" not in told.split("## given")[1]
+    unmeasured = registration_table.report([record("here", others=None, stages={"affine": 4.0})])
+    assert "| as it is | here | 0.250 -> 0.750 | 40.0 -> 2.50 | yes | 0.000 % |  | 8.0 |  |  |" in unmeasured
 
 
 def test_busy_seconds_are_those_of_all_cores():
