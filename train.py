@@ -8,7 +8,7 @@ import math
 import pathlib
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import cli
@@ -36,12 +36,17 @@ INHERITED = (
 )
 DEFAULTS = {name: getattr(runs.RunArgs(), name) for name in INHERITED} | {"dataset": "datasets/liver.json"}
 
+# The options of the model that ask for more of the scans than their volumes, and for what.
+SUPERVISION = {"dice_factor": "seg", "landmark_factor": "points"}
+
 SLOW_JIT = "XLA's convolutions are very slow on a CPU; leave --jit out"
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The flags of train.py."""
-    flags = cli.parser("Train a recursive cascaded network, without labels.")
+    flags = cli.parser(
+        "Train a recursive cascaded network, by grey values alone or with labels and landmarks (docs/commands.md)."
+    )
     add = flags.add_argument
 
     def add_inherited(*names: str, help: str, **options: Any) -> None:
@@ -112,10 +117,11 @@ def main(arguments: list[str] | None = None) -> None:
     watch = workers.Watch() if workers.cluster().workers > 1 else None
     view = trained_view(data, source)
     scheme, validation = open_schemes(args, data)
+    scheme.check_members(*supervision(config))
     from network import training
 
     with training.no_lost_worker(strategy):
-        trainer = build_trainer(args, config, source, strategy)
+        trainer = build_trainer(args, config, source, strategy, scheme.label_values)
     if trainer.step >= total:
         raise UserError(f"{source} is at step {trainer.step} of {total} already; raise --epochs or use --clear_steps")
     if watch is not None:
@@ -240,8 +246,18 @@ def open_schemes(args: argparse.Namespace, data: DatasetConfig) -> tuple[Scheme,
     )
 
 
+def supervision(config: CascadeConfig) -> tuple[list[str], list[str]]:
+    """What a config asks for of the scans beside their volumes, and the option that asks for each."""
+    asked = {option: member for option, member in SUPERVISION.items() if getattr(config, option)}
+    return list(asked.values()), list(asked)
+
+
 def build_trainer(
-    args: argparse.Namespace, config: CascadeConfig, source: pathlib.Path | None, strategy: tf.distribute.Strategy
+    args: argparse.Namespace,
+    config: CascadeConfig,
+    source: pathlib.Path | None,
+    strategy: tf.distribute.Strategy,
+    labels: Sequence[int] | None,
 ) -> training.Trainer:
     """The network in its trainer, with the weights and, where it goes on, the state of the checkpoint `source`."""
     import keras
@@ -258,7 +274,7 @@ def build_trainer(
             fresh = starts_anew(args, source)
             checkpoints.restore(network, source, None if fresh else optimizer)
             step = 0 if fresh else int(source.name.removeprefix("model-"))
-        trainer = training.Trainer(network, step, args.jit)
+        trainer = training.Trainer(network, step, args.jit, labels)
         trainer.compile(optimizer=optimizer)
     return trainer
 
@@ -277,6 +293,7 @@ def fit(
     from network import training
 
     strategy, first = trainer.distribute_strategy, trainer.step
+    members, _ = supervision(trainer.network.config)
     with user_errors():
         shown = next(iter((validation or scheme).evaluation(1, [0])))
     run = new_run() if workers.is_chief() and not args.debug else None
@@ -289,7 +306,7 @@ def fit(
 
     def batches(context: tf.distribute.InputContext) -> tf.data.Dataset:
         share = context.num_replicas_in_sync, context.input_pipeline_id, context.num_input_pipelines
-        return scheme.training(args.batch, args.seed, first, total, *share)
+        return scheme.training(args.batch, args.seed, first, total, *share, members=members)
 
     stopped = None
     try:

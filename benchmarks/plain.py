@@ -6,7 +6,7 @@ from unittest import mock
 
 import tensorflow as tf
 
-from network import affine, base_networks, blocks, losses, metrics, scene, spatial_transformer
+from network import affine, base_networks, blocks, label_maps, losses, metrics, scene, spatial_transformer
 
 
 def warp(image, flow):
@@ -39,7 +39,7 @@ def vote(labels):
         elected = tf.zeros_like(segmentation)
         for label in labels:
             mask = tf.where(segmentation == label, 255.0, 0.0)
-            elected = tf.where(warp(mask, flow) > spatial_transformer.FOREGROUND, label, elected)
+            elected = tf.where(warp(mask, flow) > label_maps.FOREGROUND, label, elected)
         return elected
 
     return carry
@@ -74,7 +74,7 @@ def everywhere(labels=()):
         stack.enter_context(mock.patch.object(metrics, "jacobian_std", jacobian_std))
         stack.enter_context(mock.patch.object(spatial_transformer, "_fast_warp", warp))
         stack.enter_context(mock.patch.object(spatial_transformer, "_fast_compose", compose))
-        stack.enter_context(mock.patch.object(spatial_transformer, "_vote", vote(labels)))
+        stack.enter_context(mock.patch.object(label_maps, "_vote", vote(labels)))
         stack.enter_context(mock.patch.object(blocks, "_FEW_VOXELS", 0))
         for module in (blocks, base_networks):
             stack.enter_context(mock.patch.object(module, "leaky_relu", tf.nn.leaky_relu))

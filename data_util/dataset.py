@@ -6,6 +6,7 @@ A Batch is a dict of tensors; B pairs of volumes X,Y,Z with at most L landmarks:
     seed                            int32   [B,2]        training only: differs for every draw of a run
     fixed_seg, moving_seg           int32   [B,X,Y,Z,1]  labels; -1 everywhere where a scan has no segmentation
     fixed_points, moving_points     float32 [B,L,3]      voxel coordinates in their own scan, NaN where missing
+                                    (both in training where asked for)
     fixed_spacing, moving_spacing   float32 [B,3]        mm, NaN where unknown
     true_flow                       float32 [B,X,Y,Z,3]  only if a scan was made by a known flow; NaN for other pairs
     affine_matrix, affine_shift     float32 [B,3,3], [B,3]  where asked for: the affine map fixed -> moving in voxels,
@@ -18,7 +19,7 @@ A Batch is a dict of tensors; B pairs of volumes X,Y,Z with at most L landmarks:
 
 import itertools
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -30,7 +31,7 @@ from data_util.config import DatasetConfig
 from data_util.grey_values import to_unit
 from data_util.hdf5 import Scan
 from data_util.pairs import AllPairs, TrainingOrder, adjacent_pairs, atlas_pairs, listed_pairs, permute
-from data_util.store import ScanStore, report_id
+from data_util.store import Description, ScanStore, report_id
 from errors import UserError
 
 _READERS = 4  # threads that decode pairs
@@ -150,6 +151,7 @@ class Scheme(Sequence):
         subsets: tuple of Subset.
         has_flow: whether some pair is a scan and the scan it was made from by a known flow.
         has_spacings: whether the size of the voxels is known of every scan.
+        landmarks: the largest number of landmarks of a scan.
     """
 
     def __init__(self, config: DatasetConfig, subsets: tuple[Subset, ...], store: ScanStore) -> None:
@@ -166,6 +168,7 @@ class Scheme(Sequence):
             for subset in subsets
         )
         self.has_spacings = all(description.has_spacing for description in self._descriptions.values())
+        self.landmarks = max(description.landmarks for description in self._descriptions.values())
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -193,8 +196,9 @@ class Scheme(Sequence):
         devices: int = 1,
         worker: int = 0,
         workers: int = 1,
+        members: Collection[str] = (),
     ) -> tf.data.Dataset:
-        """Batches of training steps start_step .. stop_step - 1, counted from 0: keys fixed, moving and seed.
+        """Batches of training steps start_step .. stop_step - 1, counted from 0: fixed, moving, seed, and `members`.
 
         A step's pairs depend on `batch`, `seed` and the step alone, so a run that is continued at a later step sees
         what it would have seen. Pairs are decoded by several threads and batched ahead of their use.
@@ -208,22 +212,21 @@ class Scheme(Sequence):
             devices: number of devices of all workers; an element of the dataset is the part of one device.
             worker: number of this worker.
             workers: how many there are.
+            members: what is read of the scans beside their volumes: 'seg' and 'points', as in `check_members`.
 
         Returns:
             A dataset of Batches.
         """
         order = self._order(seed)
-        volume = tf.TensorSpec((*self.image_size, 1), tf.float32)
-        spec = {"fixed": volume, "moving": volume, "seed": tf.TensorSpec((2,), tf.int32)}
-
+        spec = {"seed": tf.TensorSpec((2,), tf.int32), **self._scan_spec(("volume", *members))}
         share = batch // workers
 
         def read(k: int) -> dict[str, Any]:
             n = k // share * batch + worker * share + k % share
-            fixed, moving = (self._store.read(scan_id, segmentation=False) for scan_id in self._drawn(order, n))
+            fixed, moving = (self._store.read(scan, segmentation="seg" in members) for scan in self._drawn(order, n))
             return {
-                "fixed": to_unit(fixed.volume)[..., None],
-                "moving": to_unit(moving.volume)[..., None],
+                **_empty_sample(spec),
+                **self._of_scans(fixed, moving, spec),
                 "seed": np.array([seed % 2**31, n % 2**31], np.int32),
             }
 
@@ -247,28 +250,18 @@ class Scheme(Sequence):
         """
         indices = range(len(self)) if indices is None else [range(len(self))[k] for k in indices]
         self._check_landmarks(indices)
-        landmarks = max(description.landmarks for description in self._descriptions.values())
-        spec = self._evaluation_spec(landmarks, affine is not None)
+        spec = self._evaluation_spec(affine is not None)
 
         def read(n: int) -> dict[str, Any]:
             k = indices[n] if n < len(indices) else -1
-            sample: dict[str, Any] = {
-                name: np.full(s.shape, _EMPTY[s.dtype], s.dtype.as_numpy_dtype) for name, s in spec.items()
-            }
+            sample = _empty_sample(spec)
             if k < 0:
                 images = ("fixed", "moving", *_AFFINE)
                 return sample | {name: np.zeros_like(sample[name]) for name in images if name in sample}
             fixed_id, moving_id = self[k]
             true_flow = self._descriptions[fixed_id].flow_source == moving_id
             fixed, moving = self._store.read(fixed_id, flow=true_flow), self._store.read(moving_id)
-            for side, scan in (("fixed", fixed), ("moving", moving)):
-                sample[side] = to_unit(scan.volume)[..., None]
-                if scan.segmentation is not None:
-                    sample[f"{side}_seg"] = scan.segmentation[..., None]
-                if scan.points is not None:
-                    sample[f"{side}_points"][: len(scan.points)] = scan.points
-                if scan.spacing is not None:
-                    sample[f"{side}_spacing"] = np.asarray(scan.spacing, np.float32)
+            sample |= self._of_scans(fixed, moving, spec)
             if true_flow:
                 sample["true_flow"] = fixed.flow
             if affine is not None:
@@ -278,6 +271,26 @@ class Scheme(Sequence):
 
         n_batches = -(-len(indices) // batch)
         return _batches(read, spec, range(n_batches * batch), batch)
+
+    def check_members(self, members: Collection[str], asked_by: Sequence[str]) -> None:
+        """Check that some pair has what is asked for in training: what `members` names, of both scans.
+
+        Args:
+            members: out of 'seg' (segmentations) and 'points' (landmarks).
+            asked_by: for each of them, the option that asks for it.
+
+        Raises:
+            UserError: no pair has it; or two scans of a pair have landmarks, but not equally many.
+        """
+        for member, option in zip(members, asked_by, strict=True):
+            name, has = _MEMBERS[member]
+            if not any(has(self._descriptions[a]) and has(self._descriptions[b]) for a, b in self):
+                raise UserError(
+                    f"{option}: no pair to train on has {name} in both scans; add {name} to the data set "
+                    f"(datasets/README.md), or give {option}=0"
+                )
+        if "points" in members:
+            self._check_landmarks(range(len(self)))
 
     def _order(self, seed: int) -> TrainingOrder:
         return TrainingOrder([len(s.pairs) for s in self.subsets], [s.fraction for s in self.subsets], seed)
@@ -297,19 +310,37 @@ class Scheme(Sequence):
                     "store the same landmarks in both, missing ones as NaN"
                 )
 
-    def _evaluation_spec(self, landmarks: int, affine: bool) -> dict[str, tf.TensorSpec]:
+    def _scan_spec(self, members: Collection[str]) -> dict[str, tf.TensorSpec]:
+        """What of both scans is in a Batch: 'volume', 'seg', 'points', 'spacing'."""
+        specs = {
+            "volume": ("", tf.TensorSpec((*self.image_size, 1), tf.float32)),
+            "seg": ("_seg", tf.TensorSpec((*self.image_size, 1), tf.int32)),
+            "points": ("_points", tf.TensorSpec((self.landmarks, 3), tf.float32)),
+            "spacing": ("_spacing", tf.TensorSpec((3,), tf.float32)),
+        }
+        return {f"{side}{specs[name][0]}": specs[name][1] for side in ("fixed", "moving") for name in members}
+
+    def _of_scans(self, fixed: Scan, moving: Scan, spec: Collection[str]) -> dict[str, Any]:
+        """What two scans have of what is in `spec`."""
+        found: dict[str, Any] = {}
+        for side, scan in (("fixed", fixed), ("moving", moving)):
+            found[side] = to_unit(scan.volume)[..., None]
+            if scan.segmentation is not None:
+                found[f"{side}_seg"] = scan.segmentation[..., None]
+            if scan.points is not None:
+                rest = (0, self.landmarks - len(scan.points)), (0, 0)
+                found[f"{side}_points"] = np.pad(scan.points, rest, constant_values=np.nan)
+            if scan.spacing is not None:
+                found[f"{side}_spacing"] = np.asarray(scan.spacing, np.float32)
+        return {name: value for name, value in found.items() if name in spec}
+
+    def _evaluation_spec(self, affine: bool) -> dict[str, tf.TensorSpec]:
         of_pair = {
             "valid": tf.TensorSpec((), tf.bool),
             "ids": tf.TensorSpec((2,), tf.string),
             "index": tf.TensorSpec((), tf.int64),
         }
-        for side in ("fixed", "moving"):
-            of_pair |= {
-                side: tf.TensorSpec((*self.image_size, 1), tf.float32),
-                f"{side}_seg": tf.TensorSpec((*self.image_size, 1), tf.int32),
-                f"{side}_points": tf.TensorSpec((landmarks, 3), tf.float32),
-                f"{side}_spacing": tf.TensorSpec((3,), tf.float32),
-            }
+        of_pair |= self._scan_spec(("volume", "seg", "points", "spacing"))
         if self.has_flow:
             of_pair["true_flow"] = tf.TensorSpec((*self.image_size, 3), tf.float32)
         if affine:
@@ -337,6 +368,18 @@ def _affine_map(fixed: Scan, moving: Scan, kind: str) -> dict[str, np.ndarray]:
 
 # What stands for "not there", by kind of array.
 _EMPTY = {tf.float32: np.nan, tf.int32: -1, tf.int64: -1, tf.bool: False, tf.string: ""}
+
+
+def _empty_sample(spec: Mapping[str, tf.TensorSpec]) -> dict[str, Any]:
+    """A sample of which nothing is there."""
+    return {name: np.full(s.shape, _EMPTY[s.dtype], s.dtype.as_numpy_dtype) for name, s in spec.items()}
+
+
+# What training can ask for: how messages call it, and whether a scan has it.
+_MEMBERS: dict[str, tuple[str, Callable[[Description], bool]]] = {
+    "seg": ("segmentations", lambda description: description.has_segmentation),
+    "points": ("landmarks", lambda description: description.landmarks > 0),
+}
 
 
 def _batches(

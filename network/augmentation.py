@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import tensorflow as tf
 
-from .affine import Affine, affine_flow, compose_affine
+from .affine import Affine, affine_flow, compose_affine, inverse_affine
 from .contrast import Contrast, draw_contrast, recolour
 from .kernels import xla_kernel
+from .label_maps import read_labels
 from .random_draws import fold_in, uniform
-from .spatial_transformer import warp
+from .spatial_transformer import sample_at_points, warp
 from .splines import spline_matrix, tensor_product
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 CONTROL_POINTS = 5
 MAX_OFFSET = 0.4  # of the distance of size / 4 between control points
+# Steps that find where the field takes a landmark, and what it may then be off, in voxels.
+STEPS, TOLERANCE = 50, 0.01
 SIDES = ("fixed", "moving")
 
 
@@ -153,11 +156,50 @@ _affine_flow = xla_kernel(affine_flow)
 def augment(batch: dict[str, tf.Tensor], draws: Draws, config: CascadeConfig) -> dict[str, tf.Tensor]:
     """Batch of training, augmented.
 
+    What a flow moves of a side is its image, read linearly at p + flow(p); its labels, read at the nearest voxel; and
+    its landmarks, which go the other way: q to the place p with p + flow(p) = q, where the new image shows what the
+    image shows at q.
     Where contrasts were drawn, `seen_fixed` and `seen_moving` are what the network is shown, and `fixed` and
     `moving` stay in their own contrast, in which the loss compares them.
     """
     moved = flows(draws, config.image_size)
     batch = {**batch, **{side: warp(batch[side], flow) for side, flow in moved.items()}}
+    for side, flow in moved.items():
+        if f"{side}_seg" in batch:
+            batch[f"{side}_seg"] = read_labels(batch[f"{side}_seg"], flow)
+        if f"{side}_points" in batch:
+            batch[f"{side}_points"] = carry_points(batch[f"{side}_points"], flow, draws.affine.get(side))
     for side, contrast in draws.contrast.items():
         batch[f"seen_{side}"] = recolour(batch[side], contrast, config.augmentation_options["contrast"]["blur"])
     return batch
+
+
+def carry_points(points: tf.Tensor, flow: tf.Tensor, affine: Affine | None = None) -> tf.Tensor:
+    """Places p with p + flow(p) = point: float32 [B, L, 3]; NaN where there is none in the volume, and for NaN.
+
+    Found by the iteration p -> p - A^-1 (p + flow(p) - point), with A the linear part of an affine map. It converges
+    where the flow is A after a deformation whose slope is below 1.
+
+    Args:
+        points: float32 [B, L, 3], in voxels.
+        flow: float32 [B, X, Y, Z, 3], in voxels; read linearly, and zero outside.
+        affine: the affine map that the flow contains; None for none.
+    """
+    back = tf.eye(3) if affine is None else tf.eye(3) + inverse_affine(affine).matrix
+    return _carry_points(points, flow, tf.broadcast_to(back, [tf.shape(points)[0], 3, 3]))
+
+
+@xla_kernel
+def _carry_points(points: tf.Tensor, flow: tf.Tensor, back: tf.Tensor) -> tf.Tensor:
+    known = tf.where(tf.math.is_nan(points), 0.0, points)
+    last = tf.cast(tf.shape(flow)[1:4] - 1, tf.float32)
+
+    def off(found: tf.Tensor) -> tf.Tensor:
+        return found + sample_at_points(flow, found) - known
+
+    def improve(step: tf.Tensor, found: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        return step + 1, tf.clip_by_value(found - tf.matmul(off(found), back, transpose_b=True), 0.0, last)
+
+    _, found = tf.while_loop(lambda step, _: step < STEPS, improve, (0, tf.clip_by_value(known, 0.0, last)))
+    is_found = tf.reduce_all(tf.abs(off(found)) <= TOLERANCE, axis=-1) & ~tf.reduce_any(tf.math.is_nan(points), axis=-1)
+    return tf.where(is_found[..., None], found, float("nan"))

@@ -37,6 +37,8 @@ _OPTIONS: dict[str, Option] = {
     "ortho_factor": number(0.1),
     "reg_factor": number(1.0),
     "bending_factor": number(0.0),
+    "dice_factor": number(0.0),
+    "landmark_factor": number(0.0),
     "similarity_on": one_of("last", ("last", "all")),
     "similarity_mask": one_of(None, (None, "inside")),
     "inverse_factor": number(0.0),
@@ -57,6 +59,8 @@ NET_ARGS = (
     "ortho_factor",
     "reg_factor",
     "bending_factor",
+    "dice_factor",
+    "landmark_factor",
     "similarity",
     "similarity_on",
     "similarity_mask",
@@ -81,6 +85,8 @@ class CascadeConfig:
         ortho_factor: weight of the affine cascade's loss of orthogonality.
         reg_factor: weight of the smoothness term of every deformable cascade: of its flow, or of its velocity.
         bending_factor: weight of the bending energy of the same.
+        dice_factor: weight of the soft Dice of the labels in training, which then reads segmentations (`supervision`).
+        landmark_factor: weight of the mean distance of the landmarks in training, in voxels.
         similarity: what the training loss measures on the warped image: a name in `registry.SIMILARITIES`, or a
             weighted sum of several, such as 'ncc+0.5*mind'. Built in are 'ncc' (Pearson correlation, the original's),
             'lncc' (local correlation), and for two modalities 'mi' (mutual information) and 'mind'.
@@ -117,6 +123,8 @@ class CascadeConfig:
     ortho_factor: float
     reg_factor: float
     bending_factor: float
+    dice_factor: float
+    landmark_factor: float
     similarity: str
     similarity_on: str
     similarity_mask: str | None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import tensorflow as tf
@@ -254,6 +254,7 @@ def cascade_losses(
     fixed: tf.Tensor,
     output: CascadeOutput,
     config: CascadeConfig,
+    supervision: Callable[[tf.Tensor], Mapping[str, tuple[float, tf.Tensor]]] | None = None,
 ) -> dict[str, tf.Tensor]:
     """Every term of the training loss, summed over the pairs of the batch.
 
@@ -261,12 +262,15 @@ def cascade_losses(
         fixed: float32 [B, X, Y, Z, 1].
         output: `CascadeOutput` for that batch.
         config: `CascadeConfig`. With an `inverse_factor` the batch is one of `both_ways`, and terms are means.
+        supervision: gives further terms for the composed flow, as `supervision.supervised_losses` does.
 
     Returns:
         Dict of scalars, by the original's names: `loss`, the whole; `k_loss`, the part of stage k (0 is the affine
         cascade); and its terms `k_raw_loss` (the similarity), `k_reg_loss` (smoothness times reg_factor),
         `k_bending_loss` (bending energy times its factor, unless that is 0), `0_det_loss` and `0_ortho_loss` (before
         their factors). With an `inverse_factor`, `k_inverse_loss` of the last stage k, times the factor.
+        Of each term of `supervision`, `k_NAME_loss` of the last stage k (before its factor), summed over the pairs that
+        have it, and `NAME_pairs`, how many these are.
     """
     terms, similarity = {}, similarity_loss(config, config.similarity_mask is not None)
     det, ortho = tf.unstack(_affine_losses(output.affine.matrix))
@@ -283,10 +287,18 @@ def cascade_losses(
         mask = {} if weights is None else {"mask": weights}
         terms[f"{k}_raw_loss"] = tf.reduce_sum(similarity(fixed, stage.warped, **mask))
         parts[k].append(terms[f"{k}_raw_loss"])
+    for_inverse = for_supervision = output.flow
+    if config.inverse_factor and supervision:
+        (for_inverse,), (for_supervision,) = fork([output.flow], 2)
     if config.inverse_factor:
-        apart = config.inverse_factor * tf.reduce_sum(inverse_loss(output.flow, **config.warping))
+        apart = config.inverse_factor * tf.reduce_sum(inverse_loss(for_inverse, **config.warping))
         terms[f"{config.last_stage}_inverse_loss"] = apart
         parts[config.last_stage].append(apart)
+    for name, (factor, values) in (supervision(for_supervision) if supervision else {}).items():
+        has_it = ~tf.math.is_nan(values)
+        terms[f"{config.last_stage}_{name}_loss"] = tf.reduce_sum(tf.where(has_it, values, 0.0))
+        terms[f"{name}_pairs"] = tf.reduce_sum(tf.cast(has_it, tf.float32))
+        parts[config.last_stage].append(factor * terms[f"{config.last_stage}_{name}_loss"])
     totals = {k: ordered_sum(values) for k, values in parts.items()}
     terms.update({f"{k}_loss": total for k, total in totals.items()})
     terms = {"loss": ordered_sum(list(totals.values())), **terms}

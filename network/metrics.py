@@ -9,23 +9,17 @@ import numpy as np
 import tensorflow as tf
 
 from .kernels import compiled, xla_kernel
-from .spatial_transformer import FOREGROUND, sample_at_points, warp, warp_labels
+from .label_maps import FOREGROUND, has_labels, label_numbers, warp_labels
+from .spatial_transformer import sample_at_points, warp
 
 # A folded voxel has a determinant of 0 or less, which has no logarithm: this value is taken instead.
 LEAST_DETERMINANT = 1e-9
 
 
-def label_map(segmentation: tf.Tensor, labels: Sequence[int] | None = None) -> tf.Tensor:
-    """Segmentation as a map of label values, int32: a 0/255 mask (`labels` None) becomes 0/1; -1 (missing) stays."""
-    if labels is not None:
-        return segmentation
-    return tf.where(segmentation < 0, segmentation, tf.cast(segmentation > FOREGROUND, tf.int32))
-
-
 def carry_labels(
     segmentation: tf.Tensor, flow: tf.Tensor, labels: Sequence[int] | None = None, padding: bool = False
 ) -> tf.Tensor:
-    """Label map (as of `label_map`) of a moving segmentation warped linearly, label by label, at a threshold of 128.
+    """Label map (of `label_map`) of a moving segmentation warped linearly, label by label, at a threshold of 128.
 
     Args:
         segmentation: int32 [B, X, Y, Z, 1]: a mask of 0/255 (`labels` None) or a label map; -1 everywhere if missing.
@@ -41,19 +35,14 @@ def carry_labels(
         carried = tf.cast(values > FOREGROUND, tf.int32)
     else:
         carried = warp_labels(segmentation, flow, padding)
-    return tf.where(is_measured(segmentation)[:, None, None, None, None], carried, -1)
-
-
-def is_measured(segmentation: tf.Tensor) -> tf.Tensor:
-    """Whether each scan has a segmentation: bool [B]."""
-    return tf.reduce_any(segmentation >= 0, [1, 2, 3, 4])
+    return tf.where(has_labels(segmentation)[:, None, None, None, None], carried, -1)
 
 
 def overlap(fixed: tf.Tensor, warped: tf.Tensor, labels: Sequence[int] | None = None) -> tuple[tf.Tensor, tf.Tensor]:
     """Dice and Jaccard of two label maps.
 
     Args:
-        fixed, warped: int32 [B, X, Y, Z, 1], as of `label_map` and `carry_labels`.
+        fixed, warped: int32 [B, X, Y, Z, 1], as of `label_maps.label_map` and `carry_labels`.
         labels: the K label values to measure, or None for a mask (K = 1).
 
     Returns:
@@ -62,7 +51,7 @@ def overlap(fixed: tf.Tensor, warped: tf.Tensor, labels: Sequence[int] | None = 
     counts = _label_counts(fixed, warped, [1] if labels is None else labels)
     fixed_count, warped_count, both = (tf.cast(n, tf.float32) for n in counts)
     union = fixed_count + warped_count - both
-    measured = (is_measured(fixed) & is_measured(warped))[:, None] & (union > 0)
+    measured = (has_labels(fixed) & has_labels(warped))[:, None] & (union > 0)
     dice = tf.math.divide_no_nan(2.0 * both, fixed_count + warped_count)
     jaccard = tf.math.divide_no_nan(both, union)
     return tf.where(measured, dice, float("nan")), tf.where(measured, jaccard, float("nan"))
@@ -73,7 +62,7 @@ def _label_counts(fixed: tf.Tensor, warped: tf.Tensor, labels: Sequence[int]) ->
     values = sorted(set(labels))
     order = [values.index(label) + 1 for label in labels]
     if values[-1] >= _LONGEST_TABLE:
-        fixed, warped = _ranks(fixed, values), _ranks(warped, values)
+        fixed, warped = label_numbers(fixed, values), label_numbers(warped, values)
         values = list(range(1, len(values) + 1))
     table = np.zeros(max(values[-1], 0) + 2, np.int32)  # the last one is for all values that are not in the table
     for place, value in enumerate(values, start=1):
@@ -88,13 +77,6 @@ def _label_counts(fixed: tf.Tensor, warped: tf.Tensor, labels: Sequence[int]) ->
 
 # Label values from here on are not looked up in a table.
 _LONGEST_TABLE = 2**16
-
-
-def _ranks(label_map: tf.Tensor, values: Sequence[int]) -> tf.Tensor:
-    """A label map in which the k-th of the sorted `values` is k, counted from 1, and all others 0."""
-    place = tf.searchsorted(tf.constant(values, tf.int32), tf.reshape(label_map, [-1]))
-    place = tf.reshape(tf.minimum(place, len(values) - 1), tf.shape(label_map))
-    return tf.where(tf.gather(values, place) == label_map, place + 1, 0)
 
 
 @xla_kernel

@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from . import metrics
+from .label_maps import label_map
 from .losses import correlation
 from .recursive_cascaded_networks import Stage
 
@@ -58,12 +59,12 @@ class Scene:
     @functools.cached_property
     def fixed_seg(self) -> tf.Tensor:
         """Label map of the fixed scans, int32 [B, X, Y, Z, 1]; -1 everywhere where there is none."""
-        return metrics.label_map(self.batch["fixed_seg"], self.labels)
+        return label_map(self.batch["fixed_seg"], self.labels)
 
     @functools.cached_property
     def moving_seg(self) -> tf.Tensor:
         """Label map of the moving scans, as `fixed_seg`."""
-        return metrics.label_map(self.batch["moving_seg"], self.labels)
+        return label_map(self.batch["moving_seg"], self.labels)
 
     @functools.cached_property
     def warped_seg(self) -> tf.Tensor:

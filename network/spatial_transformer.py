@@ -27,10 +27,6 @@ import tensorflow as tf
 
 from .kernels import xla_kernel
 
-# A mask of 0/255, warped linearly, counts as foreground above this value (the original's threshold).
-FOREGROUND = 128
-_VOTE = FOREGROUND / 255
-
 
 def identity_grid(size: Any) -> tf.Tensor:
     """Voxel coordinates of a grid: float32 [X, Y, Z, 3] for `size` (X, Y, Z)."""
@@ -75,31 +71,12 @@ def read_at_points(image: tf.Tensor, points: tf.Tensor) -> tf.Tensor:
     return _interpolate(image, tf.unstack(points, axis=-1))
 
 
-def warp_labels(segmentation: tf.Tensor, flow: tf.Tensor, padding: bool = False) -> tf.Tensor:
-    """Label map carried along a flow: the label that a linear vote of the eight corners elects, 0 where none wins.
-
-    The same voxels as warping the 0/255 mask of each label linearly and keeping what exceeds 128: label L wins where
-    the trilinear weights of the corners with label L sum to more than 128 / 255, and at most one label can.
-
-    Args:
-        segmentation: int32 [B, X, Y, Z, 1].
-        flow: float32 [B, X, Y, Z, 3].
-        padding: one voxel of label 0 around the image.
-
-    Returns:
-        int32 [B, X, Y, Z, 1].
-    """
-    if padding:
-        segmentation, flow = pad(segmentation), flow + 1.0
-    return _vote(segmentation, flow)
-
-
 def pad(image: tf.Tensor) -> tf.Tensor:
     """The image with one voxel of zeros around it."""
     return tf.pad(image, [[0, 0], [1, 1], [1, 1], [1, 1], [0, 0]])
 
 
-class _Cells(typing.NamedTuple):
+class Cells(typing.NamedTuple):
     """The cell of eight voxels around each of some coordinates; a corner is (i, j, k), 1 for the upper voxel.
 
     lowest     int32 [B, ...], index of corner (0, 0, 0) in the flattened image; inside it even for NaN.
@@ -121,7 +98,7 @@ class _Cells(typing.NamedTuple):
         return x * y * z
 
 
-_CORNERS = tuple(itertools.product((0, 1), repeat=3))
+CORNERS = tuple(itertools.product((0, 1), repeat=3))
 
 
 def _offset(steps: Sequence[Any], corner: Sequence[int]) -> Any:
@@ -135,12 +112,12 @@ def _strides(shape: Any) -> tuple:
 
 
 def _steps(shape: Any) -> tuple:
-    """`_Cells.steps` of an image of `shape`."""
+    """`Cells.steps` of an image of `shape`."""
     return tuple(tf.minimum(shape[k + 1] - 1, 1) * stride for k, stride in enumerate(_strides(shape)))
 
 
-def _cells(coordinates: Sequence[tf.Tensor], shape: Any) -> _Cells:
-    """`_Cells` of an image of `shape` [B, X, Y, Z, C] around coordinates: three tensors [B, ...], for x, y and z."""
+def cells_around(coordinates: Sequence[tf.Tensor], shape: Any) -> Cells:
+    """`Cells` of an image of `shape` [B, X, Y, Z, C] around coordinates: three tensors [B, ...], for x, y and z."""
     strides = _strides(shape)
     image = tf.range(shape[0]) * (shape[1] * strides[0])
     lowest = tf.reshape(image, [-1] + [1] * (len(coordinates[0].shape) - 1))
@@ -152,7 +129,7 @@ def _cells(coordinates: Sequence[tf.Tensor], shape: Any) -> _Cells:
         # Not clip_by_value: so a NaN stays, and the gradient ends at the edge.
         fractions.append(tf.where(fraction >= 1.0, 1.0, tf.where(fraction < 0.0, 0.0, fraction)))
         lowest += lower * stride
-    return _Cells(lowest, _steps(shape), tuple(fractions))
+    return Cells(lowest, _steps(shape), tuple(fractions))
 
 
 def _lerp(low: tf.Tensor, high: tf.Tensor, fraction: tf.Tensor) -> tf.Tensor:
@@ -161,15 +138,15 @@ def _lerp(low: tf.Tensor, high: tf.Tensor, fraction: tf.Tensor) -> tf.Tensor:
 
 def _interpolate(image: tf.Tensor, coordinates: Sequence[tf.Tensor]) -> tf.Tensor:
     """Trilinear values of image [B, X, Y, Z, C] at coordinates, three tensors [B, ...] in voxels: [B, ..., C]."""
-    cells = _cells(coordinates, tf.shape(image))
+    cells = cells_around(coordinates, tf.shape(image))
     flat = tf.reshape(image, [-1, image.shape[-1]])
-    value = {corner: tf.gather(flat, cells.index_of(corner)) for corner in _CORNERS}
+    value = {corner: tf.gather(flat, cells.index_of(corner)) for corner in CORNERS}
     tx, ty, tz = (t[..., None] for t in cells.fractions)
     edge = {(i, j): _lerp(value[i, j, 0], value[i, j, 1], tz) for i, j in itertools.product((0, 1), repeat=2)}
     return _lerp(_lerp(edge[0, 0], edge[0, 1], ty), _lerp(edge[1, 0], edge[1, 1], ty), tx)
 
 
-def _looked_at(flow: tf.Tensor) -> list[tf.Tensor]:
+def looked_at(flow: tf.Tensor) -> list[tf.Tensor]:
     """Coordinates p + flow(p): three tensors [B, X, Y, Z]."""
     return _from_grid(tf.unstack(flow, axis=-1))
 
@@ -187,7 +164,7 @@ def _from_grid(parts: Sequence[tf.Tensor]) -> list[tf.Tensor]:
 
 
 def _plain_warp(image: tf.Tensor, flow: tf.Tensor) -> tf.Tensor:
-    return _interpolate(image, _looked_at(flow))
+    return _interpolate(image, looked_at(flow))
 
 
 def _plain_compose(first: tf.Tensor, second: tf.Tensor) -> tf.Tensor:
@@ -196,7 +173,7 @@ def _plain_compose(first: tf.Tensor, second: tf.Tensor) -> tf.Tensor:
 
 def _flow_gradient(image: tf.Tensor, flow: tf.Tensor, upstream: tf.Tensor) -> tf.Tensor:
     """Gradient of the warp with respect to the flow, [B, X, Y, Z, 3]; zero where the coordinate is clamped."""
-    coordinates = _looked_at(flow)
+    coordinates = looked_at(flow)
     total: Any = (0.0, 0.0, 0.0)
     for channel in range(image.shape[-1]):
         slopes = _slopes(image[..., channel], coordinates)
@@ -206,11 +183,17 @@ def _flow_gradient(image: tf.Tensor, flow: tf.Tensor, upstream: tf.Tensor) -> tf
 
 def _slopes(image: tf.Tensor, coordinates: Sequence[tf.Tensor]) -> list[tf.Tensor]:
     """Slopes of an interpolated image [B, X, Y, Z] along x, y and z at coordinates; 0 along a clamped one."""
-    shape = tf.shape(image)
-    cells = _cells(coordinates, shape)
-    tx, ty, tz = cells.fractions
     flat = tf.reshape(image, [-1])
-    value = {corner: tf.gather(flat, cells.index_of(corner)) for corner in _CORNERS}
+    return slopes_between(lambda indices: tf.gather(flat, indices), tf.shape(image), coordinates)
+
+
+def slopes_between(
+    value_of: Callable[[tf.Tensor], tf.Tensor], shape: Any, coordinates: Sequence[tf.Tensor]
+) -> list[tf.Tensor]:
+    """`_slopes` of an image of `shape` whose values a function of indices into the flattened image gives."""
+    cells = cells_around(coordinates, shape)
+    tx, ty, tz = cells.fractions
+    value = {corner: value_of(cells.index_of(corner)) for corner in CORNERS}
     edge = {(i, j): _lerp(value[i, j, 0], value[i, j, 1], tz) for i, j in itertools.product((0, 1), repeat=2)}
     rise = {(i, j): value[i, j, 1] - value[i, j, 0] for i, j in edge}
     along = (
@@ -239,7 +222,7 @@ def slopes_by_parts(image: tf.Tensor, flow: tf.Tensor) -> tf.Tensor:
 
 
 @xla_kernel
-def _image_gradient(image: tf.Tensor, flow: tf.Tensor, upstream: tf.Tensor) -> tf.Tensor:
+def image_gradient(image: tf.Tensor, flow: tf.Tensor, upstream: tf.Tensor) -> tf.Tensor:
     """Gradient of the warp with respect to the image: upstream scattered back by the trilinear weights.
 
     A row of many numbers is scattered in little more time than a single number. So the
@@ -249,11 +232,11 @@ def _image_gradient(image: tf.Tensor, flow: tf.Tensor, upstream: tf.Tensor) -> t
     """
     channels, shape = image.shape[-1], tf.shape(image)
     voxels = tf.reduce_prod(shape[:4])
-    slabs = [_slabs(a) for a in (*_looked_at(flow), upstream)]
+    slabs = [_slabs(a) for a in (*looked_at(flow), upstream)]
 
     def add_slab(k: tf.Tensor, rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         *coordinates, gradient = (tf.gather(a, k, axis=1) for a in slabs)
-        cells = _cells(coordinates, shape)
+        cells = cells_around(coordinates, shape)
         tx, ty, tz = (t[..., None] for t in cells.fractions)
         # Weights 1 - t and t as constant + slope * t, since choosing one of two formulas for each element is slow.
         quad = (_CONSTANT_Y + _SLOPE_Y * ty) * (_CONSTANT_Z + _SLOPE_Z * tz)
@@ -299,7 +282,7 @@ def _recomputing(forward: Callable, flow_gradient: Callable) -> Callable:
     def call(image: tf.Tensor, flow: tf.Tensor) -> Any:
         # Two separate kernels, so that a gradient which nobody asks for is never computed: the moving image is data.
         def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            return _image_gradient(image, flow, upstream), flow_gradient(image, flow, upstream)
+            return image_gradient(image, flow, upstream), flow_gradient(image, flow, upstream)
 
         # Without stop_gradient, an eager tape would record the operations of the kernel and keep their results.
         return forward(tf.stop_gradient(image), tf.stop_gradient(flow)), gradient
@@ -312,16 +295,3 @@ _fast_warp = _recomputing(_plain_warp, _flow_gradient)
 _fast_compose = _recomputing(
     _plain_compose, lambda first, second, upstream: upstream + _flow_gradient(first, second, upstream)
 )
-
-
-@xla_kernel
-def _vote(segmentation: tf.Tensor, flow: tf.Tensor) -> tf.Tensor:
-    cells = _cells(_looked_at(flow), tf.shape(segmentation))
-    flat = tf.reshape(segmentation, [-1])
-    label = {corner: tf.gather(flat, cells.index_of(corner)) for corner in _CORNERS}
-    weight = {corner: cells.weight(corner) for corner in _CORNERS}
-    elected = tf.zeros_like(label[0, 0, 0])
-    for candidate in label.values():
-        votes = sum(tf.where(label[corner] == candidate, weight[corner], 0.0) for corner in _CORNERS)
-        elected = tf.where(votes > _VOTE, candidate, elected)
-    return elected[..., None]

@@ -3,7 +3,7 @@
 import contextlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
@@ -14,7 +14,9 @@ from errors import UserError
 from .augmentation import augment, draw
 from .kernels import ordered_sum, whole_step
 from .losses import both_ways, cascade_losses, similarity_loss
+from .measuring import measurable_labels
 from .recursive_cascaded_networks import RecursiveCascadedNetwork
+from .supervision import supervised_losses
 
 Batch = dict[str, tf.Tensor]
 GRADIENT = "squared_gradient"
@@ -130,7 +132,10 @@ def _origin(tensor: tf.Tensor) -> tf.Tensor:
 
 
 class Trainer(keras.Model):
-    """Trains a `RecursiveCascadedNetwork` without labels on Batches of `fixed`, `moving` and `seed`.
+    """Trains a `RecursiveCascadedNetwork` on Batches of `fixed`, `moving` and `seed`.
+
+    Where its config asks for supervision, the Batches have segmentations or landmarks too (`supervised_losses`), and
+    `labels` are the values of the labels, None where the segmentations are masks.
 
     Every step returns the terms of `cascade_losses` for the global batch, and under `GRADIENT` the sum over replicas of
     their squared gradients, which is not finite where a step goes wrong, and 0 where
@@ -150,11 +155,19 @@ class Trainer(keras.Model):
         UserError: a mask is asked for that the similarity does not take.
     """
 
-    def __init__(self, network: RecursiveCascadedNetwork, step: int = 0, jit: bool = False, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        network: RecursiveCascadedNetwork,
+        step: int = 0,
+        jit: bool = False,
+        labels: Sequence[int] | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.differentiate = whole_step(self._differentiate, jit_compile=True) if jit else self._differentiate
         self.network = network
         similarity_loss(network.config, network.config.similarity_mask is not None)  # raises before the first step
+        self.labels = measurable_labels(labels)
         self.step = step
         self.rate: float | None = None
         self.asked_to_stop = self.found_over = False
@@ -164,7 +177,8 @@ class Trainer(keras.Model):
 
     def train_step(self, batch: Batch) -> dict[str, tf.Tensor]:
         config = self.network.config
-        batch = augment(batch, draw(batch["seed"], config), config)  # not in what is compiled: XLA draws other numbers
+        if config.augmentation_options:  # outside of what is compiled: XLA draws other numbers
+            batch = augment(batch, draw(batch["seed"], config), config)
         terms, gradients = self.differentiate(batch)
         self._share_statistics()
         squared = ordered_sum([tf.reduce_sum(tf.square(g)) for g in gradients])
@@ -187,12 +201,13 @@ class Trainer(keras.Model):
 
     def _differentiate(self, batch: Batch) -> tuple[dict[str, tf.Tensor], list[tf.Tensor]]:
         """Loss terms of a replica's pairs, and the (scaled) gradient of each weight."""
-        batch = both_ways(batch) if self.network.config.inverse_factor else batch
+        config = self.network.config
+        batch = both_ways(batch) if config.inverse_factor else batch
         with tf.GradientTape() as tape:
             seen = [batch.get(f"seen_{side}", batch[side]) for side in ("fixed", "moving")]
             compared = batch["moving"] if "seen_moving" in batch else None
             output = self.network(seen, training=True, compared=compared)
-            terms = cascade_losses(batch["fixed"], output, self.network.config)
+            terms = cascade_losses(batch["fixed"], output, config, supervised_losses(batch, self.labels, config))
             loss = terms["loss"] if self._loss_scale is None else terms["loss"] * self._loss_scale
         return terms, tape.gradient(loss, self.network.trainable_variables)
 

@@ -421,3 +421,33 @@ def test_an_affine_map_of_each_pair(config, tmp_path):
     np.testing.assert_allclose(batch["affine_shift"][0], [5, -4, 3], atol=0.5)  # voxels
     np.testing.assert_array_equal(batch["affine_matrix"][1:], 0)
     np.testing.assert_array_equal(batch["affine_shift"][1:], 0)
+
+
+def test_training_reads_labels_and_landmarks_only_where_asked(config):
+    scheme = open_scheme(config, "three")  # scans 0, 2 and 1, of which 2 has neither
+    (plain,) = numpy_batches(scheme.training(6, 0, 0, 1))
+    (asked,) = numpy_batches(scheme.training(6, 0, 0, 1, members=("seg", "points")))
+    assert set(plain) == {"fixed", "moving", "seed"}
+    assert set(asked) == set(plain) | {"fixed_seg", "moving_seg", "fixed_points", "moving_points"}
+    for name in plain:
+        np.testing.assert_array_equal(plain[name], asked[name])
+    store = ScanStore(config.files)
+    pairs = scheme.training_pair_ids(6, 0, 0)
+    assert {scan for pair in pairs for scan in pair} == {"f/0", "f/1", "f/2"}
+    for n, pair in enumerate(pairs):
+        for side, scan_id in zip(("fixed", "moving"), pair, strict=True):
+            scan = store.read(scan_id)
+            labels = np.full(SIZE, -1) if scan.segmentation is None else scan.segmentation
+            landmarks = np.full((4, 3), np.nan) if scan.points is None else scan.points
+            np.testing.assert_array_equal(asked[f"{side}_seg"][n, ..., 0], labels)
+            np.testing.assert_array_equal(asked[f"{side}_points"][n], landmarks)
+
+
+def test_what_no_pair_has_cannot_be_asked_for(config):
+    open_scheme(config, "three").check_members(("seg", "points"), ("dice_factor", "landmark_factor"))
+    scheme = open_scheme(config, "four")  # of its scans 0 alone has labels and landmarks
+    with pytest.raises(UserError, match=r"dice_factor: no pair .* has segmentations in both scans; .*dice_factor=0"):
+        scheme.check_members(("seg",), ("dice_factor",))
+    with pytest.raises(UserError, match="landmark_factor: no pair to train on has landmarks"):
+        scheme.check_members(("points",), ("landmark_factor",))
+    scheme.check_members((), ())

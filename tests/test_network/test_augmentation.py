@@ -8,7 +8,7 @@ from scipy.interpolate import BSpline
 from scipy.spatial.transform import Rotation
 
 from errors import UserError
-from network.augmentation import augment, draw, draw_affine, draw_control_points, spline_flow
+from network.augmentation import Draws, augment, carry_points, draw, draw_affine, draw_control_points, spline_flow
 from network.config import CascadeConfig
 from network.contrast import recolour
 from network.random_draws import uniform
@@ -171,3 +171,75 @@ def test_a_run_keeps_its_augmentation():
     assert config.replace(augmentation="affine").options == {"channels": 16, "leaky_slope": 0.1, "rotation": 5} | {
         name: config.options[name] for name in ("scale", "shear", "shift")
     }
+
+
+def test_labels_and_landmarks_go_with_the_image():
+    """A blob of the image, its label and the landmark in its middle are at one place before and after."""
+    size, middles = (32, 28, 36), np.float32([[[11, 12, 20]], [[20, 14, 13]]])
+    control = 2 * draw_control_points(tf.constant([[3, 1], [3, 2]]), size)
+    grid = np.moveaxis(np.indices(size), 0, -1)
+    away = np.linalg.norm(grid - middles[:, :, None, None], axis=-1)[..., None]
+    batch = {
+        "fixed": tf.zeros((2, *size, 1)),
+        "moving": tf.constant(np.exp(-((away / 4) ** 2)).astype(np.float32)),
+        "fixed_seg": tf.ones((2, *size, 1), tf.int32),
+        "moving_seg": tf.constant(np.where(away < 4, 3, -1).astype(np.int32)),
+        "fixed_points": tf.constant(middles),
+        "moving_points": tf.constant(middles),
+    }
+    out = augment(batch, Draws(control, {}, {}), CascadeConfig(image_size=size))
+    assert all(out[name] is batch[name] for name in ("fixed", "fixed_seg", "fixed_points"))
+    for b in range(2):
+        image, labels = out["moving"][b, ..., 0].numpy(), out["moving_seg"][b, ..., 0].numpy()
+        landmark = out["moving_points"][b, 0].numpy()
+        assert np.linalg.norm(landmark - middles[b, 0]) > 0.7  # it moved
+        assert np.linalg.norm(grid[image > 0.6].mean(0) - landmark) < 0.5
+        assert np.linalg.norm(grid[labels == 3].mean(0) - landmark) < 0.5
+        assert set(np.unique(labels)) == {-1, 3}
+        inside = image[labels == 3]
+        assert inside.min() > np.exp(-1.8)
+
+
+def test_a_landmark_is_where_the_field_leads_back_to_it():
+    flow = spline_flow(draw_control_points(tf.constant([[8, 1], [8, 2]]), SIZE), SIZE)
+    points = np.random.default_rng(2).uniform(3, 8, (2, 6, 3)).astype(np.float32)
+    points[0, 2] = np.nan
+    points[1, 4] = (-30, 5, 5)
+    found = carry_points(tf.constant(points), flow).numpy()
+    missing = np.zeros((2, 6), bool)
+    missing[0, 2] = missing[1, 4] = True
+    np.testing.assert_array_equal(np.isnan(found).all(-1), missing)
+    for b in range(2):
+        known = ~missing[b]
+        at = [ndimage.map_coordinates(flow[b, ..., c].numpy(), found[b, known].T, order=1) for c in range(3)]
+        np.testing.assert_allclose(found[b, known] + np.stack(at, 1), points[b, known], atol=0.01)
+
+
+def test_a_landmark_that_the_field_takes_out_of_the_volume_is_missing():
+    flow = tf.broadcast_to(tf.constant([5.0, 0, 0]), (1, *SIZE, 3))
+    found = carry_points(tf.constant([[[2.0, 3, 4], [9, 3, 4]]]), flow).numpy()
+    np.testing.assert_allclose(found, [[[np.nan] * 3, [4, 3, 4]]], atol=1e-5)
+
+
+def test_both_sides_landmarks_and_labels_go_with_their_affine_maps():
+    """A third of a turn, which the iteration without the map's inverse would never end at."""
+    size, q = (20, 20, 20), np.float32([[[12, 7, 9]]])
+    config = CascadeConfig(image_size=size, augmentation="affine", rotation=120, scale=1.5)
+    draws = draw(tf.constant([[4, 9]]), config)
+    labels = np.zeros((1, *size, 1), np.int32)
+    labels[0, 11:14, 6:9, 8:11] = 5
+    batch = {f"{side}_points": tf.constant(q) for side in ("fixed", "moving")}
+    batch |= {f"{side}_seg": tf.constant(labels) for side in ("fixed", "moving")}
+    out = augment(batch | {side: tf.zeros((1, *size, 1)) for side in ("fixed", "moving")}, draws, config)
+    seen = 0
+    for side in ("fixed", "moving"):
+        matrix, shift = (np.float64(part[0]) for part in draws.affine[side])
+        expected = np.linalg.solve(matrix + np.eye(3), q[0, 0] - 9.5 - shift) + 9.5
+        inside = ((expected >= 0) & (expected <= 19)).all()
+        found = out[f"{side}_points"][0, 0].numpy()
+        np.testing.assert_allclose(found, expected if inside else [np.nan] * 3, atol=0.02)
+        seen += inside
+        if inside:
+            assert np.linalg.norm(np.argwhere(out[f"{side}_seg"][0, ..., 0] == 5).mean(0) - expected) < 0.5
+        assert np.linalg.norm(matrix) > 1  # far from none
+    assert seen

@@ -11,6 +11,7 @@ from network import checkpoints, metrics
 from network.augmentation import spline_flow
 from network.config import CascadeConfig
 from network.kernels import whole_step
+from network.label_maps import label_map
 from network.losses import cascade_losses
 from network.recursive_cascaded_networks import build_network
 from network.spatial_transformer import sample_at_points, warp
@@ -81,7 +82,7 @@ def test_forward(name):
         for key, value in (("flow", stage.flow), ("real_flow", stage.composed_flow), ("warped_moving", stage.warped)):
             assert np.abs(value[:, ::16, ::16, ::16] - golden[f"{key}_{k}"]).max() < 1e-3, (key, k)
             assert np.abs(value).max() == pytest.approx(golden[f"{key}_{k}.absmax"], rel=1e-4), (key, k)
-    fixed = metrics.label_map(batch["fixed_seg"], labels)
+    fixed = label_map(batch["fixed_seg"], labels)
     dice, jaccard = metrics.overlap(fixed, metrics.carry_labels(batch["moving_seg"], output.flow, labels), labels)
     np.testing.assert_allclose(dice, golden["dices"], atol=1e-5)
     np.testing.assert_allclose(jaccard, golden["jaccs"], atol=1e-5)

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from network import metrics
+from network.label_maps import label_map
 
 SIZE = (9, 7, 6)
 
@@ -72,8 +73,8 @@ def test_overlap_is_zero_without_common_voxels_and_unmeasured_without_segmentati
 def test_masks_become_label_maps_above_128():
     mask = np.zeros(SIZE, np.int32)
     mask[0, 0, :4] = [127, 128, 129, 255]
-    np.testing.assert_array_equal(metrics.label_map(as_map(mask))[0, 0, 0, :4, 0], [0, 0, 1, 1])
-    assert (metrics.label_map(as_map(np.full(SIZE, -1))).numpy() == -1).all()
+    np.testing.assert_array_equal(label_map(as_map(mask))[0, 0, 0, :4, 0], [0, 0, 1, 1])
+    assert (label_map(as_map(np.full(SIZE, -1))).numpy() == -1).all()
 
 
 def test_labels_are_carried_from_where_the_flow_looks():

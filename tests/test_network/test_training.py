@@ -126,6 +126,59 @@ def test_two_trainings_with_one_seed_give_the_same_bits(options):
         np.testing.assert_array_equal(a, b)
 
 
+def supervised_batch(size, pairs):
+    """Labels 0..3 and three landmarks a scan; the second pair has no labels, the third no landmarks."""
+    rng = np.random.default_rng(4)
+    batch = batch_of(size, pairs)
+    for side in ("fixed", "moving"):
+        labels = rng.integers(0, 4, (pairs, *size, 1)).astype(np.int32)
+        points = rng.uniform(3, 12, (pairs, 3, 3)).astype(np.float32)
+        labels[1], points[2] = -1, np.nan
+        batch |= {f"{side}_seg": tf.constant(labels), f"{side}_points": tf.constant(points)}
+    return batch
+
+
+SUPERVISED = {"image_size": (16, 16, 16), "channels": 2, "dice_factor": 0.7, "landmark_factor": 0.2}
+
+
+def supervised_trainer(config):
+    trainer = trainer_of(config)
+    trainer.labels = (1, 2, 3)
+    return trainer
+
+
+def test_supervised_terms_are_sums_over_the_pairs_that_have_them():
+    """The loss of a batch is the sum of its pairs' losses: a pair without labels counts without that term."""
+    config = CascadeConfig("VTN", 1, **SUPERVISED)
+    batch = supervised_batch(config.image_size, 4)
+    terms = supervised_trainer(config).differentiate(batch)[0]
+    alone = [
+        supervised_trainer(config).differentiate({name: value[k : k + 1] for name, value in batch.items()})[0]
+        for k in range(4)
+    ]
+    assert [float(pair["dice_pairs"]) for pair in alone] == [1, 0, 1, 1]
+    assert [float(pair["landmark_pairs"]) for pair in alone] == [1, 1, 0, 1]
+    assert float(alone[1]["1_dice_loss"]) == float(alone[2]["1_landmark_loss"]) == 0
+    for name, value in terms.items():
+        assert float(value) == pytest.approx(sum(float(pair[name]) for pair in alone), rel=1e-5), name
+    plain = trainer_of(config.replace(dice_factor=0.0, landmark_factor=0.0)).differentiate(batch)[0]
+    added = 0.7 * float(terms["1_dice_loss"]) + 0.2 * float(terms["1_landmark_loss"])
+    assert float(terms["loss"]) == pytest.approx(float(plain["loss"]) + added, rel=1e-6)
+    assert set(terms) - set(plain) == {"1_dice_loss", "dice_pairs", "1_landmark_loss", "landmark_pairs"}
+
+
+def test_two_supervised_trainings_with_one_seed_give_the_same_bits():
+    config = CascadeConfig("VTN", 1, 2, **SUPERVISED)
+    ends = []
+    for _ in range(2):
+        trainer = supervised_trainer(config)
+        data = tf.data.Dataset.from_tensors(supervised_batch(config.image_size, 3)).repeat(3)
+        trainer.fit(data, verbose=0, shuffle=False)
+        ends.append(trainer.network.get_weights())
+    for a, b in zip(*ends, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 TWO_DEVICES = """
 import sys, network, keras, numpy as np, tensorflow as tf
 from network import checkpoints, training
@@ -173,6 +226,32 @@ def test_statistics_of_two_devices_are_the_mean_over_both(tmp_path):
     one, two = (reader.get_tensor(name) for reader in saved)
     assert np.abs(one).max() > 1e-3
     np.testing.assert_allclose(two, one, rtol=0.1)  # the mean of the halves' means, but they train apart by a little
+
+
+TWO_DEVICES_SUPERVISED = TWO_DEVICES.replace("channels=2", "channels=2, dice_factor=1.0, landmark_factor=0.5").replace(
+    "data = tf.data",
+    """trainer.labels = (1, 2)
+for side in ("fixed", "moving"):
+    batch[f"{side}_seg"] = rng.integers(0, 3, (4, 16, 16, 16, 1)).astype(np.int32)
+    batch[f"{side}_points"] = rng.uniform(3, 12, (4, 2, 3)).astype(np.float32)
+batch["fixed_seg"][1], batch["moving_points"][2:] = -1, np.nan
+data = tf.data""",
+)
+
+
+@pytest.mark.slow
+def test_two_devices_with_supervision_train_as_one(tmp_path):
+    """Two pairs a device: one device has a pair without labels, the other none with landmarks."""
+    saved = []
+    for n in (1, 2):
+        folder = tmp_path / str(n)
+        folder.mkdir()
+        subprocess.run([sys.executable, "-c", TWO_DEVICES_SUPERVISED, str(n), str(folder)], check=True, cwd=ROOT)
+        saved.append(tf.train.load_checkpoint(str(folder / "model-3")))
+    one, two = saved
+    for name in one.get_variable_to_shape_map():
+        a, b = np.asarray(one.get_tensor(name)), np.asarray(two.get_tensor(name))
+        assert np.linalg.norm((a - b).ravel()) <= 1e-4 * np.linalg.norm(a.ravel()) + 1e-7, name
 
 
 @pytest.mark.slow

@@ -321,6 +321,27 @@ def test_a_continued_run_goes_on_with_its_best_and_its_averages(folder, stop):
     assert int(bests[0].name.removeprefix("model-")) == whole["best/dice"][1]
 
 
+def test_supervision_is_logged_saved_and_goes_on(folder):
+    assert run("-n", "0", "--net_args", "dice_factor=0.5, landmark_factor=0.1", "--epochs", "1") == 0
+    first = only_run()
+    rows = rows_of(first / "log.csv")
+    assert len(rows) == 3
+    for row in rows:
+        assert (float(row["dice_pairs"]), float(row["landmark_pairs"])) == (2, 2)
+        assert 0 < float(row["0_dice_loss"]) < 2
+        assert float(row["0_landmark_loss"]) > 0
+    assert json.loads((first / "config.json").read_text())["dice_factor"] == 0.5
+    first.rename("first")
+    assert cli.run(train.main, ["-c", "first", "-g", "-1", "--epochs", "1.3"]) == 0
+    assert float(rows_of(only_run() / "log.csv")[0]["dice_pairs"]) == 2
+
+
+def one_segmentation(_):
+    with h5py.File("datasets/p.h5", "a") as file:
+        for key in list(file)[1:]:
+            del file[key]["segmentation"]
+
+
 def broken_key(_):
     config = json.loads(pathlib.Path("datasets/p.json").read_text())
     config["subsets"]["train"].append("p/none")
@@ -390,6 +411,11 @@ MISTAKES = {
     "name without end": (None, ["--name", 300 * "x"], "--name has 300 bytes"),
     "logs elsewhere": (None, ["--logs", "../x"], "it must be a folder in logs/"),
     "no such plugin": (None, ["--plugin", "no.py"], "--plugin no.py: no such Python file"),
+    "no labels to learn from": (
+        one_segmentation,
+        ["--net_args", "dice_factor=1"],
+        "dice_factor: no pair to train on has segmentations in both scans; add segmentations",
+    ),
     "unwritable logs": (unwritable_logs, [], "cannot write logs ("),
     "no epochs": (None, ["--epochs", "0"], "--epochs is 0.0; it must be greater than 0"),
 }
