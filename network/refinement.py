@@ -17,7 +17,7 @@ from .kernels import whole_step, xla_kernel
 from .losses import correlation, similarity_loss
 from .recursive_cascaded_networks import CascadeOutput, RecursiveCascadedNetwork, Stage
 from .spatial_transformer import compose, pad, slopes_by_parts, warp, warp_by_parts
-from .splines import spline_matrix, spline_sums, spline_volumes
+from .splines import SplineSmoothness, spline_matrix, spline_sums, spline_volumes
 
 AUTO = "auto"  # steps: as many as help
 
@@ -124,9 +124,9 @@ def refine(
     """
     passes = _shared_out(tuple(fixed.shape[1:4]), steps)
     weight = config.reg_factor if smoothness is None else smoothness
-    first, total, done = output.stages[-1].composed_flow, tf.zeros_like(output.stages[-1].composed_flow), 0
+    first, done = output.stages[-1].composed_flow, 0
     fixed_levels = _Levels(fixed, mask)
-    composed, warped = first, output.stages[-1].warped
+    total, composed, warped = tf.zeros_like(first), first, output.stages[-1].warped
     for each in passes:
         seen = _Levels(warped, None)
         descent = _Descent(each, config, weight, diffeomorphic, total)
@@ -138,11 +138,16 @@ def refine(
             lambda step, loss, done=done: on_step(done + step, loss) if on_step is not None else None,
         )
         done += taken
-        flow = tf.transpose(_by_pairs(spline_volumes, control, descent.full), [1, 2, 3, 4, 0])
-        total = compose(total, flow, **config.warping)
-        composed = compose(first, total, **config.warping)
+        flow = tf.transpose(spline_volumes(control, *descent.full), [1, 2, 3, 4, 0])
+        total = _followed(total, flow, config)
+        composed = _followed(first, total, config)
         warped = warp(moving, composed, **config.warping)
     return CascadeOutput((*output.stages, Stage(total, composed, warped)), output.affine)
+
+
+def _followed(first: tf.Tensor, second: tf.Tensor, config: CascadeConfig) -> tf.Tensor:
+    """`compose`, which is the second flow alone where there is no first one."""
+    return compose(first, second, **config.warping) if tf.reduce_any(first != 0.0) else second
 
 
 def _shared_out(size: tuple[int, ...], steps: int | str) -> list[_Pass]:
@@ -228,12 +233,11 @@ class _Descent:
         size = total.shape[1:4]
         self.each, self.config = each, config
         self.similarity = _similarity(config)
-        self.matrices = [tf.constant(m) for m in _matrices(size, each.spacing, each.shrink)]
-        # The smoothness is that of the flow so far and the new one together, at the places of the control points.
-        self.stride = each.spacing
+        x, *others = _matrices(size, each.spacing, each.shrink)
+        self.matrices = [tf.constant(m) for m in (x / each.shrink, *others)]
         self.full = [tf.constant(m) for m in _matrices(size, each.spacing, 1)]
-        self.sparse = [matrix[:: self.stride] for matrix in self.full]
-        self.before = tf.transpose(total[:, :: self.stride, :: self.stride, :: self.stride], [4, 0, 1, 2, 3])
+        # The smoothness is that of the flow so far and the new one together, at the places of the control points.
+        self.smoothness = SplineSmoothness(total, self.full, each.spacing)
         self.weight, self.bound = weight, _BOUND * each.spacing if diffeomorphic else math.inf
 
     def run(
@@ -256,12 +260,12 @@ class _Descent:
         state = control, tf.zeros_like(control), tf.zeros_like(control)
         moves, losses = tf.ones([fixed.shape[0]]), []
         for step in range(1, self.each.steps + 1):
-            flow = _by_pairs(spline_volumes, state[0], self.matrices) / self.each.shrink + padding
+            flow = spline_volumes(state[0], *self.matrices)
+            flow = flow + padding if padding else flow
             loss, upstream = self.similarity(fixed, warp_by_parts(moving, flow), mask)
-            of_flow = _slopes(moving, flow, upstream / self.each.shrink)
-            smooth, of_smooth = _smoothness(self.before + _by_pairs(spline_volumes, state[0], self.sparse), self.stride)
-            gradient = _by_pairs(spline_sums, of_flow, self.matrices)
-            gradient += self.weight * _by_pairs(spline_sums, of_smooth, self.sparse)
+            gradient = spline_sums(_slopes(moving, flow, upstream), *self.matrices)
+            smooth, of_smooth = self.smoothness(state[0])
+            gradient += self.weight * of_smooth
             rate = self.each.rate * self.each.shrink * 0.5 * (1.0 + math.cos(math.pi * (step - 1) / self.each.steps))
             control, *moments = _adam(state, gradient, step, rate * moves[None, :, None, None, None])
             state = tf.clip_by_value(control, -self.bound, self.bound), *moments
@@ -306,16 +310,13 @@ def _similarity(config: CascadeConfig) -> Callable[..., tuple[tf.Tensor, tf.Tens
     return checked
 
 
-def _by_pairs(function: Callable, volumes: tf.Tensor, matrices: Sequence[tf.Tensor]) -> tf.Tensor:
-    """A function of volumes [N, ...] applied to [3, B, ...]."""
-    three, pairs, *rest = volumes.shape
-    found = function(tf.reshape(volumes, [three * pairs, *rest]), *matrices)
-    return tf.reshape(found, [three, pairs, *found.shape[1:]])
-
-
 @xla_kernel
 def _slopes(moving: tf.Tensor, flow: tf.Tensor, upstream: tf.Tensor) -> tf.Tensor:
-    """Gradient of the flow [3, B, X, Y, Z] from that of the warped image."""
+    """Gradient of the flow [3, B, X, Y, Z] from that of the warped image.
+
+    The slopes of the warped image, as in demons, would take a seventh of the time; with them `ncc` finds a known flow a
+    tenth less exactly.
+    """
     return slopes_by_parts(moving, flow) * upstream[None, ..., 0]
 
 
@@ -328,23 +329,6 @@ def _adam(
     square = _MOMENTUM * square + (1.0 - _MOMENTUM) * tf.square(gradient)
     size = rate * math.sqrt(1.0 - _MOMENTUM**step) / (1.0 - 0.9**step)
     return control - size * mean / (tf.sqrt(square) + 1e-8), mean, square
-
-
-def _smoothness(flow: tf.Tensor, stride: int) -> tuple[tf.Tensor, tf.Tensor]:
-    """Half the mean square of the slopes of [3, B, X, Y, Z], whose voxels lie `stride` apart: [B], and its gradient.
-
-    It approximates `losses.smoothness_loss` of the full flow.
-    """
-    count = float(np.prod(flow.shape[2:])) * 3.0
-    total, gradient = tf.zeros(flow.shape[1]), tf.zeros_like(flow)
-    for axis in (2, 3, 4):
-        n = flow.shape[axis]
-        low, high = (flow[(*(slice(None),) * axis, slice(start, start + n - 1))] for start in (0, 1))
-        slope = (high - low) / stride
-        total += 0.5 * tf.reduce_sum(tf.square(slope), [0, 2, 3, 4]) / count
-        after, ahead = ([side if a == axis else [0, 0] for a in range(5)] for side in ([1, 0], [0, 1]))
-        gradient += (tf.pad(slope, after) - tf.pad(slope, ahead)) / (stride * count)
-    return total, gradient
 
 
 def repeat_while_better(

@@ -13,7 +13,7 @@ from network.config import CascadeConfig
 from network.recursive_cascaded_networks import build_network
 from network.registry import SIMILARITIES, Extension
 from network.spatial_transformer import warp
-from network.splines import spline_matrix, tensor_product
+from network.splines import SplineSmoothness, spline_matrix, spline_volumes, tensor_product
 from tests.test_network.golden import rule_network
 
 SIZE = (26, 22, 18)
@@ -50,6 +50,31 @@ def test_splines_against_scipy(spacing):
     expected = BSpline(knots, control, 3)(np.arange(22))
     np.testing.assert_allclose(matrix @ control[: matrix.shape[1]], expected, atol=1e-5)
     np.testing.assert_allclose(matrix @ (np.arange(matrix.shape[1]) - 1.0) * spacing, np.arange(22), atol=1e-4)
+
+
+def test_smoothness_of_a_flow_and_a_spline_against_numpy():
+    """From control points alone, as from the sum of both flows at every fourth voxel; the gradient by differences."""
+    stride, pairs = 4, 2
+    rng = np.random.default_rng(0)
+    matrices = [tf.constant(m) for m in refinement._matrices(SIZE, stride, 1)]
+    flow = rng.normal(size=(pairs, *SIZE, 3)).astype(np.float32)
+    control = rng.normal(size=(3, pairs, *(m.shape[1] for m in matrices))).astype(np.float32)
+
+    def plain(control):
+        both = np.moveaxis(flow, -1, 0).astype(np.float64) + spline_volumes(tf.constant(control), *matrices).numpy()
+        sparse = both[:, :, ::stride, ::stride, ::stride]
+        total = sum((np.diff(sparse, axis=axis) ** 2).sum((0, 2, 3, 4)) for axis in (2, 3, 4)) / stride**2
+        return 0.5 * total / sparse[:, 0].size
+
+    value, gradient = SplineSmoothness(tf.constant(flow), matrices, stride)(tf.constant(control))
+    np.testing.assert_allclose(value, plain(control), rtol=1e-4)
+    for place in [(0, 0, 0, 0, 0), (1, 1, 3, 2, 4), (2, 0, -1, -1, -1), (0, 1, 1, 4, 2)]:
+        ends = []
+        for step in (0.5, -0.5):  # a square: differences are exact
+            moved = control.copy()
+            moved[place] += step
+            ends.append(plain(moved)[place[1]])
+        assert gradient[place].numpy() == pytest.approx(ends[0] - ends[1], rel=1e-3, abs=1e-6)
 
 
 def test_refinement_finds_a_known_flow():
