@@ -4,9 +4,10 @@ import contextlib
 import itertools
 from unittest import mock
 
+import keras
 import tensorflow as tf
 
-from network import affine, base_networks, blocks, label_maps, losses, metrics, scene, spatial_transformer
+from network import affine, base_networks, blocks, label_maps, losses, metrics, scene, spatial_transformer, training
 
 
 def warp(image, flow):
@@ -80,4 +81,5 @@ def everywhere(labels=()):
             stack.enter_context(mock.patch.object(module, "leaky_relu", tf.nn.leaky_relu))
         plain_up = blocks.UpConvolution.upsample
         stack.enter_context(mock.patch.object(blocks.FlowUpConvolution, "upsample", plain_up))
+        stack.enter_context(mock.patch.object(training, "_Adam", keras.optimizers.Adam))
         yield

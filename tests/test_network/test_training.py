@@ -62,6 +62,35 @@ def test_the_rate_halves_from_the_fourth_epoch_on_without_end():
     assert rates == [1, 1, 1, 1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32, 1 / 64, 1 / 128, 1 / 256, 1 / 512]
 
 
+def test_adam_by_its_formula():
+    """Moments and weights of three steps by the last lines of section 2 of Kingma and Ba (2015)."""
+    rng = np.random.default_rng(3)
+    weights = [rng.normal(size=shape) for shape in ((3, 5, 7), (4,), (33,))]
+    variables = [keras.Variable(w.astype(np.float32)) for w in weights]
+    weights = [variable.numpy().astype(float) for variable in variables]
+    optimizer = training._Adam(name="adam", beta_1=0.9, beta_2=0.999, epsilon=1e-8)
+    optimizer.build(variables)
+    moments = [(np.zeros_like(w), np.zeros_like(w)) for w in weights]
+    first, second = float(np.float32(0.9)), float(np.float32(0.999))
+    for step, rate in enumerate((0.1, 0.05, 0.3), start=1):
+        optimizer.learning_rate = rate
+        gradients = [
+            (10.0 ** rng.uniform(-9, 2, w.shape) * rng.normal(size=w.shape)).astype(np.float32) for w in weights
+        ]
+        tf.function(lambda g: optimizer.apply(g))([tf.constant(g) for g in gradients])
+        for k, g in enumerate(gradients):
+            g = g.astype(float)
+            m, v = moments[k]
+            moments[k] = m, v = first * m + (1 - first) * g, second * v + (1 - second) * g**2
+            alpha = rate * np.sqrt(1 - second**step) / (1 - first**step)
+            weights[k] = weights[k] - alpha * m / (np.sqrt(v) + 1e-8)
+    assert int(optimizer.iterations) == 3
+    for k, variable in enumerate(variables):
+        np.testing.assert_allclose(optimizer._momentums[k], moments[k][0], rtol=1e-5, atol=1e-12)
+        np.testing.assert_allclose(optimizer._velocities[k], moments[k][1], rtol=2e-6)
+        np.testing.assert_allclose(variable, weights[k], rtol=1e-5, atol=2e-6)
+
+
 @pytest.mark.parametrize("base_network", ["VTN", "VoxelMorph"])
 @pytest.mark.parametrize("size", [(64, 64, 64), (24, 20, 28), (17, 33, 12)], ids=str)
 def test_a_step_at_any_size_lowers_the_loss(base_network, size):
