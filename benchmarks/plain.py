@@ -81,5 +81,6 @@ def everywhere(labels=()):
             stack.enter_context(mock.patch.object(module, "leaky_relu", tf.nn.leaky_relu))
         plain_up = blocks.UpConvolution.upsample
         stack.enter_context(mock.patch.object(blocks.FlowUpConvolution, "upsample", plain_up))
+        stack.enter_context(mock.patch.object(blocks.DoublingConvolution, "is_folded", return_value=False))
         stack.enter_context(mock.patch.object(training, "_Adam", keras.optimizers.Adam))
         yield

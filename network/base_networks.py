@@ -9,7 +9,15 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from .blocks import Encoder, FlowUpConvolution, UpConvolution, convolution, leaky_relu
+from .blocks import (
+    Convolution,
+    DoublingConvolution,
+    Encoder,
+    FlowUpConvolution,
+    UpConvolution,
+    convolution,
+    leaky_relu,
+)
 
 
 class BaseNetwork(keras.layers.Layer):
@@ -112,7 +120,10 @@ class VoxelMorph(_PublishedNetwork):
         self.encoders = [
             convolution(k * self.channels, name, stride, **same) for name, (k, stride) in self.ENCODER.items()
         ]
-        self.decoders = [convolution(k * self.channels, name, **same) for name, (k, _) in self.DECODER.items()]
+        self.decoders = [
+            convolution(k * self.channels, name, kind=Convolution if skip is None else DoublingConvolution, **same)
+            for name, (k, skip) in self.DECODER.items()
+        ]
         self.head = convolution(
             3, "flow", kernel_initializer=keras.initializers.RandomNormal(stddev=1e-5), dtype="float32"
         )
@@ -124,15 +135,5 @@ class VoxelMorph(_PublishedNetwork):
             net = features[layer.name] = leaky_relu(layer(net), self.leaky_slope)
         for layer in self.decoders:
             skip = self.DECODER[layer.name][1]
-            if skip is not None:
-                net = tf.concat([double_to(net, features[skip]), features[skip]], axis=-1)
-            net = leaky_relu(layer(net), self.leaky_slope)
+            net = leaky_relu(layer(net if skip is None else [net, features[skip]]), self.leaky_slope)
         return self.head(net) * self.flow_multiplier
-
-
-def double_to(features: tf.Tensor, skip: tf.Tensor) -> tf.Tensor:
-    """Nearest-neighbour upsampling by two, cut to the grid of `skip` where that is odd: [B, X, Y, Z, C]."""
-    for axis in (1, 2, 3):
-        features = tf.repeat(features, 2, axis=axis)
-    size = tf.shape(skip)
-    return features[:, : size[1], : size[2], : size[3]]

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from .kernels import xla_kernel
+from .doubling import TRANSPOSED_TAPS, doubled_convolution, fold, folded
 
 KERNEL_INITIALIZER = "lecun_uniform"
 """Uniform in +-sqrt(3 / prod(kernel shape but its last axis)), for transposed convolutions too: Keras counts the
@@ -32,11 +32,64 @@ class Convolution(keras.layers.Conv3D):
 
 
 def convolution(
-    filters: int, name: str, stride: int = 1, kernel_size: int | tuple[int, ...] = 3, **options: Any
+    filters: int,
+    name: str,
+    stride: int = 1,
+    kernel_size: int | tuple[int, ...] = 3,
+    kind: type[Convolution] = Convolution,
+    **options: Any,
 ) -> Convolution:
-    """`Convolution` with 'same' padding, linear, with a bias unless `options` say otherwise."""
+    """A layer of class `kind` with 'same' padding, linear, with a bias unless `options` say otherwise."""
     options = {"padding": "same", "kernel_initializer": KERNEL_INITIALIZER, **options}
-    return Convolution(filters, kernel_size, strides=stride, name=name, **options)
+    return kind(filters, kernel_size, strides=stride, name=name, **options)
+
+
+@keras.saving.register_keras_serializable("registration")
+class DoublingConvolution(Convolution):
+    """`Convolution` of features that are doubled to the grid of a skip, and joined with it: [features, skip].
+
+    The doubling is that of `double_to`. Its kernel is (3, 3, 3, channels of the features and then of the skip, out). As
+    a convolution of what is joined is a sum of two, that of the features is computed on their own, coarse grid.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.input_spec = None  # Keras's is that of one tensor.
+
+    def build(self, input_shape: Any) -> None:
+        super().build(self._joined(input_shape))
+        self.input_spec = None
+
+    def call(self, inputs: Sequence[tf.Tensor]) -> tf.Tensor:
+        features, skip = inputs
+        if not self.is_folded(features.shape, skip.shape):
+            return super().call(tf.concat([double_to(features, skip), skip], axis=-1))
+        of_features, of_skip = tf.split(self.kernel, [features.shape[-1], skip.shape[-1]], axis=3)
+        addend = tf.nn.bias_add(self.convolution_op(skip, of_skip), self.bias)
+        return doubled_convolution(features, of_features, addend)
+
+    def is_folded(self, features: Any, skip: Any) -> bool:
+        """Whether it pays, and holds: the doubled grid must not be cut, as a voxel beyond its border is zero."""
+        even = all(2 * n == m for n, m in zip(features[1:4], skip[1:4], strict=True))
+        return even and features[1:4].num_elements() > _FEW_VOXELS
+
+    def compute_output_shape(self, input_shape: Any) -> tuple[int | None, ...]:
+        of_both = isinstance(input_shape[0], (list, tuple))  # Keras's `build` asks for what is joined.
+        return super().compute_output_shape(self._joined(input_shape) if of_both else input_shape)
+
+    def _joined(self, input_shape: Any) -> tuple[int | None, ...]:
+        features, skip = input_shape
+        return (*skip[:4], features[-1] + skip[-1])
+
+
+def double_to(features: tf.Tensor, skip: tf.Tensor) -> tf.Tensor:
+    """Nearest-neighbour upsampling by two, cut to the grid of `skip` where that is odd: [B, X, Y, Z, C]."""
+    for axis in (1, 2, 3):
+        features = tf.repeat(features, 2, axis=axis)
+    if features.shape[1:4] == skip.shape[1:4]:  # a slice of everything would be a copy, as would its gradient
+        return features
+    size = tf.shape(skip)
+    return features[:, : size[1], : size[2], : size[3]]
 
 
 @keras.saving.register_keras_serializable("registration")
@@ -57,13 +110,13 @@ class UpConvolution(keras.layers.Layer):
 
     def call(self, inputs: Sequence[tf.Tensor]) -> tf.Tensor:
         features, skip = inputs
-        shape = tf.concat([tf.shape(skip)[:4], [self.filters]], axis=0)
-        out = self.upsample(features, tf.convert_to_tensor(self.kernel), shape)
+        out = self.upsample(features, tf.convert_to_tensor(self.kernel), skip)
         out.set_shape((*skip.shape[:4], self.filters))
         return out
 
-    def upsample(self, features: tf.Tensor, kernel: tf.Tensor, shape: tf.Tensor) -> tf.Tensor:
-        """Features on the grid of `shape` [B, X, Y, Z, filters]."""
+    def upsample(self, features: tf.Tensor, kernel: tf.Tensor, skip: tf.Tensor) -> tf.Tensor:
+        """Features on the grid of the skip: [B, X, Y, Z, filters]."""
+        shape = tf.concat([tf.shape(skip)[:4], [self.filters]], axis=0)
         voxels = features.shape[1:4].num_elements()
         if voxels is not None and voxels <= _FEW_VOXELS:
             return _upsample_few(features, kernel, shape)
@@ -80,12 +133,10 @@ class UpConvolution(keras.layers.Layer):
 class FlowUpConvolution(UpConvolution):
     """`UpConvolution` in less time, where the grid is large and the output channels are few, as those of a flow are.
 
-    Along each axis an even output voxel meets two of the kernel's four taps, and an odd one the other two. So the
-    eight output voxels of a coarse voxel are eight convolutions of 2^3 taps on the coarse grid. They are computed as
-    one convolution with eight times the channels, and interleaved. The gradient is that of the transposed convolution.
+    It is computed on the coarse grid (`doubling.py`). The gradient is that of the transposed convolution.
     """
 
-    def upsample(self, features: tf.Tensor, kernel: tf.Tensor, shape: tf.Tensor) -> tf.Tensor:
+    def upsample(self, features: tf.Tensor, kernel: tf.Tensor, skip: tf.Tensor) -> tf.Tensor:
         """The output of `UpConvolution.upsample`, with the same gradient, computed faster."""
 
         @tf.custom_gradient
@@ -93,38 +144,14 @@ class FlowUpConvolution(UpConvolution):
             def gradient(upstream: tf.Tensor) -> list[tf.Tensor]:
                 with tf.GradientTape() as tape:
                     tape.watch([features, kernel])
-                    out = super(FlowUpConvolution, self).upsample(features, kernel, shape)
+                    out = super(FlowUpConvolution, self).upsample(features, kernel, skip)
                 return tape.gradient(out, [features, kernel], upstream)
 
             # Where this runs eagerly, an outer tape would otherwise record and keep what follows.
-            small, padded = tf.stop_gradient(kernel), tf.pad(tf.stop_gradient(features), _ALL_AROUND)
-            for axis in (0, 2, 4):  # an axis of four taps becomes two: even or odd, and which of the two taps
-                small = tf.gather(small, [[3, 1], [2, 0]], axis=axis)
-            small = tf.transpose(small, [1, 3, 5, 7, 0, 2, 4, 6])
-            small = tf.reshape(small, [2, 2, 2, features.shape[-1], 8 * self.filters])
-            out = _interleave(tf.nn.conv3d(padded, small, strides=[1] * 5, padding="VALID"))
-            return out[:, : shape[1], : shape[2], : shape[3]], gradient
+            small = fold(tf.transpose(tf.stop_gradient(kernel), [0, 1, 2, 4, 3]), TRANSPOSED_TAPS)
+            return folded(tf.stop_gradient(features), small, skip.shape[1:4]), gradient
 
         return call(features, kernel)
-
-
-# One voxel on every side of a volume.
-_ALL_AROUND = [[0, 0], [1, 1], [1, 1], [1, 1], [0, 0]]
-
-
-@xla_kernel
-def _interleave(parts: tf.Tensor) -> tf.Tensor:
-    """[B, n + 1, ..., 8 C], even and odd output voxels as channels, -> [B, 2 n, ..., C].
-
-    Voxel m of the even ones is the coarse grid's voxel m here, but voxel m of the odd ones is m + 1.
-    """
-    channels = parts.shape[-1] // 8
-    parts = tf.reshape(parts, [-1, *parts.shape[1:4], 2, 2, 2, channels])
-    for axis in (1, 2, 3):
-        even, odd = tf.unstack(parts, axis=4)
-        before = (slice(None),) * axis
-        parts = _alternate(even[(*before, slice(None, -1))], odd[(*before, slice(1, None))], axis)
-    return parts
 
 
 # On at most so many voxels a matrix product is quicker than a convolution, which first reorders its kernel.

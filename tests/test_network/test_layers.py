@@ -11,8 +11,16 @@ import tensorflow as tf
 
 from errors import UserError
 from network.affine import AffineNetwork
-from network.base_networks import VTN, VoxelMorph, double_to
-from network.blocks import Encoder, FlowUpConvolution, UpConvolution, convolution, leaky_relu
+from network.base_networks import VTN, VoxelMorph
+from network.blocks import (
+    DoublingConvolution,
+    Encoder,
+    FlowUpConvolution,
+    UpConvolution,
+    convolution,
+    double_to,
+    leaky_relu,
+)
 from network.config import CascadeConfig
 from network.kernels import whole_step
 from network.recursive_cascaded_networks import RecursiveCascadedNetwork, build_network
@@ -43,6 +51,10 @@ CASES = {
     "FlowUpConvolution": (
         lambda size: FlowUpConvolution(3),
         lambda size: [noise(2, *(-(-n // 2) for n in size), 5), noise(2, *size, 1)],
+    ),
+    "DoublingConvolution": (
+        lambda size: convolution(4, "layer", kind=DoublingConvolution),
+        lambda size: [noise(2, *(-(-n // 2) for n in size), 3), noise(2, *size, 2)],
     ),
     "AffineNetwork": (lambda size: AffineNetwork(leaky_slope=0.2), images),
     "VTN": (lambda size: VTN(channels=2, flow_multiplier=0.5), images),
@@ -248,3 +260,26 @@ def test_flow_upconvolution_is_the_transposed_convolution(size):
         results.append([out, *tape.gradient(out, [inputs[0], *layer.trainable_variables], upstream)])
     for expected, found in zip(*results, strict=True):
         np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(8, 14, 10), (10, 7, 16), (2, 4, 2)])  # doubled on the coarse grid; cut; few voxels
+def test_a_doubling_convolution_is_that_of_what_is_doubled_and_joined(size):
+    inputs = [noise(2, *(-(-n // 2) for n in size), 3) - 0.4, noise(2, *size, 2) - 0.3]
+    layer = convolution(4, "layer", kind=DoublingConvolution)
+    layer(inputs)
+    layer.bias.assign([1.0, -2.0, 3.0, -4.0])
+    assert layer.is_folded(inputs[0].shape, inputs[1].shape) == (size == (8, 14, 10))
+
+    def plain(inputs):
+        joined = tf.concat([double_to(*inputs), inputs[1]], axis=-1)
+        return tf.nn.conv3d(joined, layer.kernel, [1] * 5, "SAME") + layer.bias
+
+    results = []
+    for function in (plain, layer):
+        with tf.GradientTape() as tape:
+            tape.watch(inputs)
+            out = function(inputs)
+        upstream = tf.cos(tf.reshape(tf.range(tf.size(out), dtype=tf.float32), out.shape))
+        results.append([out, *tape.gradient(out, [*inputs, *(v.value for v in layer.trainable_variables)], upstream)])
+    for expected, found in zip(*results, strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-5, rtol=1e-5)
