@@ -211,14 +211,9 @@ def warp_by_parts(image: tf.Tensor, flow: tf.Tensor) -> tf.Tensor:
     """`warp` of an image [B, X', Y', Z', 1] by a flow whose three channels are volumes apart: [3, B, X, Y, Z].
 
     Three plain volumes are read and written faster than one with three channels; refinement keeps its flows so.
-    No gradient is kept: `slopes_by_parts` gives it.
+    No gradient is kept.
     """
     return _interpolate(image, _from_grid(tf.unstack(flow)))
-
-
-def slopes_by_parts(image: tf.Tensor, flow: tf.Tensor) -> tf.Tensor:
-    """Derivative of `warp_by_parts` with respect to each number of the flow: [3, B, X, Y, Z]."""
-    return tf.stack(_slopes(image[..., 0], _from_grid(tf.unstack(flow))))
 
 
 @xla_kernel

@@ -133,7 +133,7 @@ def test_mutual_information_registers_two_modalities_where_correlation_cannot():
         config = CascadeConfig(image_size=size, similarity=similarity)
         output = refinement.refine(start, ct, mr, config, 50)
         errors[similarity] = float(metrics.flow_error(output.flow, true_flow, organ)[0])
-    assert errors["mi"] < 0.5 * errors["none"] < 0.5 * errors["ncc"], errors
+    assert errors["mi"] < 0.6 * errors["none"] < 0.6 * errors["ncc"], errors
 
 
 def test_pairs_of_a_batch_are_refined_by_themselves():
