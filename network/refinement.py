@@ -313,10 +313,10 @@ def _similarity(config: CascadeConfig) -> Callable[..., tuple[tf.Tensor, tf.Tens
 
 @xla_kernel
 def _slopes(warped: tf.Tensor, upstream: tf.Tensor) -> tf.Tensor:
-    """Gradient of the flow [3, B, X, Y, Z] from that of the warped image, by the slopes of the warped image, as in demons.
+    """Gradient of the flow [3, B, X, Y, Z] from that of the warped image, by the slopes of that image, as in demons.
 
-    They are central differences. The exact slopes of linear interpolation jump at every voxel, take seven times as long,
-    and register worse: docs/architecture.md.
+    They are central differences. The exact slopes of linear interpolation jump at every voxel, take seven times as
+    long, and register worse: docs/architecture.md.
     """
     volume, found = warped[..., 0], []
     for axis in (1, 2, 3):
