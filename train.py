@@ -249,6 +249,8 @@ def open_schemes(args: argparse.Namespace, data: DatasetConfig) -> tuple[Scheme,
 def supervision(config: CascadeConfig) -> tuple[list[str], list[str]]:
     """What a config asks for of the scans beside their volumes, and the option that asks for each."""
     asked = {option: member for option, member in SUPERVISION.items() if getattr(config, option)}
+    if config.similarity_mask in ("scan", "both"):
+        asked["similarity_mask"] = "mask"
     return list(asked.values()), list(asked)
 
 

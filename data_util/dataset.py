@@ -7,6 +7,7 @@ A Batch is a dict of tensors; B pairs of volumes X,Y,Z with at most L landmarks:
     fixed_seg, moving_seg           int32   [B,X,Y,Z,1]  labels; -1 everywhere where a scan has no segmentation
     fixed_points, moving_points     float32 [B,L,3]      voxel coordinates in their own scan, NaN where missing
                                     (both in training where asked for)
+    fixed_mask, moving_mask         float32 [B,X,Y,Z,1]  training where asked for: 1 where the scan is compared, else 0
     fixed_spacing, moving_spacing   float32 [B,3]        mm, NaN where unknown
     true_flow                       float32 [B,X,Y,Z,3]  only if a scan was made by a known flow; NaN for other pairs
     affine_matrix, affine_shift     float32 [B,3,3], [B,3]  where asked for: the affine map fixed -> moving in voxels,
@@ -212,7 +213,7 @@ class Scheme(Sequence):
             devices: number of devices of all workers; an element of the dataset is the part of one device.
             worker: number of this worker.
             workers: how many there are.
-            members: what is read of the scans beside their volumes: 'seg' and 'points', as in `check_members`.
+            members: what is read of the scans beside their volumes, as in `check_members`.
 
         Returns:
             A dataset of Batches.
@@ -223,7 +224,10 @@ class Scheme(Sequence):
 
         def read(k: int) -> dict[str, Any]:
             n = k // share * batch + worker * share + k % share
-            fixed, moving = (self._store.read(scan, segmentation="seg" in members) for scan in self._drawn(order, n))
+            fixed, moving = (
+                self._store.read(scan, segmentation="seg" in members, mask="mask" in members)
+                for scan in self._drawn(order, n)
+            )
             return {
                 **_empty_sample(spec),
                 **self._of_scans(fixed, moving, spec),
@@ -273,10 +277,10 @@ class Scheme(Sequence):
         return _batches(read, spec, range(n_batches * batch), batch)
 
     def check_members(self, members: Collection[str], asked_by: Sequence[str]) -> None:
-        """Check that some pair has what is asked for in training: what `members` names, of both scans.
+        """Check that some pair has what is asked for in training: what `members` names, of both scans (a mask: of one).
 
         Args:
-            members: out of 'seg' (segmentations) and 'points' (landmarks).
+            members: out of 'seg' (segmentations), 'points' (landmarks) and 'mask'.
             asked_by: for each of them, the option that asks for it.
 
         Raises:
@@ -284,10 +288,11 @@ class Scheme(Sequence):
         """
         for member, option in zip(members, asked_by, strict=True):
             name, has = _MEMBERS[member]
-            if not any(has(self._descriptions[a]) and has(self._descriptions[b]) for a, b in self):
+            sides, where, off = (any, "", "None") if member == "mask" else (all, " in both scans", "0")
+            if not any(sides(has(self._descriptions[scan]) for scan in pair) for pair in self):
                 raise UserError(
-                    f"{option}: no pair to train on has {name} in both scans; add {name} to the data set "
-                    f"(datasets/README.md), or give {option}=0"
+                    f"{option}: no pair to train on has {name}{where}; add {name} to the data set "
+                    f"(datasets/README.md), or give {option}={off}"
                 )
         if "points" in members:
             self._check_landmarks(range(len(self)))
@@ -316,6 +321,7 @@ class Scheme(Sequence):
             "volume": ("", tf.TensorSpec((*self.image_size, 1), tf.float32)),
             "seg": ("_seg", tf.TensorSpec((*self.image_size, 1), tf.int32)),
             "points": ("_points", tf.TensorSpec((self.landmarks, 3), tf.float32)),
+            "mask": ("_mask", tf.TensorSpec((*self.image_size, 1), tf.float32)),
             "spacing": ("_spacing", tf.TensorSpec((3,), tf.float32)),
         }
         return {f"{side}{specs[name][0]}": specs[name][1] for side in ("fixed", "moving") for name in members}
@@ -330,6 +336,9 @@ class Scheme(Sequence):
             if scan.points is not None:
                 rest = (0, self.landmarks - len(scan.points)), (0, 0)
                 found[f"{side}_points"] = np.pad(scan.points, rest, constant_values=np.nan)
+            if f"{side}_mask" in spec:
+                mask = np.ones(self.image_size) if scan.mask is None else scan.mask
+                found[f"{side}_mask"] = mask.astype(np.float32)[..., None]
             if scan.spacing is not None:
                 found[f"{side}_spacing"] = np.asarray(scan.spacing, np.float32)
         return {name: value for name, value in found.items() if name in spec}
@@ -379,6 +388,7 @@ def _empty_sample(spec: Mapping[str, tf.TensorSpec]) -> dict[str, Any]:
 _MEMBERS: dict[str, tuple[str, Callable[[Description], bool]]] = {
     "seg": ("segmentations", lambda description: description.has_segmentation),
     "points": ("landmarks", lambda description: description.landmarks > 0),
+    "mask": ("masks", lambda description: description.has_mask),
 }
 
 

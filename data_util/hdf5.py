@@ -4,6 +4,7 @@ A scan is a group; its name is the scan's key. Members of a group that are not l
 
     volume        dataset [X,Y,Z], 0..255
     segmentation  dataset [X,Y,Z], whole numbers; optional
+    mask          dataset [X,Y,Z], 0 where training is not to compare the scan with another; optional
     point         dataset [L,3], landmarks in voxels; optional
     spacing       three numbers, an attribute of the group or a dataset, mm; optional
     flow          dataset [X,Y,Z,3] in voxels, with the id of its source in the attribute `source`; optional
@@ -38,7 +39,7 @@ from data_util.names import plain
 from data_util.readers import Reader
 from errors import UserError
 
-ARRAYS = ("volume", "segmentation", "point", "flow")
+ARRAYS = ("volume", "segmentation", "mask", "point", "flow")
 SPACING, FLOW_SOURCE, DOUBTS = "spacing", "source", "doubts"
 SOURCE, CROP, WINDOW, AFFINE, MADE_BY = "source", "crop", "window", "affine", "made_by"
 
@@ -57,6 +58,7 @@ class Scan:
         flow: [X,Y,Z,3], in voxels, on this scan's grid: this scan(p) = source(p + flow(p)).
         flow_source: id of that source scan, such as "phantom/3".
         id: "file/key"; None where the scan is not in a file yet.
+        mask: [X,Y,Z], 0 where training is not to compare the scan with another.
     """
 
     volume: np.ndarray
@@ -66,6 +68,7 @@ class Scan:
     flow: np.ndarray | None = None
     flow_source: str | None = None
     id: str | None = None
+    mask: np.ndarray | None = None
 
 
 class HDF5Reader(Reader):

@@ -75,6 +75,8 @@ class NewFile:
         _add(group, "volume", scan.volume)
         if scan.segmentation is not None:
             _add(group, "segmentation", scan.segmentation)
+        if scan.mask is not None:
+            _add(group, "mask", scan.mask)
         if scan.points is not None:
             _add(group, "point", np.asarray(scan.points, dtype=np.float32))
         if scan.spacing is not None:

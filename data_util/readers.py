@@ -44,6 +44,7 @@ class Reader(abc.ABC):
             one is read only when it is needed:
                 volume        numbers [X,Y,Z], 0..255; the only one that every scan must have.
                 segmentation  whole numbers [X,Y,Z]: 0 and 255 for a mask, or the values of labels.
+                mask          numbers [X,Y,Z], 0 where training is not to compare the scan with another.
                 point         [L,3] landmarks in voxels, counted from 0; NaN for a missing one.
                 spacing       three numbers, the size of a voxel along x, y, z in mm.
                 flow          [X,Y,Z,3] in voxels where the scan is a known deformation of another one:

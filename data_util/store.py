@@ -32,6 +32,7 @@ class Description:
         landmarks: number of its landmarks, missing ones included; 0 where it has none, or all are missing.
         lost_landmarks: number of landmarks where each of them is stored as NaN, else 0.
         has_segmentation: whether it has one.
+        has_mask: whether it has a mask of what training compares.
         has_spacing: whether the size of its voxels is known.
         flow_source: id of the scan that it was made of by a known flow, or None.
         doubts: reasons to look at the scan, a text, or None.
@@ -43,6 +44,7 @@ class Description:
     landmarks: int
     lost_landmarks: int
     has_segmentation: bool
+    has_mask: bool
     has_spacing: bool
     flow_source: str | None
     doubts: str | None
@@ -122,11 +124,11 @@ class ScanStore:
         """Return what a scan holds; checks that its members fit together, and reads no large array."""
         return self._describe(scan_id)[0]
 
-    def read(self, scan_id: str, segmentation: bool = True, flow: bool = False) -> Scan:
-        """Return the scan of that id; segmentation and flow are read only where they are asked for.
+    def read(self, scan_id: str, segmentation: bool = True, flow: bool = False, mask: bool = False) -> Scan:
+        """Return the scan of that id; segmentation, flow and mask are read only where they are asked for.
 
         Raises:
-            UserError: the volume has NaN or infinite values, or the segmentation others than labels.
+            UserError: the volume has NaN or infinite values, the segmentation others than labels, or the mask NaN.
         """
         with self._lock:
             description, points, spacing = self._describe(scan_id)
@@ -143,6 +145,7 @@ class ScanStore:
                 spacing=spacing,
                 flow=self._array(scan_id, "flow") if flow and description.flow_source else None,
                 flow_source=description.flow_source,
+                mask=self._array(scan_id, "mask") if mask and description.has_mask else None,
             )
 
     def _locate(self, scan_id: str) -> tuple[str, DataFile, str]:
@@ -206,6 +209,8 @@ class ScanStore:
         with _reader_errors(*self.locate(scan_id)):
             members, where = self._members(scan_id)
             array = np.asarray(members[name])
+            if name == "mask" and array.shape != members["volume"].shape:  # only where training asks for it
+                raise UserError(f"{where}: mask is {array.shape}; it must be as its volume, {members['volume'].shape}")
         array = _CHECKED[name](array, where)
         array.flags.writeable = False
         self._arrays[scan_id, name] = array
@@ -277,6 +282,7 @@ def _describe(members: Mapping[str, Any], where: str) -> tuple[Description, np.n
         landmarks=0 if points is None else len(points),
         lost_landmarks=lost,
         has_segmentation=segmentation is not None,
+        has_mask="mask" in members,
         has_spacing=spacing is not None,
         flow_source=_flow_source(members, volume.shape, where),
         doubts=" ".join(_text(members.get("doubts")).split()) or None,
@@ -374,10 +380,17 @@ def _check_labels(labels: np.ndarray, where: str) -> np.ndarray:
     return labels
 
 
+def _check_mask(mask: np.ndarray, where: str) -> np.ndarray:
+    """Where a mask is not 0, bool."""
+    if mask.dtype.kind == "f" and np.isnan(mask).any():
+        raise UserError(f"{where}: mask has NaN; write it again with 0 and 1")
+    return mask != 0
+
+
 def _check_flow(flow: np.ndarray, where: str) -> np.ndarray:
     if np.isinf(flow).any():
         raise UserError(f"{where}: flow has infinite values; write it again, NaN where it is not known")
     return np.asarray(flow, np.float32)
 
 
-_CHECKED = {"volume": _check_volume, "segmentation": _check_labels, "flow": _check_flow}
+_CHECKED = {"volume": _check_volume, "segmentation": _check_labels, "mask": _check_mask, "flow": _check_flow}

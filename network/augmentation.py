@@ -156,9 +156,9 @@ _affine_flow = xla_kernel(affine_flow)
 def augment(batch: dict[str, tf.Tensor], draws: Draws, config: CascadeConfig) -> dict[str, tf.Tensor]:
     """Batch of training, augmented.
 
-    What a flow moves of a side is its image, read linearly at p + flow(p); its labels, read at the nearest voxel; and
-    its landmarks, which go the other way: q to the place p with p + flow(p) = q, where the new image shows what the
-    image shows at q.
+    What a flow moves of a side is its image and mask, read linearly at p + flow(p); its labels, read at the nearest
+    voxel; and its landmarks, which go the other way: q to the place p with p + flow(p) = q, where the new image shows
+    what the image shows at q.
     Where contrasts were drawn, `seen_fixed` and `seen_moving` are what the network is shown, and `fixed` and
     `moving` stay in their own contrast, in which the loss compares them.
     """
@@ -167,6 +167,8 @@ def augment(batch: dict[str, tf.Tensor], draws: Draws, config: CascadeConfig) ->
     for side, flow in moved.items():
         if f"{side}_seg" in batch:
             batch[f"{side}_seg"] = read_labels(batch[f"{side}_seg"], flow)
+        if f"{side}_mask" in batch:
+            batch[f"{side}_mask"] = warp(batch[f"{side}_mask"], flow)
         if f"{side}_points" in batch:
             batch[f"{side}_points"] = carry_points(batch[f"{side}_points"], flow, draws.affine.get(side))
     for side, contrast in draws.contrast.items():

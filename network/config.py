@@ -40,7 +40,7 @@ _OPTIONS: dict[str, Option] = {
     "dice_factor": number(0.0),
     "landmark_factor": number(0.0),
     "similarity_on": one_of("last", ("last", "all")),
-    "similarity_mask": one_of(None, (None, "inside")),
+    "similarity_mask": one_of(None, (None, "inside", "scan", "both")),
     "inverse_factor": number(0.0),
     "flow": one_of("displacement", ("displacement", "velocity")),
     "warp_gradient": one_of(True, _SWITCH),
@@ -91,8 +91,8 @@ class CascadeConfig:
             weighted sum of several, such as 'ncc+0.5*mind'. Built in are 'ncc' (Pearson correlation, the original's),
             'lncc' (local correlation), and for two modalities 'mi' (mutual information) and 'mind'.
         similarity_on: which warped images are measured: the 'last' cascade's, or those of 'all', the affine one's too.
-        similarity_mask: which voxels it looks at (`masks.compared_voxels`): None for all, or those whose place is
-            'inside' the moving volume.
+        similarity_mask: which voxels it looks at (`masks.compared_voxels`): None for all; those whose place is 'inside'
+            the moving volume; by each scan's mask, with 'scan'; or 'both'.
         inverse_factor: weight of the inverse consistency. Where it is not 0, every pair is registered both ways, and
             the loss is the mean of both.
         flow: what a base network gives: a 'displacement', the flow itself, or a 'velocity', along which the flow is one

@@ -255,6 +255,7 @@ def cascade_losses(
     output: CascadeOutput,
     config: CascadeConfig,
     supervision: Callable[[tf.Tensor], Mapping[str, tuple[float, tf.Tensor]]] | None = None,
+    masks: Mapping[str, tf.Tensor] | None = None,
 ) -> dict[str, tf.Tensor]:
     """Every term of the training loss, summed over the pairs of the batch.
 
@@ -263,6 +264,7 @@ def cascade_losses(
         output: `CascadeOutput` for that batch.
         config: `CascadeConfig`. With an `inverse_factor` the batch is one of `both_ways`, and terms are means.
         supervision: gives further terms for the composed flow, as `supervision.supervised_losses` does.
+        masks: a Batch with what `compared_voxels` looks at, where the scans' masks are asked for.
 
     Returns:
         Dict of scalars, by the original's names: `loss`, the whole; `k_loss`, the part of stage k (0 is the affine
@@ -283,7 +285,7 @@ def cascade_losses(
         parts[k] = list(found.values())
     for k in config.similarity_stages:
         stage = output.stages[k]
-        weights = compared_voxels(stage.composed_flow, config)
+        weights = compared_voxels(masks or {}, stage.composed_flow, config)
         mask = {} if weights is None else {"mask": weights}
         terms[f"{k}_raw_loss"] = tf.reduce_sum(similarity(fixed, stage.warped, **mask))
         parts[k].append(terms[f"{k}_raw_loss"])

@@ -233,7 +233,7 @@ class Trainer(keras.Model):
             seen = [batch.get(f"seen_{side}", batch[side]) for side in ("fixed", "moving")]
             compared = batch["moving"] if "seen_moving" in batch else None
             output = self.network(seen, training=True, compared=compared)
-            terms = cascade_losses(batch["fixed"], output, config, supervised_losses(batch, self.labels, config))
+            terms = cascade_losses(batch["fixed"], output, config, supervised_losses(batch, self.labels, config), batch)
             loss = terms["loss"] if self._loss_scale is None else terms["loss"] * self._loss_scale
         return terms, tape.gradient(loss, self.network.trainable_variables)
 

@@ -187,9 +187,9 @@ def test_training_batches_hold_the_pairs_that_are_named(config):
 def test_batches_keep_their_order_when_a_reader_is_slow(config, monkeypatch):
     read = ScanStore.read
 
-    def slow_for_some(self, scan_id, segmentation=True, flow=False):
+    def slow_for_some(self, scan_id, segmentation=True, flow=False, mask=False):
         time.sleep(0.05 if scan_id == "f/0" else 0)
-        return read(self, scan_id, segmentation, flow)
+        return read(self, scan_id, segmentation, flow, mask)
 
     monkeypatch.setattr(ScanStore, "read", slow_for_some)
     scheme = open_scheme(config, "all")
@@ -384,9 +384,9 @@ def test_training_reads_no_segmentation_and_schemes_can_share_a_store(config, mo
     read = ScanStore.read
     asked = []
 
-    def spy(self, scan_id, segmentation=True, flow=False):
+    def spy(self, scan_id, segmentation=True, flow=False, mask=False):
         asked.append((segmentation, flow))
-        return read(self, scan_id, segmentation, flow)
+        return read(self, scan_id, segmentation, flow, mask)
 
     monkeypatch.setattr(ScanStore, "read", spy)
     store = ScanStore(config.files)
@@ -451,3 +451,36 @@ def test_what_no_pair_has_cannot_be_asked_for(config):
     with pytest.raises(UserError, match="landmark_factor: no pair to train on has landmarks"):
         scheme.check_members(("points",), ("landmark_factor",))
     scheme.check_members((), ())
+
+
+def test_training_reads_masks_only_where_asked(config):
+    mask = np.random.default_rng(7).integers(0, 3, SIZE)
+    with h5py.File(config.files["f"], "a") as f:
+        f["0/mask"] = mask
+    scheme = open_scheme(config, "three")
+    scheme.check_members(("mask",), ("similarity_mask",))  # one scan of a pair is enough
+    (batch,) = numpy_batches(scheme.training(6, 0, 0, 1, members=("mask",)))
+    assert set(batch) == {"fixed", "moving", "seed", "fixed_mask", "moving_mask"}
+    for n, ids in enumerate(scheme.training_pair_ids(6, 0, 0)):
+        for side, scan_id in zip(("fixed", "moving"), ids, strict=True):
+            expected = mask > 0 if scan_id == "f/0" else np.ones(SIZE)
+            np.testing.assert_array_equal(batch[f"{side}_mask"][n, ..., 0], expected)
+            assert batch[f"{side}_mask"].dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (np.ones((3, 4, 6)), r"scan '0': mask is \(3, 4, 6\); it must be as its volume, \(3, 4, 5\)"),
+        (np.full(SIZE, np.nan), "scan '0': mask has NaN; write it again with 0 and 1"),
+    ],
+)
+def test_wrong_masks_are_told_where_they_are_asked_for(config, mask, message):
+    with pytest.raises(UserError, match=r"similarity_mask: no pair .* has masks; add masks .*similarity_mask=None"):
+        open_scheme(config, "three").check_members(("mask",), ("similarity_mask",))
+    with h5py.File(config.files["f"], "a") as f:
+        f["0/mask"] = mask
+    scheme = open_scheme(config, "three")
+    numpy_batches(scheme.training(6, 0, 0, 1))
+    with pytest.raises(UserError, match=message), user_errors():
+        numpy_batches(scheme.training(6, 0, 0, 1, members=("mask",)))

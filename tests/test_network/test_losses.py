@@ -444,28 +444,41 @@ def test_with_an_inverse_factor_the_terms_are_the_mean_of_both_ways():
     assert float(both["1_raw_loss"]) == pytest.approx(0.5 * float(plain["1_raw_loss"]), rel=1e-5)
 
 
-def test_the_similarity_of_what_is_inside():
+@pytest.mark.parametrize("which", ["inside", "scan", "both"])
+def test_the_similarity_of_a_mask(which):
     flow, warped, fixed = (tf.constant(random(2, *SIZE, n, seed=n)) for n in (3, 1, 2))
     flow, fixed = 8 * flow - 4, fixed[..., :1]
-    config = CascadeConfig(image_size=SIZE, similarity_mask="inside")
+    masks = {
+        f"{side}_mask": tf.cast(random(2, *SIZE, 1, seed=k) > 0.3, tf.float32)
+        for k, side in enumerate(("fixed", "moving"))
+    }
+    config = CascadeConfig(image_size=SIZE, similarity_mask=which)
     places = np.moveaxis(np.indices(SIZE), 0, -1) + flow.numpy()
-    weights = ((places >= 0) & (places <= np.array(SIZE) - 1)).all(-1)
-    assert 0.05 < weights.mean() < 0.95
+    kept = ((places >= 0) & (places <= np.array(SIZE) - 1)).all(-1)
+    weights = np.ones((2, *SIZE))
+    if which in ("inside", "both"):
+        weights *= kept
+    if which in ("scan", "both"):
+        moving = [
+            ndimage.map_coordinates(m, np.moveaxis(p, -1, 0), order=1, mode="nearest")
+            for m, p in zip(masks["moving_mask"].numpy()[..., 0], places, strict=True)
+        ]
+        weights *= masks["fixed_mask"][..., 0] * np.array(moving)
     with tf.GradientTape() as tape:
         tape.watch(flow)
-        found = losses.compared_voxels(flow, config)
-    np.testing.assert_array_equal(found[..., 0], weights)
+        found = losses.compared_voxels(masks, flow, config)
+    np.testing.assert_allclose(found[..., 0], weights, atol=1e-5)
     assert tape.gradient(found, flow) is None  # the loss does not fall by looking away
-    terms = losses.cascade_losses(fixed, output_of(flow, warped), config)
+    terms = losses.cascade_losses(fixed, output_of(flow, warped), config, masks=masks)
     expected = tf.reduce_sum(losses.correlation_loss(fixed, warped, tf.constant(weights[..., None], tf.float32)))
     assert float(terms["1_raw_loss"]) == pytest.approx(float(expected), rel=1e-4)
 
 
 def test_a_pair_of_which_no_voxel_counts_is_compared_everywhere():
     flow = tf.concat([tf.fill((1, *SIZE, 3), 100.0), tf.zeros((1, *SIZE, 3))], 0)
-    weights = losses.compared_voxels(flow, CascadeConfig(image_size=SIZE, similarity_mask="inside"))
+    weights = losses.compared_voxels({}, flow, CascadeConfig(image_size=SIZE, similarity_mask="inside"))
     np.testing.assert_array_equal(weights, np.ones((2, *SIZE, 1)))
-    assert losses.compared_voxels(flow, CascadeConfig(image_size=SIZE)) is None
+    assert losses.compared_voxels({}, flow, CascadeConfig(image_size=SIZE)) is None
 
 
 def test_a_mask_of_a_similarity_that_takes_none(monkeypatch):

@@ -399,3 +399,15 @@ def test_ways_to_compute_give_the_same_losses(options, tolerance):
     assert {weight.dtype for weight in trainer.network.weights} == {"float32"}
     flow = trainer.network([tf.zeros((1, 16, 16, 16, 1))] * 2).flow
     assert flow.dtype == tf.float32
+
+
+def test_a_step_with_the_masks_of_the_scans():
+    trainer, batch = trainer_of(SMALLEST.replace(similarity_mask="scan")), batch_of((16, 16, 16))
+    step = whole_step(lambda batch: trainer._differentiate(batch)[0])
+    losses = []
+    for share in (0.0, 0.5):
+        masks = {f"{side}_mask": tf.cast(batch[side] > share, tf.float32) for side in ("fixed", "moving")}
+        losses.append(float(step({**batch, **masks})["loss"]))
+    plain = trainer_of(SMALLEST)._differentiate(batch)[0]
+    assert losses[0] == pytest.approx(float(plain["loss"]), rel=1e-4)
+    assert abs(losses[1] - losses[0]) > 1e-3
