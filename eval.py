@@ -242,7 +242,7 @@ def evaluate_scheme(
     strategy: "tf.distribute.Strategy",
 ) -> None:
     """Evaluate one scheme, or one shard of it, and write its report or records into evaluate/."""
-    from data_util.dataset import user_errors
+    from data_util.batches import user_errors
     from data_util.output import report_files, tables
     from data_util.output.records import Records, read_records
     from network.evaluation import Evaluator

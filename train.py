@@ -291,7 +291,7 @@ def fit(
     new_run: Callable[[], pathlib.Path],
 ) -> pathlib.Path | None:
     """Train up to step `total`; the run's folder, which `new_run` makes, or None where nothing is written."""
-    from data_util.dataset import user_errors
+    from data_util.batches import user_errors
     from network import training
 
     strategy, first = trainer.distribute_strategy, trainer.step

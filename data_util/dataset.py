@@ -19,42 +19,20 @@ A Batch is a dict of tensors; B pairs of volumes X,Y,Z with at most L landmarks:
 """
 
 import itertools
-import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from data_util.batches import batches, empty_sample
 from data_util.config import DatasetConfig
 from data_util.grey_values import to_unit
 from data_util.hdf5 import Scan
 from data_util.pairs import AllPairs, TrainingOrder, adjacent_pairs, atlas_pairs, listed_pairs, permute
 from data_util.store import Description, ScanStore, report_id
 from errors import UserError
-
-_READERS = 4  # threads that decode pairs
-_BATCHES_AHEAD = 2
-
-
-@contextmanager
-def user_errors() -> Iterator[None]:
-    """Wrap a loop over a dataset (or a `fit`) in this: a UserError of a reader thread is raised as that UserError.
-
-    When reading a pair fails, TensorFlow raises an error of its own, of which only the text says what had happened.
-
-    Raises:
-        UserError: reading a pair raised it.
-    """
-    try:
-        yield
-    except tf.errors.OpError as error:
-        found = re.search(r"\bUserError: (.+)", error.message)
-        if found is None:
-            raise
-        raise UserError(found[1]) from error
 
 
 @dataclass(frozen=True)
@@ -229,12 +207,12 @@ class Scheme(Sequence):
                 for scan in self._drawn(order, n)
             )
             return {
-                **_empty_sample(spec),
+                **empty_sample(spec),
                 **self._of_scans(fixed, moving, spec),
                 "seed": np.array([seed % 2**31, n % 2**31], np.int32),
             }
 
-        return _batches(read, spec, range(start_step * share, stop_step * share), batch // devices)
+        return batches(read, spec, range(start_step * share, stop_step * share), batch // devices)
 
     def evaluation(
         self, batch: int, indices: Sequence[int] | None = None, affine: str | None = None
@@ -258,7 +236,7 @@ class Scheme(Sequence):
 
         def read(n: int) -> dict[str, Any]:
             k = indices[n] if n < len(indices) else -1
-            sample = _empty_sample(spec)
+            sample = empty_sample(spec)
             if k < 0:
                 images = ("fixed", "moving", *_AFFINE)
                 return sample | {name: np.zeros_like(sample[name]) for name in images if name in sample}
@@ -274,7 +252,7 @@ class Scheme(Sequence):
             return sample | {"valid": np.array(True), "ids": ids, "index": np.array(k, np.int64)}
 
         n_batches = -(-len(indices) // batch)
-        return _batches(read, spec, range(n_batches * batch), batch)
+        return batches(read, spec, range(n_batches * batch), batch)
 
     def check_members(self, members: Collection[str], asked_by: Sequence[str]) -> None:
         """Check that some pair has what is asked for in training: what `members` names, of both scans (a mask: of one).
@@ -375,35 +353,12 @@ def _affine_map(fixed: Scan, moving: Scan, kind: str) -> dict[str, np.ndarray]:
     return {name: np.asarray(value, np.float32) for name, value in zip(_AFFINE, (matrix, shift, found), strict=True)}
 
 
-# What stands for "not there", by kind of array.
-_EMPTY = {tf.float32: np.nan, tf.int32: -1, tf.int64: -1, tf.bool: False, tf.string: ""}
-
-
-def _empty_sample(spec: Mapping[str, tf.TensorSpec]) -> dict[str, Any]:
-    """A sample of which nothing is there."""
-    return {name: np.full(s.shape, _EMPTY[s.dtype], s.dtype.as_numpy_dtype) for name, s in spec.items()}
-
-
 # What training can ask for: how messages call it, and whether a scan has it.
 _MEMBERS: dict[str, tuple[str, Callable[[Description], bool]]] = {
     "seg": ("segmentations", lambda description: description.has_segmentation),
     "points": ("landmarks", lambda description: description.landmarks > 0),
     "mask": ("masks", lambda description: description.has_mask),
 }
-
-
-def _batches(
-    read: Callable[[int], dict[str, Any]], spec: dict[str, tf.TensorSpec], numbers: range, batch: int
-) -> tf.data.Dataset:
-    """Batches of read(n) for n in `numbers`, a range that `batch` divides; `spec`: name -> TensorSpec of one sample."""
-
-    def load(n: int) -> dict[str, tf.Tensor]:
-        arrays = tf.numpy_function(lambda n: [read(int(n))[k] for k in spec], [n], [s.dtype for s in spec.values()])
-        return {k: tf.ensure_shape(a, s.shape) for (k, s), a in zip(spec.items(), arrays, strict=True)}
-
-    samples = tf.data.Dataset.range(numbers.start, numbers.stop)
-    samples = samples.map(load, num_parallel_calls=_READERS, deterministic=True)
-    return samples.batch(batch, drop_remainder=True).prefetch(_BATCHES_AHEAD)
 
 
 def _size(shape: Sequence[int]) -> str:

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from data_util.batches import user_errors
 from data_util.config import DatasetConfig
-from data_util.dataset import open_scheme, user_errors
+from data_util.dataset import open_scheme
 from data_util.store import ScanStore
 from errors import UserError
 

@@ -14,8 +14,9 @@ from hypothesis.extra import numpy as arrays
 
 import cli
 from data_util import check
+from data_util.batches import user_errors
 from data_util.config import DataFile, load_dataset_config
-from data_util.dataset import open_scheme, user_errors
+from data_util.dataset import open_scheme
 from data_util.readers import READERS, Reader
 from data_util.store import ScanStore
 from errors import UserError
