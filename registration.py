@@ -34,10 +34,8 @@ from data_util.scans.transform_files import read_linear
 from data_util.scans.view import View
 from errors import UserError
 from progress import Clock
-from registration_options import GIVEN, Input, Options, kind_of_map, options_of
+from registration_options import GIVEN, Input, Options, check_used, kind_of_map, options_of, used_without_network
 from views import choose_view, run_view
-
-OF_OPTIMISATION = ("image_size", "similarity", "reg_factor", "bending_factor", "window", "precision")
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,7 +203,9 @@ def _find_model(checkpoint: Any, options: Options) -> _Model:
         prefix = checkpoints.find_checkpoint(checkpoint)
         config = checkpoints.load_cascade_config(prefix.parent)
         view = run_view(prefix.parent)
-    config = config.with_net_args(options.net_args)
+    given, config = config.to_dict(), config.with_net_args(options.net_args)
+    if prefix is None:
+        check_used(config, given)
     config = config.executed(precision=options.precision, fast_reconstruction=options.fast_reconstruction)
     return _Model(None, prefix, config.replace(image_size=options.image_size or config.image_size), view)
 
@@ -390,10 +390,8 @@ def _settings(inputs: list[Input], model: _Model, view: View, kind: str, options
 
 def _used(model: _Model) -> dict[str, Any]:
     """The options of the network; where there is none, those of the optimisation alone."""
-    options = model.config.to_dict()
-    if model.network is not None or model.prefix is not None:
-        return options
-    return {name: options[name] for name in OF_OPTIMISATION if name in options}
+    alone = model.network is None and model.prefix is None
+    return used_without_network(model.config) if alone else model.config.to_dict()
 
 
 def _name(source: Any) -> str | None:

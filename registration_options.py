@@ -1,13 +1,19 @@
 """What can be asked of a registration: the scans to read, and how to register them."""
 
+from __future__ import annotations
+
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cli import AUTO
 from data_util.scans import affine_search
 from data_util.scans.view import PRESETS, View
 from errors import UserError
+
+if TYPE_CHECKING:
+    from network.config import CascadeConfig
 
 AFFINE_KINDS = ("none", *affine_search.KINDS)
 GIVEN = "given"  # an initial transform in place of one of these
@@ -110,3 +116,25 @@ def kind_of_map(checkpoint: Any, view: View | str | None, options: Options) -> s
     if checkpoint is None and not options.refine and kind == "none":
         raise UserError("nothing to register with: give a checkpoint, steps of refinement, or a kind of affine map")
     return kind
+
+
+def used_without_network(config: CascadeConfig) -> dict[str, Any]:
+    """The options of a config that have a part in the optimisation alone."""
+    names = ("image_size", "similarity", "reg_factor", "warp_padding", "precision")
+    options = config.to_dict()
+    return {**{name: options[name] for name in names}, **config.similarity_options}
+
+
+def check_used(config: CascadeConfig, before: Mapping[str, Any]) -> None:
+    """Check that what `net_args` changed has a part without a network; `before`: the options before that.
+
+    Raises:
+        UserError: an option has none.
+    """
+    used = used_without_network(config)
+    idle = [name for name, value in config.to_dict().items() if before.get(name, value) != value and name not in used]
+    if idle:
+        raise UserError(
+            f"net_args: {', '.join(idle)} would change nothing without a model (-c); "
+            f"without one there are {', '.join(sorted(used.keys() - {'image_size', 'precision'}))}"
+        )

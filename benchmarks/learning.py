@@ -81,7 +81,8 @@ def result(args: argparse.Namespace, flags: list[str], seed: int) -> dict[str, f
     train = ["-d", str(args.dataset.resolve()), *validation, *shlex.split(args.common), *flags]
     test = ["-d", str((args.test or args.dataset).resolve()), "-v", args.val_subset, "--metrics", METRICS]
     test += ["--paired"] if args.paired else []
-    digest = hashlib.blake2b(json.dumps([train, test]).encode(), digest_size=6).hexdigest()
+    contents = [path.read_text() for path in (args.dataset, args.test or args.dataset)]
+    digest = hashlib.blake2b(json.dumps([train, test, contents]).encode(), digest_size=6).hexdigest()
     file = args.output / f"{digest}.json"
     if not file.exists():
         run(args.output, "train.py", *train, "--name", digest)

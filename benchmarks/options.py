@@ -89,7 +89,10 @@ def peak(args, variant):
     """Peak memory of a variant's step in a process of its own, in bytes."""
     size = ["-b", args.base_network, "-n", str(args.n_cascades), "--size", str(args.size)]
     command = [sys.executable, "-m", "benchmarks.options", *size, "--memory", variant]
-    done = subprocess.run(command, check=True, capture_output=True, text=True, env={**os.environ, **memory.EXACT})
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env={**os.environ, **memory.EXACT})
+    if done.returncode:
+        reason = (done.stderr.strip() or "no message").splitlines()[-1]
+        raise UserError(f"{variant}: its process ended with status {done.returncode} ({reason})")
     return json.loads(done.stdout.splitlines()[-1])[0]
 
 

@@ -65,7 +65,9 @@ def main(arguments: list[str] | None = None) -> None:
     done = {(one["pair"], one["start"], one["method"]) for one in read_records(args.records) if "failed" not in one}
     asked = wanted(args.only, bool(args.ants))
     suffix = f", at {args.spacing:g} mm" if args.spacing else ""
-    todo = [(pair, *rest) for pair, *rest in asked if (pair + suffix, *rest) not in done]
+    own = " ".join(Path(path).name for path in sources.given.values() if path)
+    titles = {pair: (f"{pair} ({own})" if pair == "given" else pair) + suffix for pair, *_ in asked}
+    todo = [(pair, *rest) for pair, *rest in asked if (titles[pair], *rest) not in done]
     if not asked:
         raise UserError(f"--only {' '.join(args.only)}: no PAIR/START/METHOD has such a name; --list names them")
     if args.list:
@@ -78,7 +80,7 @@ def main(arguments: list[str] | None = None) -> None:
         except UserError as error:
             print(f"{name}: left out ({error})")
             continue
-        register_all(name + suffix, pair, [(start, method) for one, start, method in todo if one == name], args)
+        register_all(titles[name], pair, [(start, method) for one, start, method in todo if one == name], args)
     if args.report:
         args.report.write_text(report(read_records(args.records)), encoding="utf-8")
 

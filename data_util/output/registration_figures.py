@@ -121,7 +121,7 @@ class _Picture:
 
     def lines(self, cut: np.ndarray, levels: Sequence[float] | np.ndarray, colour: str, width: float) -> None:
         """Draw where the values of a slice are at some levels."""
-        if cut.min() < max(levels) and cut.max() > min(levels):
+        if any(cut.min() < level < cut.max() for level in levels):
             y, x = ((np.arange(n) + 0.5) / n for n in cut.shape)
             self.axis.contour(
                 self.left + self.width * x, self.top + self.height * y, cut, levels, colors=[colour], linewidths=width

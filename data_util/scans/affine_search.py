@@ -321,6 +321,7 @@ def _overlap(fixed: sitk.Image, moving: sitk.Image, transform: sitk.Transform) -
 def _metric(fixed: _Level, moving: _Level) -> sitk.ImageRegistrationMethod:
     """Mutual information of what both show; the smaller the value, the more similar."""
     method = sitk.ImageRegistrationMethod()
+    method.SetNumberOfThreads(1)  # the sums of several come in another order each time
     method.SetMetricAsMattesMutualInformation(BINS)
     method.SetMetricFixedMask(fixed.shown)
     method.SetMetricMovingMask(moving.shown)
