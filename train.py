@@ -147,6 +147,8 @@ def inherit(args: argparse.Namespace) -> pathlib.Path | None:
     if args.checkpoint is not None:
         source = runs.find_checkpoint(args.checkpoint, WEIGHTS)
         previous = runs.load_args(source.parent)
+    if args.best == "" and args.patience is None:
+        args.patience = 0  # the patience of before was for its --best
     for name, default in DEFAULTS.items():
         if getattr(args, name) is None:
             kept = getattr(previous, name)

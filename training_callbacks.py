@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import pathlib
+import sys
 from typing import TYPE_CHECKING
 
 import workers
@@ -32,15 +33,15 @@ def open_selection(
         return None
     if validation is None:
         raise UserError(
-            f"--best {args.best}: {args.dataset} has no scheme '2' to validate on; add it, or leave --best out"
+            f"--best {args.best}: {args.dataset} has no scheme '2' to validate on; add it, or give --best ''"
         )
     chosen = selection.Selection(args.best, args.patience)
     if source is not None:
         from network import checkpoints
 
         before = checkpoints.read_validations(source, args.best)
-        if before is not None:
-            chosen.go_on(source, before)
+        if before is not None and not chosen.go_on(source, before):
+            print(f"{source}: the best checkpoint of before is gone; the best is chosen anew", file=sys.stderr)
     if chosen.is_over:
         raise UserError(f"{source} is over: {chosen.why_over()}; raise --patience, or use --clear_steps")
     return chosen

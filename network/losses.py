@@ -91,7 +91,7 @@ def _information_kernels(bins: int, sampling: int) -> tuple[Callable[..., tf.Ten
 
 
 def _information_loss(bins: int, joint: tf.Tensor) -> tf.Tensor:
-    joint /= tf.reduce_sum(joint, [1, 2], keepdims=True)
+    joint /= tf.maximum(tf.reduce_sum(joint, [1, 2], keepdims=True), 1e-12)  # no voxel counts: a loss of 1
     fixed_entropy, warped_entropy = _entropy(tf.reduce_sum(joint, 2)), _entropy(tf.reduce_sum(joint, 1))
     information = fixed_entropy + warped_entropy - _entropy(tf.reshape(joint, [-1, bins * bins]))
     return 1.0 - information / tf.maximum(fixed_entropy, _LEAST_ENTROPY)

@@ -18,7 +18,7 @@ from checksums import SUM, is_changed, sealed
 from errors import UserError
 
 from .config import CascadeConfig
-from .registry import BASE_NETWORKS, SIMILARITIES
+from .registry import BASE_NETWORKS, SIMILARITIES, similarity_terms
 
 CONFIG_FILE = "config.json"
 ARGS_FILE = "args.json"
@@ -256,13 +256,17 @@ def _check_registered(values: dict[str, Any], source: pathlib.Path) -> None:
 
     A plugin is never loaded because a checkpoint asks for it: it is a program, and a checkpoint may come from anybody.
     """
+    plugin = values.get("plugin")
     for table in (BASE_NETWORKS, SIMILARITIES):
-        name, plugin = values.get(table.kind), values.get("plugin")
-        if plugin is not None and isinstance(name, str) and name not in table:
-            raise UserError(
-                f"{source}: {table.kind} is {name!r}, which is not built in: the run was made with a plugin; "
-                f"give it again, as --plugin {plugin}"
-            )
+        value = values.get(table.kind)
+        if plugin is None or not isinstance(value, str):
+            continue
+        for name in [value] if table is BASE_NETWORKS else [name for _, name in similarity_terms(value)]:
+            if name not in table:
+                raise UserError(
+                    f"{source}: {table.kind} is {name!r}, which is not built in: the run was made with a plugin; "
+                    f"give it again, as --plugin {plugin}"
+                )
 
 
 def find_checkpoint(text: str | pathlib.Path, root: str | pathlib.Path = "weights") -> pathlib.Path:

@@ -55,7 +55,7 @@ class Selection:
         if value is None:
             raise UserError(
                 f"--best {self.metric}: it was measured on no pair of the validation, which has no labels or landmarks "
-                "for it; choose another, such as similarity"
+                "for it; choose another, such as similarity, or give --best ''"
             )
         higher = chosen_value(self.metric)[1].better == "higher"
         if math.isnan(self.value) or (value > self.value if higher else value < self.value):
@@ -77,13 +77,21 @@ class Selection:
         """What a checkpoint keeps, by name."""
         return {runs.BEST_PREFIX + self.metric: np.array([self.value, self.step, self.waited], np.float64)}
 
-    def go_on(self, source: pathlib.Path, state: np.ndarray) -> None:
-        """Take over the state that the checkpoint `source`, FOLDER/model-<step>, kept."""
+    def go_on(self, source: pathlib.Path, state: np.ndarray) -> bool:
+        """Take over the state that the checkpoint `source`, FOLDER/model-<step>, kept.
+
+        Returns:
+            Whether it did; not where the best checkpoint that it tells of is gone.
+        """
         value, step, waited = state.tolist()
         best = runs.load_best(source.parent)
         same = best if best is not None and best.step == step else runs.Best(int(step), self.metric, value)
-        self.folder = runs.best_folder(source.parent, same)
+        folder = runs.best_folder(source.parent, same)
+        if not math.isnan(value) and not (folder.is_dir() and int(step) in runs.list_steps(folder)):
+            return False
+        self.folder = folder
         self.value, self.step, self.waited = value, int(step), int(waited)
+        return True
 
     def write(self, run: pathlib.Path) -> None:
         """Write into a run's folder which checkpoint is its best, where this is on the disk."""

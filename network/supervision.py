@@ -45,7 +45,8 @@ def dice_loss(fixed: tf.Tensor, moving: tf.Tensor, flow: tf.Tensor, labels: int,
 def _counts(numbers: tf.Tensor, labels: int) -> tf.Tensor:
     """Voxels of each number 0..`labels`, int32 [B, labels + 1]."""
     flat = tf.reshape(numbers, [tf.shape(numbers)[0], -1])
-    return tf.math.bincount(flat, minlength=labels + 1, maxlength=labels + 1, axis=-1)
+    # `tf.math.bincount` takes the number of bins from the values, for which XLA would compile each batch anew.
+    return tf.raw_ops.DenseBincount(input=flat, size=tf.constant(labels + 1), weights=tf.zeros([0], tf.int32))
 
 
 @compiled

@@ -270,8 +270,14 @@ def test_a_run_made_with_a_plugin_names_it_and_the_flag(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"base_network": "Mine"}))
     with pytest.raises(UserError, match=r"'Mine'; it must be one of VTN, VoxelMorph, or one that --plugin registers"):
         checkpoints.load_cascade_config(tmp_path)
-    (tmp_path / "config.json").write_text(json.dumps({"base_network": "VTN", "plugin": "mine.py", "data": {}}))
-    assert checkpoints.load_cascade_config(tmp_path) == CascadeConfig("VTN")
+    of_sum = {"base_network": "VTN", "similarity": "ncc+0.5*Mine", "plugin": "mine.py"}
+    (tmp_path / "config.json").write_text(json.dumps(of_sum))
+    with pytest.raises(UserError, match=r"similarity is 'Mine', which is not built in.*--plugin mine\.py"):
+        checkpoints.load_cascade_config(tmp_path)
+    for values in ({}, {"similarity": "ncc+0.5*mind"}):
+        config = {"base_network": "VTN", **values, "plugin": "mine.py", "data": {}}
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        assert checkpoints.load_cascade_config(tmp_path) == CascadeConfig("VTN", **values)
 
 
 OF_BEFORE = (  # config.json as the first versions wrote it

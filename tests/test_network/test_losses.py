@@ -346,6 +346,15 @@ def test_a_weighted_sum_of_similarities_and_its_gradient():
         np.testing.assert_allclose(tape.gradient(found, warped), expected, rtol=1e-5, atol=1e-9)
 
 
+def test_mutual_information_where_no_voxel_counts_is_one_without_a_gradient():
+    image = tf.constant(np.random.default_rng(0).random((1, *SIZE, 1), np.float32))
+    with tf.GradientTape() as tape:
+        tape.watch(image)
+        loss = losses.mutual_information_loss(1.0 - image, image, mask=tf.zeros_like(image))
+    assert float(loss[0]) == 1
+    assert np.abs(tape.gradient(loss, image)).max() == 0
+
+
 def test_mutual_information_of_few_grey_values():
     """Grey values three bins apart share no bin: every relation that is one to one leaves nothing open."""
     levels = np.random.default_rng(0).integers(0, 3, (1, *SIZE, 1))

@@ -167,12 +167,16 @@ def test_a_run_that_goes_on_keeps_the_best_of_before_until_it_is_better(tmp_path
     source = first.folder
     for name in ("b", "c"):
         going_on = Selection("dice", patience=5)
-        going_on.go_on(source / "model-30", selection.state()["best/dice"])
+        assert going_on.go_on(source / "model-30", selection.state()["best/dice"])
         assert (going_on.value, going_on.step, going_on.waited) == (0.7, 20, 1)
         saver = Saver(tmp_path / name)
         keep(saver, going_on, {})
         assert runs.find_run(f"{saver.folder}:best") == (first.folder, 20)
         source = saver.folder
+    (first.folder / "model-20.index").unlink()
+    anew = Selection("dice", patience=5)
+    assert not anew.go_on(source / "model-30", selection.state()["best/dice"])
+    assert (np.isnan(anew.value), anew.step, anew.waited) == (True, 0, 0)
     keep(saver, going_on, {40: 0.8})
     assert runs.find_run(f"{saver.folder}:best") == (saver.folder, 40)
     assert json.loads((saver.folder / runs.BEST_FILE).read_text())["run"] == "."
