@@ -224,6 +224,11 @@ SIMILARITIES: Table[Extension] = Table(
 )
 
 
+def names_in_sum(text: str) -> list[str]:
+    """What stands for names of similarities in a text that may be such a sum."""
+    return [part.rpartition("*")[2].strip() for part in text.split("+")]
+
+
 def similarity_terms(text: Any) -> tuple[tuple[float, str], ...]:
     """The similarities that a config names, each with its weight: one name, or a weighted sum of several.
 

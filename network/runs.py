@@ -18,7 +18,7 @@ from checksums import SUM, is_changed, sealed
 from errors import UserError
 
 from .config import CascadeConfig
-from .registry import BASE_NETWORKS, SIMILARITIES, similarity_terms
+from .registry import BASE_NETWORKS, SIMILARITIES, names_in_sum
 
 CONFIG_FILE = "config.json"
 ARGS_FILE = "args.json"
@@ -261,7 +261,7 @@ def _check_registered(values: dict[str, Any], source: pathlib.Path) -> None:
         value = values.get(table.kind)
         if plugin is None or not isinstance(value, str):
             continue
-        for name in [value] if table is BASE_NETWORKS else [name for _, name in similarity_terms(value)]:
+        for name in [value] if table is BASE_NETWORKS else names_in_sum(value):
             if name not in table:
                 raise UserError(
                     f"{source}: {table.kind} is {name!r}, which is not built in: the run was made with a plugin; "
