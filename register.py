@@ -102,6 +102,7 @@ def run(args: argparse.Namespace, write: Callable[..., None]) -> None:
     output = pathlib.Path(args.output)
 
     from data_util.output.registration_files import headline
+    from data_util.scans.carrying import is_label_image
     from data_util.scans.geometry import doubts_about_labels, doubts_about_points
     from registration import Input, register
 
@@ -132,6 +133,11 @@ def run(args: argparse.Namespace, write: Callable[..., None]) -> None:
         result.report["doubts"] += doubts_about_points(points, result.moving.image)
     if labels is not None:
         result.report["doubts"] += doubts_about_labels(labels, result.moving.image)
+        if not is_label_image(labels):
+            result.report["doubts"].append(
+                f"{args.labels} looks like grey values, whose neighbours differ, and was read at the nearest voxel; "
+                "grey values are carried by apply.py"
+            )
     print("Writing ...", flush=True)
     clock = progress.Clock()
     result.inverse  # noqa: B018  It is made here, so that its time is known.
@@ -222,23 +228,10 @@ def read_initial(args: argparse.Namespace) -> Any:
 
 
 def read_labels(args: argparse.Namespace) -> Any:
-    """The label image of --labels, or None.
-
-    Raises:
-        UserError: it cannot be read, or shows grey values.
-    """
+    """The label image of --labels, or None."""
     from data_util.making.labels import read_label_image
-    from data_util.scans.carrying import is_label_image
 
-    if args.labels is None:
-        return None
-    labels = read_label_image(args.labels)
-    if not is_label_image(labels):
-        raise UserError(
-            f"--labels {args.labels}: looks like grey values, whose neighbours differ; give a label image, or carry "
-            f"it afterwards with apply.py -t {os.path.join(args.output, 'transform.h5')}"
-        )
-    return labels
+    return None if args.labels is None else read_label_image(args.labels)
 
 
 def read_landmarks(args: argparse.Namespace) -> Any:
