@@ -398,6 +398,7 @@ def test_training_reads_no_segmentation_and_schemes_can_share_a_store(config, mo
     assert store.read("f/0").volume is volume_of_0
 
 
+@pytest.mark.slow
 def test_an_affine_map_of_each_pair(config, tmp_path):
     x, y, z = np.indices((36, 32, 28)) - np.array([18, 15, 14])[:, None, None, None]
     organ = 200.0 * (x**2 / 81 + y**2 / 49 + z**2 / 9 < 1) * (1 - 0.5 * (abs(x - 4) + abs(y) + abs(z + 2) < 5))

@@ -321,6 +321,7 @@ def test_a_continued_run_goes_on_with_its_best_and_its_averages(folder, stop):
     assert int(bests[0].name.removeprefix("model-")) == whole["best/dice"][1]
 
 
+@pytest.mark.slow
 def test_supervision_is_logged_saved_and_goes_on(folder):
     assert run("-n", "0", "--net_args", "dice_factor=0.5, landmark_factor=0.1", "--epochs", "1") == 0
     first = only_run()
