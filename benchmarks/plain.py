@@ -7,7 +7,7 @@ from unittest import mock
 import keras
 import tensorflow as tf
 
-from network import affine, base_networks, blocks, label_maps, losses, metrics, scene, spatial_transformer, training
+from network import affine, base_networks, blocks, label_maps, losses, metrics, spatial_transformer, training
 
 
 def warp(image, flow):
@@ -64,8 +64,7 @@ def everywhere(labels=()):
     """While this is entered, whatever network is traced runs on plain formulations."""
     compiled = {
         affine: ("_compose_affine",),
-        scene: ("correlation",),
-        losses: ("_affine_losses", "correlation", "smoothness_loss"),
+        losses: ("_affine_losses", "_correlation", "smoothness_loss"),
         metrics: ("jacobian_determinant", "folding", "sd_log_jacobian"),
     }
     with contextlib.ExitStack() as stack:

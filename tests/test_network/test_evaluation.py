@@ -285,6 +285,7 @@ def test_the_next_batch_runs_while_the_last_is_used_but_never_two_at_once():
         assert [*results] == [10, 20, 30]
 
 
+@pytest.mark.slow
 def test_two_devices_share_a_batch(results, tmp_path):
     """In a process of its own: devices are set before TensorFlow starts."""
     script = f"""
@@ -384,7 +385,7 @@ def test_nothing_is_measured_where_the_networks_flow_is_not_finite(batch, value)
 UNUSABLE = st.one_of(st.integers(max_value=0), st.integers(min_value=2**31))
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(unusable=st.lists(UNUSABLE, min_size=1, max_size=3), place=st.integers(0, 2))
 def test_labels_that_are_no_structure_are_not_measured(network, batch, unusable, place):
     segs = {f"{side}_seg": batch[f"{side}_seg"] // 255 * 4 for side in ("fixed", "moving")}

@@ -64,7 +64,7 @@ def arrivals():
 @pytest.mark.parametrize(
     ("base_network", "options"),
     [
-        ("VTN", {"n_cascades": 3}),
+        pytest.param("VTN", {"n_cascades": 3}, marks=pytest.mark.slow),
         ("VoxelMorph", {"n_cascades": 2, "rep": 3, "augmentation": "identity"}),
         pytest.param("VTN", {"rep": 3, "rematerialize": True, "similarity": "mi"}, marks=pytest.mark.slow),
         pytest.param(

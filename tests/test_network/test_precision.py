@@ -74,6 +74,7 @@ def test_the_scale_of_float16_is_saved_and_restored(tmp_path):
     checkpoints.restore(full.network, tmp_path / "model-1", full.optimizer)  # another precision has no use for it
 
 
+@pytest.mark.slow
 def test_the_estimate_of_memory_follows_what_is_kept():
     def estimate(pairs, **options):
         return training.estimate_memory(build_network(CascadeConfig(image_size=(32, 32, 32), **options)), pairs)

@@ -175,6 +175,7 @@ def supervised_trainer(config):
     return trainer
 
 
+@pytest.mark.slow
 def test_supervised_terms_are_sums_over_the_pairs_that_have_them():
     """The loss of a batch is the sum of its pairs' losses: a pair without labels counts without that term."""
     config = CascadeConfig("VTN", 0, **SUPERVISED)
@@ -382,7 +383,7 @@ def one_step(jit=False, **options):
 @pytest.mark.parametrize(
     ("options", "tolerance"),
     [
-        ({"rematerialize": True}, 1e-5),
+        pytest.param({"rematerialize": True}, 1e-5, marks=pytest.mark.slow),
         pytest.param({"rematerialize": True, **OPTIONS}, 1e-5, marks=pytest.mark.slow),
         pytest.param({"jit": True}, 1e-4, marks=pytest.mark.slow),
         pytest.param({"precision": "mixed_bfloat16"}, 0.05, marks=pytest.mark.slow),
