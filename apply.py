@@ -8,6 +8,7 @@ from typing import Any
 import cli
 import files
 from data_util.scans.carrying import INTERPOLATIONS
+from data_util.scans.frame import Frame
 from data_util.scans.points import SPACES
 from errors import UserError
 
@@ -60,43 +61,41 @@ def main(arguments: list[str] | None = None) -> None:
     kind = check(args)
 
     from data_util.scans.transform_chain import chain
-    from data_util.scans.transform_files import read_transform
+    from data_util.scans.transform_files import read_ends, read_transform
     from files import whole_file
 
     transform = chain([read_transform(path) for path in args.transform])
     with whole_file(args.output, RuntimeError) as new:
         carry = {"image": carry_image, "points": carry_points, "mesh": carry_mesh}[kind]
-        said = carry(args, transform, new)
-    roles, doubts = _ends(args) if kind == "image" else (_roles(args), [])
+        said, frames = carry(args, transform, new)
+    ends = [read_ends(path) for path in (args.transform[0], args.transform[-1])]
+    roles = _roles(args, ends)
     print(f"{roles[0]} scan -> {roles[1]} scan: {said}\nOutput: {args.output}")
-    for doubt in doubts:
+    for doubt in _doubts(args, ends, frames):
         print(cli.in_red(f"Check {args.output}: {doubt}"))
 
 
-def _roles(args: argparse.Namespace) -> tuple[str, str]:
-    """Of which scan -i is, and of which -o is: 'moving' and 'fixed', unless the files of the transforms tell else."""
-    from data_util.scans.transform_files import read_ends
-
-    first, last = read_ends(args.transform[0]), read_ends(args.transform[-1])
+def _roles(args: argparse.Namespace, ends: list[Any]) -> tuple[str, str]:
+    """Of which scan -i is, and of which -o is: 'moving' and 'fixed', unless the first and last transform tell else."""
+    first, last = ends
     roles = last[1].role if last else "moving", first[0].role if first else "fixed"
     return roles[::-1] if args.inverse else roles
 
 
-def _ends(args: argparse.Namespace) -> tuple[tuple[str, str], list[str]]:
-    """As `_roles`, and where the transforms tell what scans they are of, doubts about scans that lie elsewhere."""
-    from data_util.scans.carrying import doubts_about_place
-    from data_util.scans.frame import Frame
-    from data_util.scans.images import read_native
-    from data_util.scans.transform_files import read_ends
+def _doubts(args: argparse.Namespace, ends: list[Any], frames: list[Frame]) -> list[str]:
+    """Where the first and last transform tell what scans they are of: doubts about scans that lie elsewhere.
 
-    scans = (args.input, args.reference) if args.inverse else (args.reference, args.input)
-    doubts = []
-    for k, (scan, path) in enumerate(zip(scans, (args.transform[0], args.transform[-1]), strict=True)):
-        ends = read_ends(path)
-        if ends is not None:
-            frame = Frame.of(read_native(scan, is_label=args.labels and scan == args.input))
-            doubts += doubts_about_place(scan, frame, f"the {ends[k].role} scan of {path}", ends[k].frame)
-    return _roles(args), doubts
+    `frames` are the grids of -r and -i, none where these are not images.
+    """
+    from data_util.scans.carrying import doubts_about_place
+
+    paths = args.transform[0], args.transform[-1]
+    scans = list(zip((args.reference, args.input), frames, strict=False))
+    found = []
+    for k, (name, frame) in enumerate(scans[::-1] if args.inverse else scans):
+        if ends[k] is not None:
+            found += doubts_about_place(name, frame, f"the {ends[k][k].role} scan of {paths[k]}", ends[k][k].frame)
+    return found
 
 
 def check(args: argparse.Namespace) -> str:
@@ -133,14 +132,13 @@ def check(args: argparse.Namespace) -> str:
     return kind
 
 
-def carry_image(args: argparse.Namespace, transform: Any, path: pathlib.Path) -> str:
+def carry_image(args: argparse.Namespace, transform: Any, path: pathlib.Path) -> tuple[str, list[Frame]]:
     """Read an image on the voxels of the reference and write it.
 
     Returns:
-        What was done, in a line.
+        What was done, in a line; the grids of the reference and of the image.
     """
     from data_util.scans import carrying, transform_chain
-    from data_util.scans.frame import Frame
     from data_util.scans.images import read_native, write_image
 
     image = read_native(args.input, is_label=args.labels)
@@ -156,10 +154,11 @@ def carry_image(args: argparse.Namespace, transform: Any, path: pathlib.Path) ->
     carrying.check_reach(transform, places, image)
     write_image(carrying.carry_image(image, frame, transform, interpolation, args.outside), path)
     kind = "labels" if is_label else "grey values"
-    return f"{kind} read by interpolation {interpolation} on {'x'.join(map(str, frame.size))} voxels{error}"
+    said = f"{kind} read by interpolation {interpolation} on {'x'.join(map(str, frame.size))} voxels{error}"
+    return said, [frame, Frame.of(image)]
 
 
-def carry_points(args: argparse.Namespace, transform: Any, path: pathlib.Path) -> str:
+def carry_points(args: argparse.Namespace, transform: Any, path: pathlib.Path) -> tuple[str, list[Frame]]:
     """Lead a table of points to the other scan and write it: x, y, z, and the error of the inverse in mm."""
     import numpy as np
 
@@ -174,10 +173,10 @@ def carry_points(args: argparse.Namespace, transform: Any, path: pathlib.Path) -
     led, error = np.full_like(places, np.nan), np.full(len(places), np.nan)
     led[known], error[known] = _led(args, transform, places[known])
     write_points(path, from_lps(led, space, after), None if args.inverse else error)
-    return f"{known.sum()} points {_how(args, error[known])}"
+    return f"{known.sum()} points {_how(args, error[known])}", []
 
 
-def carry_mesh(args: argparse.Namespace, transform: Any, path: pathlib.Path) -> str:
+def carry_mesh(args: argparse.Namespace, transform: Any, path: pathlib.Path) -> tuple[str, list[Frame]]:
     """Lead the vertices of a mesh to the other scan and write it; all else stays."""
     from data_util.scans.meshes import read_mesh
     from data_util.scans.points import from_lps, to_lps
@@ -189,7 +188,7 @@ def carry_mesh(args: argparse.Namespace, transform: Any, path: pathlib.Path) -> 
     with files.whole_file(path) as new:
         new.write_bytes(mesh.content(from_lps(led, space, after)))
     normals = "; the normals it keeps are the old ones: compute them again" if mesh.has_normals else ""
-    return f"{len(led)} vertices, read as {space}, {_how(args, error)}{normals}"
+    return f"{len(led)} vertices, read as {space}, {_how(args, error)}{normals}", []
 
 
 def _grids(args: argparse.Namespace, space: str) -> tuple[Any, Any]:

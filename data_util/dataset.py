@@ -294,7 +294,7 @@ class Scheme(Sequence):
                 )
 
     def _scan_spec(self, members: Collection[str]) -> dict[str, tf.TensorSpec]:
-        """What of both scans is in a Batch: 'volume', 'seg', 'points', 'spacing'."""
+        """What of both scans is in a Batch: of 'volume', 'seg', 'points', 'mask' and 'spacing'."""
         specs = {
             "volume": ("", tf.TensorSpec((*self.image_size, 1), tf.float32)),
             "seg": ("_seg", tf.TensorSpec((*self.image_size, 1), tf.int32)),
