@@ -58,6 +58,9 @@ def main(arguments: list[str] | None = None) -> None:
         seeds = [int(seed) for seed in args.seeds.split(",")]
     except ValueError:
         raise UserError(f"--seeds is {args.seeds!r}; give whole numbers with commas between them") from None
+    for path in filter(None, (args.dataset, args.test)):
+        if not path.is_file():
+            raise UserError(f"{path}: there is no such file; give the JSON file of a data set")
     args.output.mkdir(parents=True, exist_ok=True)
     rows = {name: [result(args, flags_of, seed) for seed in seeds] for name, flags_of in variants.items()}
     print(table(rows))

@@ -66,7 +66,7 @@ def main(arguments: list[str] | None = None) -> None:
     asked = wanted(args.only, bool(args.ants))
     suffix = f", at {args.spacing:g} mm" if args.spacing else ""
     own = " ".join(Path(path).name for path in sources.given.values() if path)
-    titles = {pair: (f"{pair} ({own})" if pair == "given" else pair) + suffix for pair, *_ in asked}
+    titles = {pair: (f"{pair} ({own})" if pair == "given" and own else pair) + suffix for pair, *_ in asked}
     todo = [(pair, *rest) for pair, *rest in asked if (titles[pair], *rest) not in done]
     if not asked:
         raise UserError(f"--only {' '.join(args.only)}: no PAIR/START/METHOD has such a name; --list names them")

@@ -51,7 +51,8 @@ def test_each_seed_is_trained_and_evaluated_once(tmp_path, monkeypatch, capsys):
             (folder / "evaluate" / f"{name}-model-30-2.json").write_text(json.dumps(summary))
 
     monkeypatch.setattr(learning, "run", run)
-    flags = ["-o", str(tmp_path), "-d", "set.json", "--steps", "30", "--common", "-b VTN"]
+    (tmp_path / "set.json").write_text("{}")
+    flags = ["-o", str(tmp_path), "-d", str(tmp_path / "set.json"), "--steps", "30", "--common", "-b VTN"]
     learning.main([*flags, "--seeds", "1,2", "plain=", "fast=--lr 1"])
     assert capsys.readouterr().out.splitlines()[-2:] == ["| plain | 0.650 ± 0.071 |", "| fast | 0.660 ± 0.071 |"]
     assert len(calls) == 8
@@ -64,5 +65,7 @@ def test_each_seed_is_trained_and_evaluated_once(tmp_path, monkeypatch, capsys):
 def test_mistakes_are_told_in_a_line(tmp_path):
     with pytest.raises(UserError, match="--seeds is 'a'"):
         learning.main(["-o", str(tmp_path), "-d", "set.json", "--seeds", "a", "plain="])
+    with pytest.raises(UserError, match=r"set\.json: there is no such file"):
+        learning.main(["-o", str(tmp_path), "-d", str(tmp_path / "set.json"), "plain="])
     with pytest.raises(UserError, match=r"eval\.py ended with status 1"):
         learning.run(tmp_path, "eval.py", "--unknown")
