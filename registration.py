@@ -71,7 +71,7 @@ class Registration:
     @functools.cached_property
     def inverse(self) -> sitk.CompositeTransform:
         """The inverse of `composite`, from places in the moving scan to places in the fixed one."""
-        return transform_chain.inverse(self.composite, _inverse_flow)
+        return transform_chain.inverse(self.composite)
 
 
 def register(
@@ -352,13 +352,6 @@ def _measure(fixed: Any, moving: Any, stages: Any) -> dict[str, Any]:
         "folding": [0.0, *(round(float(share[0]), 8) for share in folding)],
         "jacobian_std": round(float(metrics.jacobian_std(stages[-1].composed_flow)[0]), 6),
     }
-
-
-def _inverse_flow(flow: np.ndarray) -> np.ndarray:
-    """The flow [X, Y, Z, 3] that leads back."""
-    from network.inverse import inverse
-
-    return inverse(flow[None])[0][0].numpy()
 
 
 def _quality(fixed: PreparedScan, moving: PreparedScan, stages: tuple, apart: np.ndarray | None) -> Quality:

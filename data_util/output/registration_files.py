@@ -66,17 +66,17 @@ def write_output(
     Raises:
         UserError: a file cannot be written.
     """
-    measure_transforms(result)
     ends = End("fixed", result.fixed.file_frame), End("moving", result.moving.file_frame)
     files.remove_leftovers(folder)  # before several threads make folders in it
-    with ThreadPoolExecutor() as pool:  # while the pictures are drawn
+    with ThreadPoolExecutor() as pool:  # while the transforms are measured and the summary is drawn
         written = [
             pool.submit(write_image, result.warped, folder / "warped.nii.gz"),
             pool.submit(write_transform, result.composite, folder / "transform.h5", ends),
             pool.submit(write_transform, result.inverse, folder / "inverse.h5", ends[::-1]),
         ]
+        measure_transforms(result)
+        written.append(pool.submit(_write_page, folder, result))
         draw_summary(folder, result)
-        _write_page(folder, result)
         for file in written:
             file.result()
     if labels is not None:
@@ -126,11 +126,11 @@ def measure_transforms(result: Any) -> None:
     Where the flow folds there is no inverse; a doubt says so where it is much.
     """
     scan, frame = Frame.of(result.fixed.image), result.fixed.frame
-    places = transform_chain.sample(scan, MEASURED)
-    led = transform_chain.map_points(result.composite, places)
-    beside = np.linalg.norm(led - result.transform.to_moving(places), axis=1)
-    inside = transform_chain.sample(frame, MEASURED)
-    back = transform_chain.inverse_error(result.composite, result.inverse, inside)
+    places, inside = (transform_chain.sample(grid, MEASURED) for grid in (scan, frame))
+    # All at once, since SimpleITK copies a field whenever it is asked for it.
+    led = transform_chain.map_points(result.composite, np.concatenate([places, inside]))
+    beside = np.linalg.norm(led[: len(places)] - result.transform.to_moving(places), axis=1)
+    back = np.linalg.norm(transform_chain.map_points(result.inverse, led[len(places) :]) - inside, axis=1)
     result.report["transform"] = {
         "from_displacement_mm": _largest_and_mean(beside),
         "inverse_error_mm": _largest_and_mean(back),

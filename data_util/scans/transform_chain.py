@@ -6,6 +6,7 @@ displacement field of ITK leaves a place where it is. Points are [n, 3].
 """
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 
 import numpy as np
@@ -18,14 +19,13 @@ from errors import UserError
 STEPS = 50  # of an inversion, at most
 TOLERANCE = 1e-3  # of the inverse of a point: in voxels of a field, or mm
 GRID_TOLERANCE = 0.01  # of the inverse as a field: less than what it is off between its voxels
-COARSE = 2  # voxels from one that is inverted first to the next, for the others to start from
+COARSEST = 8  # voxels from one that is inverted first to the next; those between start from there, by halves
 ROUNDING = 1e-4  # voxels by which a field may lead out of its grid without a wider one for its inverse
 SMALLEST_STEP = 1 / 16  # of the correction that an inversion would make; below, it has not settled
 FEW = 10_000  # points that are led one by one, sooner than a field is made ready for many
-AT_ONCE = 2**18  # points, so that intermediate arrays stay small
+AT_ONCE = 2**17  # points, so that intermediate arrays stay small
 
 Move = Callable[[np.ndarray], np.ndarray]
-Invert = Callable[[np.ndarray], np.ndarray]
 
 
 def parts(transform: sitk.Transform) -> list[sitk.Transform]:
@@ -100,18 +100,16 @@ def inverse_points(transform: sitk.Transform, points: np.ndarray) -> tuple[np.nd
     return found, np.linalg.norm(map_points(transform, found) - points, axis=1)
 
 
-def inverse(transform: sitk.Transform, invert: Invert | None = None) -> sitk.CompositeTransform:
+def inverse(transform: sitk.Transform) -> sitk.CompositeTransform:
     """The inverse of a transform: exact for its linear parts, by iteration for displacement fields.
 
     Args:
         transform: of linear parts and displacement fields.
-        invert: a faster way to invert a flow than the one here: function of a flow in voxels, float32 [X, Y, Z, 3],
-            that gives the flow which leads back; both repeat their edge. None: the one here.
 
     Raises:
         UserError: a part is neither.
     """
-    return chain([_inverse_part(part, invert) for part in reversed(parts(transform))])
+    return chain([_inverse_part(part) for part in reversed(parts(transform))])
 
 
 def inverse_error(transform: sitk.Transform, inverted: sitk.Transform, places: np.ndarray) -> np.ndarray:
@@ -142,10 +140,10 @@ class _Field:
 
     @cached_property
     def parts(self) -> np.ndarray:
-        """The field in voxels, float32 [3, X, Y, Z]."""
+        """The field in voxels, float32 [3, X, Y, Z], one part after the other in memory and x fastest in each."""
         vectors = sitk.GetArrayViewFromImage(self._image).reshape(-1, 3)
-        led = vectors.astype(np.float32) @ np.linalg.inv(self.frame.matrix).T.astype(np.float32)
-        return led.reshape(*self.frame.size[::-1], 3).T
+        planes = np.linalg.inv(self.frame.matrix).astype(np.float32) @ np.array(vectors.T, np.float32, order="C")
+        return planes.reshape(3, *self.frame.size[::-1]).transpose(0, 3, 2, 1)
 
     def read(self, voxels: np.ndarray) -> np.ndarray:
         """Displacements in voxels at points in voxels, linearly, the edge repeated."""
@@ -168,40 +166,49 @@ class _Field:
         found = _solve(lambda points: points + self.read(points), voxels, start, tolerance)
         return np.where(self.holds(found)[:, None], found, voxels)
 
-    def inverse(self, invert: Invert | None = None) -> sitk.DisplacementFieldTransform:
+    def inverse(self) -> sitk.DisplacementFieldTransform:
         """The inverse as a field on the grid, made wider by as far as the field leads out of it."""
         reached = [part + np.indices(part.shape, np.float32, sparse=True)[k] for k, part in enumerate(self.parts)]
         last = np.subtract(self.frame.size, 1)
         beyond = [-part.min() for part in reached], [part.max() for part in reached] - last
         before, after = (np.ceil(np.clip(np.subtract(part, ROUNDING), 0, last)).astype(int) for part in beyond)
         grid = self.frame.widened(before, after)
-        if invert is not None:
-            wide = np.pad(self.parts, [(0, 0), *zip(before, after, strict=True)], "edge")
-            found = np.moveaxis(invert(np.moveaxis(wide, 0, -1)), -1, 0)
-            led = [found[k] + (np.arange(n) - before[k]).reshape([-1 if k == a else 1 for a in range(3)])
-                   for k, n in enumerate(grid.size)]  # fmt: skip
-            beside = np.any([(p < -0.5) | (p > n - 0.5) for p, n in zip(led, self.frame.size, strict=True)], axis=0)
-            back = np.moveaxis(np.where(beside, np.float32(0), found), 0, -1)
-            return field_transform(grid, back @ self.frame.matrix.T.astype(np.float32))
-        coarse = self._inverse_on(tuple(-(-n // COARSE) for n in grid.size), before, COARSE, None)
-        found = self._inverse_on(grid.size, before, 1, coarse)
-        return field_transform(grid, np.moveaxis(found, 0, -1) @ self.frame.matrix.T.astype(np.float32))
+        found = self._inverse_on(grid.size, before, 1)
+        vectors = np.moveaxis(found, 0, -1) @ self.frame.matrix.T.astype(np.float32)
+        return field_transform(grid, vectors.swapaxes(0, 2))
 
-    def _inverse_on(self, size: Sequence[int], before: np.ndarray, step: int, coarse: np.ndarray | None) -> np.ndarray:
-        """Displacements in voxels, [3, X, Y, Z], that lead back from every `step`-th voxel from -before on."""
-        found = np.empty((3, int(np.prod(size))), np.float32)
-        for first in range(0, found.shape[1], AT_ONCE):
-            numbers = np.arange(first, min(first + AT_ONCE, found.shape[1]))
-            counted = np.stack(np.unravel_index(numbers, size), axis=-1).astype(np.float64)
-            voxels = step * counted - before
-            start = None if coarse is None else voxels + _read(coarse, counted / COARSE)
-            found[:, numbers] = (self.moved_back(voxels, start, GRID_TOLERANCE) - voxels).T
-        return found.reshape(3, *size)
+    def _inverse_on(self, size: tuple[int, ...], before: np.ndarray, step: int) -> np.ndarray:
+        """Displacements in voxels, [3, Z, Y, X], that lead back from every `step`-th voxel from -before on."""
+        found = np.zeros((3, *size[::-1]), np.float32)
+        start = found
+        if step < COARSEST:
+            start = _finer(self._inverse_on(tuple(-(-n // 2) for n in size), before, 2 * step), found.shape)
+        found, start = found.reshape(3, -1), start.reshape(3, -1)
+
+        def find(first: int) -> None:
+            numbers = slice(first, first + AT_ONCE)
+            counted = np.unravel_index(np.arange(*numbers.indices(found.shape[1])), size, order="F")
+            voxels = (step * np.array(counted, np.float32) - before.astype(np.float32)[:, None]).T
+            back = self.moved_back(voxels, voxels + start[:, numbers].T, GRID_TOLERANCE)
+            found[:, numbers] = (back - voxels).T
+
+        with ThreadPoolExecutor() as pool:  # SciPy and NumPy let go of Python's lock meanwhile
+            list(pool.map(find, range(0, found.shape[1], AT_ONCE)))
+        return found.reshape(3, *size[::-1])
+
+
+def _finer(volumes: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """Volumes [3, Z, Y, X] read linearly at every half voxel, the edge repeated, to give an array of a shape."""
+    for axis in (1, 2, 3):
+        places = np.arange(shape[axis])
+        low, high = places // 2, np.minimum((places + 1) // 2, volumes.shape[axis] - 1)
+        volumes = (volumes.take(low, axis) + volumes.take(high, axis)) / 2
+    return volumes
 
 
 def _read(field: np.ndarray, voxels: np.ndarray) -> np.ndarray:
     """Vectors [n, 3] at points in voxels of a field [3, X, Y, Z], linearly, the edge repeated."""
-    return np.stack([ndimage.map_coordinates(part, voxels.T, order=1, mode="nearest") for part in field], axis=-1)
+    return np.array([ndimage.map_coordinates(part, voxels.T, order=1, mode="nearest") for part in field]).T
 
 
 def field_transform(frame: Frame, vectors: np.ndarray) -> sitk.DisplacementFieldTransform:
@@ -239,9 +246,9 @@ def _moved_back(part: sitk.Transform, places: np.ndarray) -> np.ndarray:
     return _solve(_mover(part), places)
 
 
-def _inverse_part(part: sitk.Transform, invert: Invert | None) -> sitk.Transform:
+def _inverse_part(part: sitk.Transform) -> sitk.Transform:
     if is_field(part):
-        return _Field(part).inverse(invert)
+        return _Field(part).inverse()
     if not part.IsLinear():
         raise UserError(f"a {part.GetName()} cannot be inverted for images; convert it to a displacement field first")
     matrix, offset = linear_map(part)
@@ -251,22 +258,27 @@ def _inverse_part(part: sitk.Transform, invert: Invert | None) -> sitk.Transform
 def _solve(move: Move, wanted: np.ndarray, start: np.ndarray | None = None, tolerance: float = TOLERANCE) -> np.ndarray:
     """Points that `move` leads to the wanted ones, by iteration: each is corrected by its own error.
 
-    A correction that does not make the error smaller by a good part is taken back, and the next one is half as long. So
-    where the flow folds the nearest that was found stays.
+    A correction that does not make the error smaller is taken back and the next one is half as long, else twice, up to
+    all of it. So where the flow folds the nearest that was found stays.
     """
     found = (wanted if start is None else start).copy()
     off = move(found) - wanted
-    error = np.linalg.norm(off, axis=1)
-    length = np.ones(len(found))
+    error = _lengths(off)
+    length = np.ones(len(found), found.dtype)
     for _ in range(STEPS):
         left = np.flatnonzero((error > tolerance) & (length >= SMALLEST_STEP))
         if not len(left):
             break
         tried = found[left] - length[left, None] * off[left]
         tried_off = move(tried) - wanted[left]
-        tried_error = np.linalg.norm(tried_off, axis=1)
-        is_better = tried_error < (1 - length[left] / 4) * error[left]
+        tried_error = _lengths(tried_off)
+        is_better = tried_error < error[left]
         better = left[is_better]
         found[better], off[better], error[better] = tried[is_better], tried_off[is_better], tried_error[is_better]
-        length[left[~is_better]] /= 2
-    return found
+        length[left] = np.where(is_better, np.minimum(2 * length[left], 1), length[left] / 2)
+    return np.where((error <= tolerance)[:, None], found - off, found)  # a last one, which is small, unseen
+
+
+def _lengths(vectors: np.ndarray) -> np.ndarray:
+    """Lengths of vectors [n, 3]; NumPy's norm takes several times as long."""
+    return np.sqrt(np.einsum("nk,nk->n", vectors, vectors))
