@@ -62,7 +62,13 @@ def add_flags(flags: argparse.ArgumentParser) -> None:
     for role in ("fixed", "moving"):
         add(f"--{role}_mask", default=None, help=f"label image of the {role} scan's organ, not 0 there (found)")
         add(f"--{role}_series", default=None, help=f"id of the {role} series, where a folder has several (the largest)")
-    add("--size", type=int, nargs=3, metavar="N", help="voxels of the volumes to register (128 128 128, or the run's)")
+    add(
+        "--size",
+        type=int,
+        nargs=3,
+        metavar="N",
+        help="voxels of the volumes to register (the run's; else what fits)",
+    )
     add("--labels", default=None, help="label image of the moving scan to carry to the fixed one")
     add("--points", default=None, help="table of landmarks x,y,z of the moving scan, to carry likewise")
     add("--points_space", default="lps", help="what their numbers are: mm as lps or ras, or voxel of the file (lps)")

@@ -11,6 +11,7 @@ Options are those of `registration_options.Options`.
 """
 
 import functools
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -111,10 +112,9 @@ def register(
     model, multimodal = _for_modalities(model, how, scans[0][0], scans[1][0])
     chosen += multimodal
     clock.stop("load")
-    fixed, moving = (
-        prepare_scan(role, *scan, view, model.config.image_size)
-        for role, scan in zip(("fixed", "moving"), scans, strict=True)
-    )
+    fixed = prepare_scan("fixed", *scans[0], view, how.image_size if model.is_none else model.config.image_size)
+    moving = prepare_scan("moving", *scans[1], view, fixed.frame.size)
+    model = model._replace(config=model.config.replace(image_size=fixed.frame.size))
     clock.stop("preprocess")
     start = _Start(moving.frame, moving.volume)
     if kind != "none":
@@ -185,6 +185,11 @@ class _Model(NamedTuple):
     config: Any
     view: View
 
+    @property
+    def is_none(self) -> bool:
+        """Whether there is no network."""
+        return self.network is None and self.prefix is None
+
 
 def _find_model(checkpoint: Any, options: Options) -> _Model:
     """What `checkpoint` names, not loaded yet."""
@@ -213,7 +218,7 @@ def _find_model(checkpoint: Any, options: Options) -> _Model:
 def _for_modalities(model: _Model, options: Options, fixed: sitk.Image, moving: sitk.Image) -> tuple[_Model, list[str]]:
     """The model, with mutual information in place of correlation where no network is used and the modalities differ."""
     kinds = modality_of(fixed), modality_of(moving)
-    if model.prefix or model.network or kinds[0] == kinds[1] or "similarity" in (options.net_args or ""):
+    if not model.is_none or kinds[0] == kinds[1] or re.search(r"\bsimilarity\s*=", options.net_args or ""):
         return model, []
     named = " and ".join(kind or "another modality" for kind in kinds)
     config = model.config.with_net_args("similarity='mi'")
@@ -363,6 +368,8 @@ def _quality(fixed: PreparedScan, moving: PreparedScan, stages: tuple, apart: np
 
 def _settings(inputs: list[Input], model: _Model, view: View, kind: str, options: Options) -> dict[str, Any]:
     fixed, moving = inputs
+    # The options of the network; where there is none, those of the optimisation alone.
+    used = used_without_network(model.config) if model.is_none else model.config.to_dict()
     return {
         "fixed": _name(fixed.scan),
         "moving": _name(moving.scan),
@@ -377,14 +384,8 @@ def _settings(inputs: list[Input], model: _Model, view: View, kind: str, options
         "refine": options.refine,
         "orientation": view.orientation,
         "view": view.to_dict(),
-        "network": _used(model),
+        "network": used,
     }
-
-
-def _used(model: _Model) -> dict[str, Any]:
-    """The options of the network; where there is none, those of the optimisation alone."""
-    alone = model.network is None and model.prefix is None
-    return used_without_network(model.config) if alone else model.config.to_dict()
 
 
 def _name(source: Any) -> str | None:

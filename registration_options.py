@@ -47,12 +47,13 @@ class Options:
         refine: steps of optimisation of the result for this very pair, after the network or without one; 'auto': until
             it no longer improves. None is 'auto' without a network, and 0 with one.
         smoothness: weight of the smoothness in the optimisation: more makes the flow smoother, less lets it follow the
-            images more closely. None is the model's `reg_factor`, and 3 without one.
+            images more closely. None is the model's `reg_factor`, and 2 without one.
         exclude_mask: label image (file or SimpleITK image) of what is to be left out of the comparison in the fixed
             scan, where it is not 0: a lesion, for instance. Used in the optimisation, as the mask of the fixed `Input`.
         both_ways: optimise the other way round too, and tell how far the two flows are from being each other's inverse;
             without a network only.
-        image_size: (X, Y, Z) to work at; None is the run's, or 128 x 128 x 128 without a run.
+        image_size: (X, Y, Z) to work at; None is the run's, or without a run a size that fits the
+            fixed scan, by `preprocessing.fitting_size`.
         net_args: options of the network and its loss, as on the command line.
         precision, fast_reconstruction: how to compute, as on the command line.
     """

@@ -19,6 +19,8 @@ if TYPE_CHECKING:  # TensorFlow is imported within the functions, so that --help
     from data_util.dataset import Scheme
 
 LOGS = pathlib.Path("logs")
+# What the scans of a pair must have for a metric to be measured, as `Scheme.some_pair_has` knows it.
+NEEDED = {"overlap": "seg", "surface": "seg", "landmarks": "points"}
 
 
 def open_selection(
@@ -27,7 +29,7 @@ def open_selection(
     """How a run chooses its best checkpoint, after the validations of the one that it continues; None without --best.
 
     Raises:
-        UserError: there is nothing to validate on, or the run that is continued is over.
+        UserError: there is nothing to validate on, nothing of it can be measured, or the run that is continued is over.
     """
     if not args.best:
         return None
@@ -35,6 +37,9 @@ def open_selection(
         raise UserError(
             f"--best {args.best}: {args.dataset} has no scheme '2' to validate on; add it, or give --best ''"
         )
+    needed = NEEDED.get(selection.chosen_value(args.best)[0])
+    if needed is not None and not validation.some_pair_has(needed):
+        raise UserError(selection.not_measured(args.best))
     chosen = selection.Selection(args.best, args.patience)
     if source is not None:
         from network import checkpoints

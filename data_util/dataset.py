@@ -254,6 +254,11 @@ class Scheme(Sequence):
         n_batches = -(-len(indices) // batch)
         return batches(read, spec, range(n_batches * batch), batch)
 
+    def some_pair_has(self, member: str) -> bool:
+        """Whether both scans of some pair have a member of `_MEMBERS`; of a mask, one of them."""
+        sides, has = any if member == "mask" else all, _MEMBERS[member][1]
+        return any(sides(has(self._descriptions[scan]) for scan in pair) for pair in self)
+
     def check_members(self, members: Collection[str], asked_by: Sequence[str]) -> None:
         """Check that some pair has what is asked for in training: what `members` names, of both scans (a mask: of one).
 
@@ -265,9 +270,9 @@ class Scheme(Sequence):
             UserError: no pair has it; or two scans of a pair have landmarks, but not equally many.
         """
         for member, option in zip(members, asked_by, strict=True):
-            name, has = _MEMBERS[member]
-            sides, where, off = (any, "", "None") if member == "mask" else (all, " in both scans", "0")
-            if not any(sides(has(self._descriptions[scan]) for scan in pair) for pair in self):
+            name = _MEMBERS[member][0]
+            where, off = ("", "None") if member == "mask" else (" in both scans", "0")
+            if not self.some_pair_has(member):
                 raise UserError(
                     f"{option}: no pair to train on has {name}{where}; add {name} to the data set "
                     f"(datasets/README.md), or give {option}={off}"

@@ -63,9 +63,9 @@ def default_config() -> CascadeConfig:
     """The loss that registers best without a network, where both scans are of one modality (docs/measured.md).
 
     A smoother flow overlaps the same regions of two brains better and is nearer to being the inverse of the flow of the
-    other way round; a less smooth one follows the edges of tissues more closely. Three is between both.
+    other way round; a less smooth one follows the edges of tissues more closely. Two is between both.
     """
-    return CascadeConfig(similarity="lncc", window=5, reg_factor=3.0)
+    return CascadeConfig(similarity="lncc", window=5, reg_factor=2.0)
 
 
 def identity(moving: tf.Tensor) -> CascadeOutput:

@@ -27,6 +27,14 @@ def chosen_value(name: str) -> tuple[str, Value]:
     return known[name]
 
 
+def not_measured(name: str) -> str:
+    """What to say where a value can be measured on no pair."""
+    return (
+        f"--best {name}: it can be measured on no pair of the validation, which has no labels or landmarks for it; "
+        "choose another, such as similarity, or give --best ''"
+    )
+
+
 @dataclasses.dataclass
 class Selection:
     """The best validation of a run so far; what is needed to go on with it is kept in every checkpoint.
@@ -53,10 +61,7 @@ class Selection:
             UserError: there is no value: it was not measured on any pair.
         """
         if value is None:
-            raise UserError(
-                f"--best {self.metric}: it was measured on no pair of the validation, which has no labels or landmarks "
-                "for it; choose another, such as similarity, or give --best ''"
-            )
+            raise UserError(not_measured(self.metric))
         higher = chosen_value(self.metric)[1].better == "higher"
         if math.isnan(self.value) or (value > self.value if higher else value < self.value):
             self.value, self.step, self.waited, self.folder = value, step, 0, None

@@ -7,7 +7,7 @@ import SimpleITK as sitk
 
 from data_util.scans.frame import Frame
 from data_util.scans.images import match_labels, to_array
-from data_util.scans.preprocessing import find_frame, find_region, prepare
+from data_util.scans.preprocessing import find_frame, find_region, fitting_size, prepare
 from data_util.scans.regions import doubts
 from data_util.scans.view import View
 from errors import UserError
@@ -49,7 +49,12 @@ class PreparedScan:
 
 
 def prepare_scan(
-    role: str, image: sitk.Image, file_frame: Frame, mask: sitk.Image | None, view: View, size: tuple[int, int, int]
+    role: str,
+    image: sitk.Image,
+    file_frame: Frame,
+    mask: sitk.Image | None,
+    view: View,
+    size: tuple[int, ...] | None,
 ) -> PreparedScan:
     """Prepare a scan for the network.
 
@@ -59,7 +64,7 @@ def prepare_scan(
         file_frame: frame of its file.
         mask: label image of what to crop to, on whatever grid; None to find it.
         view: how the network sees scans.
-        size: (X, Y, Z) of the volume.
+        size: (X, Y, Z) of the volume; None for one that fits the scan, by `fitting_size`.
 
     Returns:
         The `PreparedScan`.
@@ -77,7 +82,7 @@ def prepare_scan(
             region = find_region(image, view.crop)
             if region is not None:
                 unusual = doubts(image, region, view.crop)
-        frame = find_frame(image, view, size, region)
+        frame = find_frame(image, view, size or fitting_size(image, view, region), region)
         volume, shown = prepare(image, frame, view)
     except UserError as error:
         raise UserError(f"{role} scan: {error}") from error

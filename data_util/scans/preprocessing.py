@@ -18,6 +18,9 @@ from data_util.scans.regions import REGIONS, check_hounsfield
 from data_util.scans.view import View, flipped_axes
 from errors import UserError
 
+# Voxels of a volume whose size nothing says: at least and at most, as far as LEAST_SIDE voxels along each axis allow.
+FITTING = 128**3, 3_000_000
+LEAST_SIDE = 32
 IN_HOUNSFIELD = ("liver", "body")  # crops that are found by Hounsfield units
 # FWHM of a Gaussian is 2.355 standard deviations.
 FWHM = 2 * math.sqrt(2 * math.log(2))
@@ -80,7 +83,7 @@ def crop_box(mask: np.ndarray, margin: float = 0.1, minimum: int = 5) -> tuple[n
 
 
 def crop_frame(
-    image: sitk.Image, mask: np.ndarray, size: tuple[int, int, int], margin: float = 0.1, minimum: int = 5
+    image: sitk.Image, mask: np.ndarray, size: tuple[int, ...], margin: float = 0.1, minimum: int = 5
 ) -> Frame:
     """Frame over the surroundings of a mask, as `crop_box` finds them.
 
@@ -106,6 +109,29 @@ def crop_frame(
     return frame.box(low, high, size)
 
 
+def fitting_size(image: sitk.Image, view: View, region: np.ndarray | None = None) -> tuple[int, int, int]:
+    """Size of a volume that shows all that a scan has, on voxels as long as wide and high.
+
+    It has as many voxels as the scan has in the crop, within `FITTING`; where the view has a spacing, that of the view.
+
+    Args:
+        image, view, region: as in `find_frame`.
+
+    Returns:
+        (X, Y, Z), each from `LEAST_SIDE`.
+
+    Raises:
+        UserError: as `crop_frame`.
+    """
+    own = np.ones(image.GetSize(), bool) if region is None else region
+    box = crop_frame(image, own, (2, 2, 2))
+    extent = np.array(box.spacing)
+    inside = np.prod(extent / image.GetSpacing() + 1)
+    spacing = view.spacing or (np.prod(extent) / np.clip(inside, *FITTING)) ** (1 / 3)
+    x, y, z = np.maximum(np.rint(extent / spacing).astype(int) + 1, LEAST_SIDE).tolist()
+    return x, y, z
+
+
 def find_region(image: sitk.Image, crop: str | None) -> np.ndarray | None:
     """Find what a scan is cropped to.
 
@@ -126,7 +152,7 @@ def find_region(image: sitk.Image, crop: str | None) -> np.ndarray | None:
     return None if crop in (None, "none") else REGIONS[crop](image)
 
 
-def find_frame(image: sitk.Image, view: View, size: tuple[int, int, int], region: np.ndarray | None = None) -> Frame:
+def find_frame(image: sitk.Image, view: View, size: tuple[int, ...], region: np.ndarray | None = None) -> Frame:
     """Frame of the volume that shows a scan as a view says, its axes in the view's orientation.
 
     Args:

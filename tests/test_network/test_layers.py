@@ -234,7 +234,7 @@ def test_no_gradient_through_the_warped_image_when_asked():
     assert gradients[False] is None
 
 
-@pytest.mark.parametrize("base_network", BASE_NETWORKS)
+@pytest.mark.parametrize("base_network", [pytest.param("VTN", marks=pytest.mark.slow), "VoxelMorph"])
 def test_a_model_saved_by_keras_comes_back(base_network, tmp_path):
     network = cascades((16, 17, 18), base_network=base_network)
     network.save(tmp_path / "model.keras")

@@ -56,6 +56,7 @@ def test_float16_skips_a_step_that_overflows_and_halves_its_scale():
     assert int(trainer.optimizer.iterations) == 0
 
 
+@pytest.mark.slow
 def test_float16_without_any_scale_left_is_not_finite():
     trainer, batch = scaled(1.0)
     batch["moving"] = batch["moving"] * np.inf
@@ -63,6 +64,7 @@ def test_float16_without_any_scale_left_is_not_finite():
     assert not np.isfinite(float(terms[training.GRADIENT]))
 
 
+@pytest.mark.slow
 def test_the_scale_of_float16_is_saved_and_restored(tmp_path):
     trainer, batch = scaled(64.0)
     trainer.train_function(iter([batch]))

@@ -52,7 +52,7 @@ def test_patience_counts_validations_in_a_row_as_keras_does():
 def test_what_cannot_choose_is_refused():
     with pytest.raises(UserError, match="--best is 'folding'; it must be one of dice, jaccard, landmark_distance"):
         chosen_value("folding")
-    with pytest.raises(UserError, match="--best dice: it was measured on no pair"):
+    with pytest.raises(UserError, match="--best dice: it can be measured on no pair"):
         Selection("dice").consider(1, None)
 
 

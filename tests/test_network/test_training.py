@@ -387,7 +387,7 @@ def one_step(jit=False, **options):
         pytest.param({"rematerialize": True, **OPTIONS}, 1e-5, marks=pytest.mark.slow),
         pytest.param({"jit": True}, 1e-4, marks=pytest.mark.slow),
         pytest.param({"precision": "mixed_bfloat16"}, 0.05, marks=pytest.mark.slow),
-        ({"precision": "mixed_float16"}, 0.01),
+        pytest.param({"precision": "mixed_float16"}, 0.01, marks=pytest.mark.slow),
     ],
     ids=str,
 )

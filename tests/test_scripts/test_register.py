@@ -64,7 +64,7 @@ def test_it_registers_and_says_what_it_chose(done):
     assert affine.startswith(("found first: a turn of 0 degrees, a shift of", "no affine map was taken first"))
     assert report["doubts"] == []
     assert report["settings"]["network"] | {"image_size": None} == {
-        "image_size": None, "similarity": "lncc", "reg_factor": 3.0, "warp_padding": False, "window": 5,
+        "image_size": None, "similarity": "lncc", "reg_factor": 2.0, "warp_padding": False, "window": 5,
         "precision": "float32",
     }  # fmt: skip
     assert report["quality"]["local_correlation"]["after"] > report["quality"]["local_correlation"]["before"]

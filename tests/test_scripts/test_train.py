@@ -417,6 +417,11 @@ MISTAKES = {
         ["--net_args", "dice_factor=1"],
         "dice_factor: no pair to train on has segmentations in both scans; add segmentations",
     ),
+    "no labels to choose by": (
+        one_segmentation,
+        ["--best", "dice"],
+        "--best dice: it can be measured on no pair of the validation",
+    ),
     "unwritable logs": (unwritable_logs, [], "cannot write logs ("),
     "no epochs": (None, ["--epochs", "0"], "--epochs is 0.0; it must be greater than 0"),
 }

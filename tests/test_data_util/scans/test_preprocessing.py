@@ -1,10 +1,22 @@
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from scipy import ndimage
 
 from data_util.scans.frame import Frame
 from data_util.scans.images import to_array
-from data_util.scans.preprocessing import crop_box, crop_frame, find_frame, find_region, prepare, smoothed_for, window
+from data_util.scans.preprocessing import (
+    FITTING,
+    LEAST_SIDE,
+    crop_box,
+    crop_frame,
+    find_frame,
+    find_region,
+    fitting_size,
+    prepare,
+    smoothed_for,
+    window,
+)
 from data_util.scans.view import PRESETS, View
 from errors import UserError
 
@@ -108,6 +120,31 @@ def test_grey_values_are_interpolated_before_they_are_clipped():
     frame = crop_frame(scan, np.ones(array.shape, bool), (25, 12, 12))
     assert volume_of(scan, frame, View(window=(0, 4000)))[11, 5, 5] == window([0.0], 0, 4000)[0]
     assert volume_of(scan, frame, View(window=(800, 100)))[11, 5, 5] == 0
+
+
+@pytest.mark.parametrize(
+    ("size", "spacing", "fewest", "most"),
+    [
+        ((60, 40, 50), (2.0, 1.5, 1.0), FITTING[0], FITTING[0]),  # few voxels: as many as the least
+        ((170, 130, 110), (1.0, 1.1, 1.2), 170 * 130 * 110, 170 * 130 * 110),  # its own
+        ((512, 512, 60), (0.7, 0.7, 5.0), FITTING[1], FITTING[1]),
+    ],
+)
+def test_a_fitting_size_has_voxels_as_long_as_wide_and_high(size, spacing, fewest, most):
+    scan = sitk.Image(size, sitk.sitkUInt8)
+    scan.SetSpacing(spacing)
+    found = fitting_size(scan, View())
+    sides = np.multiply(spacing, np.subtract(size, 1)) / np.subtract(found, 1)
+    assert np.ptp(sides) < 0.02 * sides.mean()
+    assert 0.95 * fewest < np.prod(found) < 1.05 * most
+
+
+def test_a_fitting_size_follows_the_region_the_spacing_and_the_least_side():
+    scan = sitk.Image((60, 50, 40), sitk.sitkUInt8)
+    region = np.zeros(scan.GetSize(), bool)
+    region[20:40, 10:40, 5:35] = True  # the box is 30 x 40 x 40 voxels
+    assert fitting_size(scan, View(spacing=(0.5, 0.3, 0.6)), region) == (59, 131, 66)
+    assert fitting_size(scan, View(spacing=(2.0, 2.0, 2.0))) == (LEAST_SIDE, LEAST_SIDE, LEAST_SIDE)
 
 
 @pytest.mark.parametrize(
