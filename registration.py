@@ -254,7 +254,11 @@ def _aligned(
         try:
             return _Start(frame, prepare(moving.image, frame, view)[0])
         except UserError as error:
-            raise UserError(f"where the initial transform leads: {error}") from error
+            reason = str(error).partition(";")[0]
+            raise UserError(
+                f"where the initial transform leads, nothing is seen of the moving scan ({reason}); is it of these "
+                "scans, from places in the fixed one to places in the moving one?"
+            ) from error
     from network.losses import similarity_loss
 
     try:

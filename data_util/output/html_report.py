@@ -83,7 +83,11 @@ def _tables(report: dict[str, Any]) -> list[dict[str, Any]]:
         for stage, similarity, folding in zip(stages, report["similarity"], report["folding"], strict=True)
     ]
     seconds = [[step, f"{value:.2f}"] for step, value in report["seconds"].items()]
-    settings = [[name, value if isinstance(value, str) else json.dumps(value)] for name, value in report["settings"].items() if value is not None]
+    settings = [
+        [name, value if isinstance(value, str) else json.dumps(value)]
+        for name, value in report["settings"].items()
+        if value is not None
+    ]
     worst = sorted(
         (region for region in report["quality"]["regions"] if region["after"] is not None), key=lambda r: r["after"]
     )[:8]

@@ -108,6 +108,8 @@ def _read_path(path: Path, series: str | None) -> sitk.Image:
         return read_series(find_series(path, series))
     if series is not None:
         raise UserError(f"{path} is a file, which has no series {series!r}; name a series of a DICOM folder only")
+    if path.stat().st_size == 0:
+        raise UserError(f"{path}: is empty, a file of 0 bytes; copy or write it again")
     if path.name.lower().endswith(nibabel_formats.ENDINGS):
         return nibabel_formats.read_volume(path)
     if is_dicom(path):

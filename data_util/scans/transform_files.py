@@ -57,6 +57,8 @@ def read_transform(path: str | os.PathLike) -> sitk.Transform:
     name = path.name.lower()
     if not path.is_file():
         raise UserError(f"{path}: no such file; give a transform ({', '.join(ENDINGS)})")
+    if path.stat().st_size == 0:
+        raise UserError(f"{path}: is empty, a file of 0 bytes; copy or write it again")
     if name.endswith(".lta"):
         transform = lta.read(path)
     elif name.endswith(ITK_ENDINGS):

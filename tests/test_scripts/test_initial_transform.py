@@ -25,6 +25,8 @@ def work(tmp_path, monkeypatch):
     sitk.WriteImage(FRAME.put(head((2, -1, 1))), "moving.nii.gz")
     sitk.WriteTransform(START, "start.tfm")
     sitk.WriteTransform(sitk.TranslationTransform(3, (0.0, 4000.0, 0.0)), "far.tfm")
+    for name in ("empty.tfm", "empty.nii"):
+        (tmp_path / name).touch()
     vectors = np.zeros((*FRAME.size, 3), np.float32)
     sitk.WriteTransform(transform_chain.field_transform(FRAME, vectors), "field.h5")
     return tmp_path
@@ -61,7 +63,17 @@ def test_a_transform_from_python():
     [
         (("--initial_transform", "none.tfm"), "none.tfm: no such file"),
         (("--initial_transform", "field.h5"), "field.h5: a DisplacementFieldTransform is not linear"),
-        (("--initial_transform", "far.tfm"), "where the initial transform leads: "),
+        (
+            ("--initial_transform", "far.tfm"),
+            "where the initial transform leads, nothing is seen of the moving scan (the",
+        ),
+        (("--initial_transform", "far.tfm"), "is it of these scans, from places in the fixed one"),
+        (("--initial_transform", "empty.tfm"), "empty.tfm: is empty, a file of 0 bytes"),
+        (
+            ("--initial_transform", "fixed.nii.gz"),
+            "fixed.nii.gz: has 30x26x22 numbers of intent 0, which is no displacement",
+        ),
+        (("--fixed_mask", "empty.nii"), "fixed scan: empty.nii: is empty, a file of 0 bytes"),
         (("--initial_transform", "start.tfm", "--affine", "rigid"), "give one of them"),
     ],
 )
