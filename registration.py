@@ -319,8 +319,12 @@ def _weights(fixed: PreparedScan, given: Input, how: Options) -> np.ndarray | No
     if given.mask is not None and fixed.region is not None:
         weights = to_array(fixed.frame.resample(own.put(fixed.region.astype(np.float32)), nearest=True))
     if how.exclude_mask is not None:
-        excluded = match_labels(read_image(how.exclude_mask, is_label=True), fixed.image)
-        marked = own.put((to_array(excluded) != 0).astype(np.float32))
+        excluded = to_array(match_labels(read_image(how.exclude_mask, is_label=True), fixed.image)) != 0
+        if not excluded.any():
+            raise UserError(
+                "the excluded mask marks no voxel where the fixed scan lies; check its place, or leave it out"
+            )
+        marked = own.put(excluded.astype(np.float32))
         weights = weights * (1 - to_array(fixed.frame.resample(marked, nearest=True)))
         if not weights.any():
             raise UserError("the excluded mask leaves nothing of the fixed scan to compare; check its voxels and place")

@@ -202,8 +202,8 @@ def prepare(image: sitk.Image, frame: Frame, view: View) -> tuple[np.ndarray, tu
     grey = to_array(frame.resample(smooth, outside=darkest))
     if grey.min() == grey.max():
         raise UserError(
-            f"the scan is {grey.min():g} everywhere in its crop, so nothing can be seen in it; check the file, and the mask "
-            "if one was given"
+            f"the scan is {grey.min():g} everywhere in its crop, so nothing can be seen in it; check the file, and the "
+            "mask if one was given"
         )
     shown = view.window
     if shown is None:

@@ -109,6 +109,20 @@ def test_what_is_excluded_has_no_influence_and_both_ways_are_told():
     assert "inverse_consistency_mm" not in found[1].report["quality"]
 
 
+@pytest.mark.parametrize(
+    ("marked", "shift", "message"),
+    [(1, 0, "leaves nothing of the fixed scan"), (0, 0, "marks no voxel where"), (1, 5000, "marks no voxel where")],
+)
+def test_an_excluded_mask_of_all_or_of_nothing_is_an_error(marked, shift, message):
+    from registration import register as register_scans
+
+    scan = FRAME.put(head(scale=0.25))
+    mask = FRAME.put(np.full(SIZE, marked, np.uint8))
+    mask.SetOrigin((np.array(FRAME.origin) + shift).tolist())
+    with pytest.raises(UserError, match=f"the excluded mask {message}"):
+        register_scans(scan, scan, exclude_mask=mask, refine=1, affine="none", image_size=SIZE, view="none")
+
+
 def test_grey_values_as_labels_are_doubted(tmp_path, capsys):
     for name, volume in (("a", head()), ("grey", head().astype(np.int16)), ("labels", (head() > 250) * 700.0)):
         sitk.WriteImage(FRAME.put(volume), str(tmp_path / f"{name}.nii.gz"))
