@@ -97,6 +97,19 @@ def test_machines_do_not_change_the_result_and_one_writes(one_device, home):
     assert "Finished" not in outputs[1]
 
 
+@pytest.mark.slow
+def test_devices_do_not_change_what_is_learned_of_labels_landmarks_and_both_ways(home):
+    options = "channels=4, dice_factor=1, landmark_factor=0.1, similarity='ncc+mi', similarity_on='last'"
+    options += ", flow='velocity', bending_factor=1, inverse_factor=0.1, augmentation='bspline+affine+contrast'"
+    flags = ("-d", "datasets/p16.json", *FLAGS, *MODELS["VoxelMorph-2"], "--net_args", options, *FIVE_STEPS)
+    for devices in (1, 2):
+        finish(start(home, "train.py", "-g", f"cpu:{devices}", *flags, "--name", f"options-{devices}"))
+    losses, weights = differences(home, "options-2", "options-1")
+    print(f"losses {losses:.1e}, weights {weights:.1e}")
+    assert losses < 1e-4
+    assert weights < 1e-4
+
+
 SMALL = ("-d", "datasets/p16.json", "-b", "VoxelMorph", "--batch", "4", "--net_args", "channels=2")
 
 
