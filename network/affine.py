@@ -67,10 +67,10 @@ class AffineNetwork(keras.layers.Layer):
 
     published_names = True
 
-    def __init__(self, leaky_slope: float = 0.1, **kwargs: Any) -> None:
+    def __init__(self, channels: int = 16, leaky_slope: float = 0.1, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.leaky_slope = leaky_slope
-        self.encoder = Encoder(leaky_slope=leaky_slope, name="encoder", dtype=self.dtype_policy)
+        self.channels, self.leaky_slope = channels, leaky_slope
+        self.encoder = Encoder(channels, leaky_slope, name="encoder", dtype=self.dtype_policy)
 
     def build(self, input_shape: Any) -> None:
         images = (*input_shape[0][:-1], 2)
@@ -90,4 +90,4 @@ class AffineNetwork(keras.layers.Layer):
         return Affine(matrix, tf.reshape(self.shift_head(features), [-1, 3]))
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "leaky_slope": self.leaky_slope}
+        return {**super().get_config(), "channels": self.channels, "leaky_slope": self.leaky_slope}

@@ -69,7 +69,9 @@ class RecursiveCascadedNetwork(keras.Model):
     def __init__(self, config: CascadeConfig, **kwargs: Any) -> None:
         super().__init__(**kwargs, dtype="float32")
         self.config = config
-        self.affine = AffineNetwork(config.affine_slope, name="affine_stem", dtype=config.precision)
+        self.affine = AffineNetwork(
+            config.affine_channels, config.affine_slope, name="affine_stem", dtype=config.precision
+        )
         base_network = BASE_NETWORKS.find(config.base_network).load()
         self.cascades = [
             base_network(
