@@ -75,10 +75,10 @@ def individual_flow(size: Sequence[int], rng: np.random.Generator) -> np.ndarray
     return placement_flow(size, rng) + smooth_flow(size, rng, amplitude=0.09 * min(size))
 
 
-def warp(volume: Any, flow: np.ndarray) -> np.ndarray:
-    """Return volume(p + flow(p)), float32 [X, Y, Z]: linear between voxels, the edge repeated outside."""
+def warp(volume: Any, flow: np.ndarray, nearest: bool = False) -> np.ndarray:
+    """Return volume(p + flow(p)), float32 [X, Y, Z]: linear or the nearest voxel, the edge repeated outside."""
     places = np.indices(volume.shape, dtype=np.float32) + np.moveaxis(flow, -1, 0)
-    return ndimage.map_coordinates(volume, places, order=1, mode="nearest", output=np.float32)
+    return ndimage.map_coordinates(volume, places, order=0 if nearest else 1, mode="nearest", output=np.float32)
 
 
 def carry_points(points: np.ndarray, flow: np.ndarray) -> np.ndarray:
@@ -116,13 +116,18 @@ def carry_points(points: np.ndarray, flow: np.ndarray) -> np.ndarray:
 def deform(scan: Scan, flow: np.ndarray) -> Scan:
     """Return the Scan that `scan` becomes under a flow: this(p) = scan(p + flow(p)), landmarks carried along.
 
-    A mask is warped linearly and kept where it is above 128, as the Dice score does, so that the very same flow
-    finds a perfect score.
+    A mask, 0 and 255, is warped linearly and kept where it is above 128, as the Dice score does, so that the very same
+    flow finds a perfect score. Several labels are read at the nearest voxel.
     """
+    segmentation = scan.segmentation
+    if segmentation is not None and np.isin(segmentation, (0, 255)).all():
+        segmentation = np.where(warp(segmentation, flow) > 128, 255, 0).astype(np.uint8)
+    elif segmentation is not None:
+        segmentation = warp(segmentation, flow, nearest=True).astype(segmentation.dtype)
     return replace(
         scan,
         volume=to_uint8(warp(scan.volume, flow)),
-        segmentation=np.where(warp(scan.segmentation, flow) > 128, 255, 0).astype(np.uint8),
+        segmentation=segmentation,
         points=None if scan.points is None else carry_points(scan.points, flow),
         flow=None,
         flow_source=None,
