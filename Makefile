@@ -8,10 +8,17 @@ CTS = datasets/sample64
 FRUGAL = MALLOC_ARENA_MAX=2 MALLOC_MMAP_THRESHOLD_=65536 TF_ONEDNN_USE_SYSTEM_ALLOCATOR=1
 # In two parts, since networks and what XLA compiled for them stay in the memory of a process.
 TESTS = $(FRUGAL) $(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+STARTERS = starter-brain starter-any
+# 5 epochs: the rate is halved after the third and the fourth. Both models take 2.5 hours on two cores.
+STARTER_EPOCH = 800
+STARTER_STEPS = 4000
+# They follow an affine map that is found without a network, so the affine maps of the augmentation are mild.
+STARTER_ARGS = channels=4, affine_channels=4, augmentation='bspline+affine+contrast', \
+	rotation=5, scale=0.05, shear=0.03, shift=0.03
 NEWEST = $$(ls -td weights/*_$@* | head -n 1)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv quickstart sample test test-slow campaign bench lint
+.PHONY: help venv quickstart sample starter $(STARTERS) test test-slow campaign bench lint
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -48,6 +55,24 @@ sample: $(CTS).json  ## the same on two real abdominal CTs, which are fetched
 	$(RUN) train.py -b VoxelMorph -n 2 -d $(CTS).json -g -1 --batch 1 --round 200 --epochs 1 --val_steps 200 \
 		--lr 4e-4 --net_args "augmentation='identity'" --name $@
 	$(RUN) eval.py -c $(NEWEST) -d $(CTS).json -g -1 -v 2,known --paired --per_cascade --figures 2
+
+datasets/starter-any.json: | $(VENV)/.ready
+	$(RUN) -m data_util.starter_data -o datasets --overwrite
+
+datasets/starter-brain.json: datasets/starter-any.json
+
+starter: $(STARTERS)  ## fetch scans and train the starter models, 2.5 hours; goes on where it was stopped
+
+# A stopped run is continued from its newest checkpoint, in a folder of its own.
+$(STARTERS): %: datasets/%.json
+	@newest=$$(ls -t weights/*_$@/model-*.index 2>/dev/null | head -n 1); run=$$(dirname "$$newest"); \
+	if [ -z "$$newest" ]; then set -x; \
+		$(RUN) train.py -b VTN -n 3 -d datasets/$@.json -g auto --batch 1 --round $(STARTER_EPOCH) --epochs 5 --lr 4e-4 \
+			--val_steps 200 --net_args "$(STARTER_ARGS)" --seed 0 --name $@; \
+	elif [ ! -e "$$run/model-$(STARTER_STEPS).index" ]; then set -x; \
+		$(RUN) train.py -c "$$run" -g auto --val_steps 200 --name $@; fi
+	$(RUN) pack.py -c $$(dirname $$(ls -t weights/*_$@/model-$(STARTER_STEPS).index | head -n 1)):$(STARTER_STEPS) \
+		-o weights/$@ --overwrite
 
 test: $(VENV)/.ready-dev  ## set up and pass the tests
 	$(TESTS) tests/test_network

@@ -54,6 +54,7 @@ __all__ = [
     "open_model",
     "restore",
     "save",
+    "save_weights",
 ]
 
 # Where Keras's Adam keeps the moments of its weights, in their order, and the published name of each.
@@ -223,6 +224,34 @@ def save(
         for file in sorted(partial.iterdir()):  # .data-... before .index
             files.publish(file, folder / file.name)
         _prune(folder)
+
+
+def save_weights(source: str | pathlib.Path, folder: str | pathlib.Path) -> None:
+    """Write the weights of a checkpoint alone into a folder, as float16, under the checkpoint's name.
+
+    `restore` reads them as any others. The folder is one that nobody else sees yet.
+
+    Raises:
+        UserError: the checkpoint cannot be read, or a weight is too large for float16, or the files not be written.
+    """
+    source = pathlib.Path(source)
+    reader, shapes = _open(source)
+    known = (*(f"/{slot}" for slot in (*_SLOTS.values(), _LAST)), *_BETAS, *_LOSS_SCALE, "is_training")
+    tensors = {}
+    for name in sorted(shapes):
+        if name.startswith(BEST_PREFIX) or name.endswith(known):
+            continue
+        weight = np.asarray(_read(reader, name, source), np.float32)
+        if np.abs(weight).max(initial=0) > np.finfo(np.float16).max:
+            raise UserError(f"checkpoint {source}: {name} is too large for float16; keep the run as it is")
+        tensors[name] = tf.constant(weight.astype(np.float16))
+    with files.writing(folder, tf.errors.OpError):
+        tf.raw_ops.SaveV2(
+            prefix=str(pathlib.Path(folder) / source.name),
+            tensor_names=list(tensors),
+            shape_and_slices=[""] * len(tensors),
+            tensors=list(tensors.values()),
+        )
 
 
 def _prune(folder: pathlib.Path) -> None:

@@ -16,6 +16,7 @@ import files
 from checked import COUNT, INDEX, POSITIVE, SHARE, build, read_json
 from checksums import SUM, is_changed, sealed
 from errors import UserError
+from published import PAGES, where_to_get
 
 from .config import CascadeConfig
 from .registry import BASE_NETWORKS, SIMILARITIES, names_in_sum
@@ -23,6 +24,7 @@ from .registry import BASE_NETWORKS, SIMILARITIES, names_in_sum
 CONFIG_FILE = "config.json"
 ARGS_FILE = "args.json"
 BEST_FILE = "best.json"
+SHIPPED = pathlib.Path(__file__).resolve().parents[1] / "weights"  # models that come with the program
 BEST = "best"  # in place of a step
 BEST_PREFIX = "best/"  # of what a checkpoint keeps of the validations before it
 # What config.json holds beside the options of `CascadeConfig`: the data that the run was trained on, its plugin, and a
@@ -88,8 +90,9 @@ def find_run(text: str | pathlib.Path, root: str | pathlib.Path = "weights") -> 
     """Folder and step that a `-c` argument means.
 
     Args:
-        text: 'FOLDER', 'FOLDER:STEP', 'FOLDER:best', the name of a run in `root` with or without these, or a file of a
-            checkpoint: 'FOLDER/model-STEP', with '.index' or '.data-...' behind it or not.
+        text: 'FOLDER', 'FOLDER:STEP', 'FOLDER:best', the name of a run in `root` or of a model that comes with the
+            program, with or without these, or a file of a checkpoint: 'FOLDER/model-STEP', with '.index' or
+            '.data-...' behind it or not.
         root: folder of runs.
 
     Returns:
@@ -115,7 +118,9 @@ def find_run(text: str | pathlib.Path, root: str | pathlib.Path = "weights") -> 
         folder = _existing(str(pathlib.Path(name).parent), root)
         if folder is not None and int(file[1]) in list_steps(folder):
             return folder, int(file[1])
-    known = sorted(p.name for p in pathlib.Path(root).glob("[!.]*") if p.is_dir())
+    if (published := pathlib.Path(name).name) in PAGES:
+        raise UserError(f"the published model {name!r} is not here: {where_to_get(published, str(root))}")
+    known = sorted({p.name for there in (pathlib.Path(root), SHIPPED) for p in there.glob("[!.]*") if p.is_dir()})
     hint = f"; runs there: {', '.join(known)}" if known else ""
     raise UserError(
         f"checkpoint folder {name!r} does not exist, here or in {root}/{hint}; for published ones see weights/README.md"
@@ -123,7 +128,7 @@ def find_run(text: str | pathlib.Path, root: str | pathlib.Path = "weights") -> 
 
 
 def _existing(name: str, root: str | pathlib.Path) -> pathlib.Path | None:
-    folders = (pathlib.Path(name), pathlib.Path(root) / name)
+    folders = (pathlib.Path(name), pathlib.Path(root) / name, SHIPPED / name)
     return next((folder for folder in folders if folder.is_dir()), None)
 
 

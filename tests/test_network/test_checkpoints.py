@@ -294,6 +294,45 @@ def test_a_config_of_before_is_read_unchanged(tmp_path):
     found = config.to_dict()
     expected = {**json.loads(OF_BEFORE), "window": 9}
     assert {name: found[name] for name in expected} == expected
-    # What came since is as it was before it came: off.
-    assert all(found[name] in (0.0, None, "displacement", "last") for name in found.keys() - expected.keys())
+    # What came since is as it was before it came: off, and the affine cascade's channels the published ones.
+    assert all(found[name] in (0.0, None, "displacement", "last", 16) for name in found.keys() - expected.keys())
     assert (config.channels, config.affine_slope, config.options["window"]) == (4, 0.2, 9)
+
+
+def test_packed_weights_are_those_of_the_run_rounded_to_half_a_float_and_are_all_that_is_there(saved, tmp_path):
+    folder, network, _ = saved
+    checkpoints.save_weights(folder / "model-5", tmp_path)
+    shutil.copy(folder / "config.json", tmp_path)
+    reader = tf.train.load_checkpoint(str(tmp_path / "model-5"))
+    assert set(reader.get_variable_to_shape_map()) == set(network.named_weights())
+    assert set(reader.get_variable_to_dtype_map().values()) == {tf.float16}
+    loaded = load_model(tmp_path)
+    for name, weight in network.named_weights().items():
+        found = loaded.named_weights()[name]
+        assert found.dtype == "float32"
+        np.testing.assert_array_equal(found, np.asarray(weight).astype(np.float16))
+    with pytest.raises(UserError, match="no optimizer state to continue with"):
+        checkpoints.restore(network, tmp_path / "model-5", trained()[1])
+
+
+def test_weights_too_large_for_half_a_float_are_not_packed(tmp_path):
+    network, optimizer = trained()
+    next(iter(network.named_weights().values())).assign_add(70000.0)
+    checkpoints.save(tmp_path, network, optimizer, 1)
+    (tmp_path / "packed").mkdir()
+    with pytest.raises(UserError, match="too large for float16"):
+        checkpoints.save_weights(tmp_path / "model-1", tmp_path / "packed")
+    assert not list((tmp_path / "packed").iterdir())
+
+
+def test_the_affine_cascade_has_channels_of_its_own():
+    """16 unless given, whatever those of the other cascades; the option travels with the config."""
+    shapes = {}
+    for channels in (16, 4):
+        config = CascadeConfig.from_dict({**SMALL.to_dict(), "affine_channels": channels}, "file")
+        weights = build_network(config).named_weights()
+        shapes[channels] = {name: tuple(weight.shape) for name, weight in weights.items()}
+    assert shapes[16] == {name: tuple(weight.shape) for name, weight in build_network(SMALL).named_weights().items()}
+    assert shapes[4]["gaffdfrm/affine_stem/conv2/W"] == (3, 3, 3, 4, 8)
+    differing = {name for name in shapes[4] if shapes[4][name] != shapes[16][name]}
+    assert differing == {name for name in shapes[4] if "affine_stem" in name}

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import json
+import pathlib
 import random
 
 import pytest
@@ -12,6 +13,7 @@ import train
 from errors import UserError
 from network import runs
 from network.config import CascadeConfig
+from published import PAGES
 
 PUBLISHED = {"base_network": "VTN", "n_cascades": 10, "rep": 1, "gpu": "0", "batch": 4, "net_args": None, "lr": 1e-4}
 
@@ -200,3 +202,35 @@ def test_more_steps_than_can_be_counted_are_refused():
         train.check(args)
     with pytest.raises(UserError, match=r"--round is 1000.*; it must be a whole number up to 2147483647"):
         train.check(argparse.Namespace(**{**vars(args), "round": 10**400}))
+
+
+def test_a_model_that_comes_with_the_program_is_found_from_any_folder_and_one_of_ones_own_goes_first(
+    tmp_path, monkeypatch
+):
+    shipped, work = tmp_path / "program" / "weights", tmp_path / "work"
+    for folder in (shipped / "starter", work / "weights" / "starter"):
+        folder.mkdir(parents=True)
+    published(shipped / "starter")
+    (work / "weights" / "starter").rmdir()
+    monkeypatch.setattr(runs, "SHIPPED", shipped)
+    monkeypatch.chdir(work)
+    assert runs.find_run("starter") == (shipped / "starter", None)
+    assert runs.find_run("starter:7") == (shipped / "starter", 7)
+    (work / "weights" / "starter").mkdir()
+    assert runs.find_run("starter") == (pathlib.Path("weights/starter"), None)
+    with pytest.raises(UserError, match="runs there: starter"):
+        runs.find_run("another")
+
+
+@pytest.mark.parametrize("text", ["VTN-10-liver", "weights/VTN-10-liver", "VTN-10-liver:100000"])
+def test_a_published_model_that_is_not_there_is_named_with_its_page_and_its_place(text, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as error:
+        runs.find_run(text)
+    assert PAGES["VTN-10-liver"] in str(error.value)
+    assert "unzip it into weights/, so that weights/VTN-10-liver/model-<step>.index" in str(error.value)
+
+
+def test_the_pages_are_those_of_the_table_in_weights():
+    table = (pathlib.Path(runs.__file__).parents[1] / "weights" / "README.md").read_text()
+    assert all(f"[{name}]({page})" in table for name, page in PAGES.items())

@@ -1,0 +1,60 @@
+"""Keep the weights of a trained run alone, in half their size: python pack.py -c RUN -o weights/NAME
+
+What is written is a run to evaluate and to finetune; it cannot be continued, as it has no state of the optimizer.
+"""
+
+import argparse
+import shutil
+import sys
+from pathlib import Path
+
+import cli
+import files
+import start
+from errors import UserError
+from network import runs
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The flags of pack.py."""
+    flags = cli.parser("Write a run with the weights of a checkpoint alone, as float16.")
+    flags.add_argument("-c", "--checkpoint", required=True, help="run: FOLDER, FOLDER:STEP, FOLDER:best or its name")
+    flags.add_argument("-o", "--output", required=True, help="folder to make, such as weights/mine")
+    flags.add_argument("--overwrite", action="store_true", help="replace a folder that is there")
+    return flags
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Pack the run that the flags name.
+
+    Raises:
+        UserError: there is no such run, it cannot be read, or the folder is there already or cannot be written.
+    """
+    args = build_parser().parse_args(arguments)
+    source, output = runs.find_checkpoint(args.checkpoint), Path(args.output)
+    if output.exists() and not args.overwrite:
+        raise UserError(f"{output} is there already; choose another name with -o, or replace it with --overwrite")
+    if output.resolve() == source.parent.resolve():
+        raise UserError(f"-o {output} is the run itself; choose another name")
+    start.tensorflow()
+    from network.checkpoints import save_weights
+
+    with files.writing(output):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with files.partial_folder(output.parent) as partial:
+            packed = partial / "run"
+            packed.mkdir()
+            save_weights(source, packed)
+            for name in (runs.ARGS_FILE, runs.CONFIG_FILE):
+                if (source.parent / name).is_file():
+                    shutil.copyfile(source.parent / name, packed / name)
+            if output.exists():
+                files.replace_folder(packed, output)
+            else:
+                files.publish(packed, output)
+    size = sum(file.stat().st_size for file in output.iterdir()) / 1e6
+    print(f"{output}: the weights of {source}, {size:.1f} MB")
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))
