@@ -4,6 +4,7 @@ from collections.abc import Collection
 from typing import Any
 
 import numpy as np
+import SimpleITK as sitk
 
 from data_util.scans.dicom import MODALITY
 from data_util.scans.prepared import PreparedScan
@@ -56,6 +57,9 @@ def doubts(
         Sentences, none where nothing is unusual.
     """
     found = [f"{role}: {doubt}" for role, scan in (("fixed", fixed), ("moving", moving)) for doubt in scan.doubts]
+    grey = [sitk.GetArrayViewFromImage(scan.image) for scan in (fixed, moving)]
+    if np.array_equal(*grey):
+        found.append("the two scans have the same grey values in every voxel; was one scan named twice?")
     modalities = [scan.image.GetMetaData(MODALITY) for scan in (fixed, moving) if scan.image.HasMetaDataKey(MODALITY)]
     same_contrast = set(similarities) <= set(SAME_CONTRAST)
     if len(set(modalities)) > 1 and same_contrast:

@@ -205,12 +205,12 @@ def test_the_view_follows_what_the_scans_are():
     assert automatic_view(large, as_scan(head()))[0].crop == "none"
 
 
-def told(similarity, local, modalities=(None, None), correlation=(0.2, 0.9)):
+def told(similarity, local, modalities=(None, None), correlation=(0.2, 0.9), shift=(1, 0, 0)):
     """What is doubted of a result."""
     frame = Frame.of(FRAME.put(head()))
     fixed, moving = (
-        PreparedScan(as_scan(head(), modality), frame, None, frame, np.zeros(SIZE), (1, 1), [])
-        for modality in modalities
+        PreparedScan(as_scan(head(place), modality), frame, None, frame, np.zeros(SIZE), (1, 1), [])
+        for modality, place in zip(modalities, ((0, 0, 0), shift), strict=True)
     )
     quality = {"local_correlation": {"after": local}}
     measured = {"similarity": list(correlation), "folding": [0, 0], "quality": quality}
@@ -222,6 +222,12 @@ def test_what_is_hardly_alike_is_doubted_but_not_of_two_contrasts():
     assert "hardly alike after registration" in told("lncc", 0.1)[0]
     assert "the correlation fell from 0.500 to 0.100" in told("ncc", 0.5, correlation=(0.5, 0.1))[0]
     assert told("ncc", 0.5, ("CT", "MR"))[0].startswith("fixed is CT and moving MR: networks compare scans of one")
+
+
+def test_one_scan_named_twice_is_doubted():
+    assert told("lncc", 1.0, shift=(0, 0, 0)) == [
+        "the two scans have the same grey values in every voxel; was one scan named twice?"
+    ]
 
 
 def test_correlation_around_each_voxel_is_pearsons():
