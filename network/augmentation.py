@@ -102,25 +102,18 @@ def draw_affine(
         shift: the greatest shift along each axis, as a share of the size.
     """
     u = 2.0 * uniform(seeds, 12) - 1.0
-    cosines, sines = (f(u[:, :3] * math.radians(rotation)) for f in (tf.cos, tf.sin))
     linear = tf.eye(3)[None] * tf.exp(u[:, 3:6] * math.log1p(scale))[:, None]
     x, y, z = tf.unstack(u[:, 6:9] * shear, axis=1)
-    one, none = tf.ones_like(x), tf.zeros_like(x)
-    linear = _matrix([[one, x, y], [none, one, z], [none, none, one]]) @ linear
-    for axis in range(3):
-        c, s = cosines[:, axis], sines[:, axis]
-        turn = [[c, -s], [s, c]]
-        after = [(k + 1 + axis) % 3 for k in range(2)]  # the two axes that turn, in the sense of a right hand
-        rows = [[one if i == j else none for j in range(3)] for i in range(3)]
-        for i in range(2):
-            for j in range(2):
-                rows[after[i]][after[j]] = turn[i][j]
-        linear = _matrix(rows) @ linear
+    i, o = tf.ones_like(x), tf.zeros_like(x)
+    (cx, cy, cz), (sx, sy, sz) = (tf.unstack(f(u[:, :3] * math.radians(rotation)), axis=1) for f in (tf.cos, tf.sin))
+    for rows in (
+        [[i, x, y], [o, i, z], [o, o, i]],
+        [[i, o, o], [o, cx, -sx], [o, sx, cx]],
+        [[cy, o, sy], [o, i, o], [-sy, o, cy]],
+        [[cz, -sz, o], [sz, cz, o], [o, o, i]],
+    ):
+        linear = tf.stack([tf.stack(row, axis=-1) for row in rows], axis=-2) @ linear
     return Affine(linear - tf.eye(3), u[:, 9:] * shift * tf.constant(size, tf.float32))
-
-
-def _matrix(rows: list[list[tf.Tensor]]) -> tf.Tensor:
-    return tf.stack([tf.stack(row, axis=-1) for row in rows], axis=-2)
 
 
 def spline_flow(control: tf.Tensor, size: Sequence[int]) -> tf.Tensor:
