@@ -272,7 +272,7 @@ def build_trainer(
     keras.utils.set_random_seed(args.seed)
     step = 0
     with strategy.scope():
-        network = build_network(config)
+        network = build_network(config, drawn=source is None)
         optimizer = training.adam(network, args.ema)
         if source is not None:
             fresh = starts_anew(args, source)

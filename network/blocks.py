@@ -3,7 +3,9 @@
 Layer names are those of the published checkpoints (`conv3_1`, `upsamp6to5`, ...): `variable_names.py` relies on it.
 """
 
-from collections.abc import Sequence
+import contextlib
+import contextvars
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
@@ -11,9 +13,28 @@ import tensorflow as tf
 
 from .doubling import TRANSPOSED_TAPS, doubled_convolution, fold, folded
 
-KERNEL_INITIALIZER = "lecun_uniform"
-"""Uniform in +-sqrt(3 / prod(kernel shape but its last axis)), for transposed convolutions too: Keras counts the
-next-to-last axis of a kernel as its inputs, as the original does."""
+_UNDRAWN = contextvars.ContextVar("undrawn", default=False)
+
+
+@contextlib.contextmanager
+def undrawn() -> Iterator[None]:
+    """Within the block, kernels are made as zeros: they are read from a file, and drawing them would take longer."""
+    token = _UNDRAWN.set(True)
+    try:
+        yield
+    finally:
+        _UNDRAWN.reset(token)
+
+
+@keras.saving.register_keras_serializable("registration")
+class KernelInitializer(keras.initializers.LecunUniform):
+    """Uniform in +-sqrt(3 / prod(kernel shape but its last axis)), for transposed convolutions too.
+
+    Keras counts the next-to-last axis of a kernel as its inputs, as the original does.
+    """
+
+    def __call__(self, shape: Any, dtype: Any = None) -> tf.Tensor:
+        return tf.zeros(shape, dtype) if _UNDRAWN.get() else super().__call__(shape, dtype)
 
 
 @keras.saving.register_keras_serializable("registration")
@@ -40,7 +61,7 @@ def convolution(
     **options: Any,
 ) -> Convolution:
     """A layer of class `kind` with 'same' padding, linear, with a bias unless `options` say otherwise."""
-    options = {"padding": "same", "kernel_initializer": KERNEL_INITIALIZER, **options}
+    options = {"padding": "same", "kernel_initializer": KernelInitializer, **options}
     return kind(filters, kernel_size, strides=stride, name=name, **options)
 
 
@@ -106,7 +127,7 @@ class UpConvolution(keras.layers.Layer):
 
     def build(self, input_shape: Any) -> None:
         shape = (4, 4, 4, self.filters, input_shape[0][-1])
-        self.kernel = self.add_weight(shape=shape, initializer=KERNEL_INITIALIZER, name="kernel")
+        self.kernel = self.add_weight(shape=shape, initializer=KernelInitializer, name="kernel")
 
     def call(self, inputs: Sequence[tf.Tensor]) -> tf.Tensor:
         features, skip = inputs

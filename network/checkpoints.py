@@ -113,7 +113,7 @@ def open_model(prefix: pathlib.Path, config: CascadeConfig) -> RecursiveCascaded
     Raises:
         UserError: the file is damaged, or does not fit the architecture or size.
     """
-    network = build_network(config)
+    network = build_network(config, drawn=False)
     restore(network, prefix)
     network.checkpoint = prefix
     return network

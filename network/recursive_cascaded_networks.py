@@ -1,5 +1,6 @@
 """The recursive cascaded network (paper, section 3): each cascade warps the moving image a little further."""
 
+import contextlib
 import typing
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,11 +9,12 @@ import keras
 import tensorflow as tf
 
 from .affine import Affine, AffineNetwork, affine_flow, compose_affine, inverse_affine
+from .blocks import undrawn
 from .config import CascadeConfig
 from .inverse import inverse
 from .kernels import fork
 from .registry import BASE_NETWORKS
-from .repeats import repeats
+from .repeats import CascadeFunction, repeats
 from .spatial_transformer import compose, warp
 from .variable_names import variable_names
 from .velocities import integrate
@@ -112,8 +114,12 @@ class RecursiveCascadedNetwork(keras.Model):
         flow = affine_flow(for_flow, tf.unstack(tf.shape(fixed)[1:4]))
         seen, warped = warp_views(moving, compared, flow, 0, config)
         stages, velocities = [Stage(flow, flow, warped)], []
+        functions: dict[tuple[bool, ...], CascadeFunction] = {}  # one, unless some cascades are frozen
         for cascade in self.cascades:
-            for flow_of in repeats(cascade, config.rep, training, config.rematerialize):
+            trained = tuple(variable.trainable for variable in cascade.variables)
+            if trained not in functions:
+                functions[trained] = CascadeFunction(cascade, training, config.rematerialize)
+            for flow_of in repeats(cascade, functions[trained], config.rep, training):
                 last = stages[-1]
                 flow = flow_of(fixed, seen if config.warp_gradient else tf.stop_gradient(seen))
                 if config.flow == "velocity":
@@ -213,8 +219,14 @@ def after_affine(
     return CascadeOutput(tuple(stages), Affine(affine.matrix + linear @ output.affine.matrix, shift))
 
 
-def build_network(config: CascadeConfig) -> RecursiveCascadedNetwork:
-    """A `RecursiveCascadedNetwork` with its weights initialised as the original draws them."""
+def build_network(config: CascadeConfig, drawn: bool = True) -> RecursiveCascadedNetwork:
+    """A `RecursiveCascadedNetwork` with its weights initialised as the original draws them.
+
+    Args:
+        config: what it is.
+        drawn: where not, no time is spent on drawing weights, as they are to be read from a file.
+    """
     network = RecursiveCascadedNetwork(config)
-    network.build([(1, *config.image_size, 1)] * 2)
+    with contextlib.nullcontext() if drawn else undrawn():
+        network.build([(1, *config.image_size, 1)] * 2)
     return network

@@ -215,6 +215,24 @@ def test_a_frozen_cascade_is_repeated_too():
     np.testing.assert_array_equal(model(images(size)).flow, before)
 
 
+def test_cascades_are_traced_once_with_the_weights_of_each(monkeypatch):
+    size, calls, call = (16, 16, 16), [], VTN.call
+    model = cascades(size, n_cascades=3, rep=2)
+    expected = model(images(size)).flow
+    monkeypatch.setattr(VTN, "call", lambda self, inputs: calls.append(self.name) or call(self, inputs))
+    np.testing.assert_allclose(tf.function(model)(images(size)).flow, expected, atol=1e-5)
+    assert len(calls) == 1
+    model.cascades[1].trainable = False
+    np.testing.assert_allclose(tf.function(model)(images(size)).flow, expected, atol=1e-5)
+    assert calls[1:] == ["deform_stem_0", "deform_stem_1"]
+
+
+def test_weights_that_are_to_be_read_are_not_drawn():
+    config = CascadeConfig("VTN", 1, image_size=(16, 16, 16))
+    assert not any(np.any(weight) for weight in build_network(config, drawn=False).get_weights())
+    assert all(np.any(w) for w in build_network(config).get_weights() if w.ndim > 1)
+
+
 @pytest.mark.parametrize("rep", [-1, 2.5, True])
 def test_a_wrong_number_of_repeats_is_named(rep):
     with pytest.raises(UserError, match=f"rep.*{rep}"):
