@@ -18,7 +18,7 @@ from errors import UserError
 
 STEPS = 50  # of an inversion, at most
 TOLERANCE = 1e-3  # of the inverse of a point: in voxels of a field, or mm
-GRID_TOLERANCE = 0.01  # of the inverse as a field: less than what it is off between its voxels
+GRID_TOLERANCE = 0.02  # of the inverse as a field before its last correction: less than it is off between its voxels
 COARSEST = 8  # voxels from one that is inverted first to the next; those between start from there, by halves
 ROUNDING = 1e-4  # voxels by which a field may lead out of its grid without a wider one for its inverse
 SMALLEST_STEP = 1 / 16  # of the correction that an inversion would make; below, it has not settled

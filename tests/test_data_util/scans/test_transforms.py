@@ -369,7 +369,7 @@ def damaged(folder):
     (folder / "a.lta").write_text(LTA.format(kind=1, rows="1 0 0 0\n0 1 0 0"))
     (folder / "tk.lta").write_text(LTA.format(kind=14, rows="1 0 0 0\n0 1 0 0\n0 0 1 0\n0 0 0 1"))
     (folder / "empty.lta").write_text("")
-    (folder / "scan.jpg").write_text("")
+    (folder / "scan.jpg").write_text("a picture")
     with h5py.File(folder / "data.h5", "w") as file:
         file["volume"] = np.zeros(3)
     sitk.WriteTransform(sitk.AffineTransform(2), str(folder / "flat.tfm"))
@@ -392,7 +392,7 @@ def damaged(folder):
         "fsl.mat": "FSL and SPM write other files",
         "a.lta": "is no whole .lta file",
         "tk.lta": "has a map of type 14",
-        "empty.lta": "is no whole .lta file",
+        "empty.lta": "is empty, a file of 0 bytes",
         "scan.jpg": "is no transform by its name",
         "data.h5": "is HDF5 without a transform",
         "flat.tfm": "of 2 dimensions",
