@@ -44,7 +44,8 @@ def main(arguments: list[str] | None = None) -> None:
         with files.partial_folder(output.parent) as partial:
             packed = partial / "run"
             packed.mkdir()
-            save_weights(source, packed)
+            with start.quietly():  # TensorFlow remarks that some processors compute slowly with float16
+                save_weights(source, packed)
             for name in (runs.ARGS_FILE, runs.CONFIG_FILE):
                 if (source.parent / name).is_file():
                     shutil.copyfile(source.parent / name, packed / name)

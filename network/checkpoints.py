@@ -316,9 +316,10 @@ def _open(prefix: str | pathlib.Path) -> tuple[Any, dict[str, list[int]]]:
 
 def _read(reader: Any, name: str, prefix: str | pathlib.Path) -> Any:
     try:
-        return reader.get_tensor(name)
+        value = reader.get_tensor(name)
     except _READ_ERRORS as error:
         raise UserError(_damaged(prefix, error)) from error
+    return value.astype(np.float32) if value.dtype == np.float16 else value  # of `save_weights`
 
 
 def _damaged(prefix: str | pathlib.Path, error: Exception) -> str:
