@@ -13,7 +13,7 @@ import tensorflow as tf
 
 import files
 from errors import UserError
-from network import checkpoints, load_model
+from network import checkpoints, load_model, runs
 from network.config import CascadeConfig
 from network.recursive_cascaded_networks import build_network
 from network.training import adam
@@ -91,6 +91,7 @@ def test_a_published_run_loads_by_its_args(published, monkeypatch):
 
 def test_finding_runs_and_steps(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(runs, "SHIPPED", tmp_path / "none")
     folder = tmp_path / "weights" / "run"
     folder.mkdir(parents=True)
     for step in (10, 200, 3000):
