@@ -1,7 +1,8 @@
 """Measure all cases and write the table: python -m benchmarks -o docs/benchmarks; without -o it is printed.
 
 The variants of a case take turns in one process, so that a noisy machine is noisy to all; the table gives medians and
-their ratios. Peak memory is that of a fresh process a variant, beyond what it holds before, such as weights.
+their ratios. Peak memory is that of a fresh process a variant, beyond what it holds before, such as weights. How long a
+start takes is that of whole processes (`starting.py`).
 """
 
 import argparse
@@ -23,7 +24,7 @@ import tensorflow as tf  # noqa: E402
 
 import cli  # noqa: E402
 import files  # noqa: E402
-from benchmarks import memory  # noqa: E402
+from benchmarks import memory, starting  # noqa: E402
 from benchmarks.cases import cases  # noqa: E402
 from errors import UserError  # noqa: E402
 
@@ -37,15 +38,17 @@ def main(arguments=None):
     flags.add_argument("-o", "--output", help="prefix of the .md and .json, which are replaced (the table is printed)")
     flags.add_argument("--size", type=int, default=128, help="voxels an axis (128)")
     flags.add_argument("--rounds", type=int, default=7, help="times that each variant is run (7)")
-    flags.add_argument("--only", default="", help="only the cases with this in their name")
+    flags.add_argument("--only", default="", help="only the rows with this in their name")
     flags.add_argument("--memory", nargs=2, metavar=("CASE", "VARIANT"), help="print the memory of one, in bytes")
     args = flags.parse_args(arguments)
     cli.positive("size", args.size)
     cli.positive("rounds", args.rounds)
     known = list(cases(args.size))
     chosen = [case for case in known if args.only in case.name]
-    if not chosen:
-        raise UserError(f"--only {args.only!r} is in no case's name: {'; '.join(case.name for case in known)}")
+    starts = [name for name in starting.CASES if args.only in name]
+    if not chosen and not starts:
+        names = "; ".join([*(case.name for case in known), *starting.CASES])
+        raise UserError(f"--only {args.only!r} is in no case's name: {names}")
     if args.memory:
         name, variant = args.memory
         case = next(case for case in known if case.name == name)
@@ -54,6 +57,7 @@ def main(arguments=None):
         return
     bounds = {"bytes": copy_bandwidth(), "operations": matrix_peak()}
     rows = [measure(case, args, bounds) for case in chosen]
+    started = [starting.measure(name, args.size, min(args.rounds, starting.ROUNDS)) for name in starts]
     result = {
         "machine": f"{processor()}, {os.cpu_count()} cores, {devices()}",
         "versions": {"python": platform.python_version(), "tensorflow": tf.__version__},
@@ -61,6 +65,7 @@ def main(arguments=None):
         "copy_bytes_per_second": bounds["bytes"],
         "matrix_operations_per_second": bounds["operations"],
         "rows": rows,
+        "starts": started,
     }
     if args.output is None:
         print(table(result))
@@ -171,7 +176,7 @@ def table(result):
         ratio = f"{peaks[0] / peaks[1]:.2f}x" if peaks[1] else ""
         cells = [row["name"], f"{1000 * ours:.0f}", *ratios, bound, *map(_mib, peaks), ratio, *map(_mib, kept)]
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *starting.table(result["starts"])]) + "\n"
 
 
 def _mib(count):
