@@ -20,7 +20,7 @@ from data_util.scans.transform_chain import chain, field_transform, linear
 
 INVERSE_STEPS = 200
 INVERSE_TOLERANCE = 1e-4  # mm
-LARGEST_FIELD = 2**22  # voxels of a field that ITK is given: files of at most 40 MB, twice what a network sees
+LARGEST_FIELD = 2**22  # voxels up to which a field that ITK is given goes on beyond the frame: 50 MB
 FALL = (4, 16)  # voxels over which such a field falls to zero, at least and at most
 
 
