@@ -2,7 +2,7 @@
 
 The variants of a case take turns in one process, so that a noisy machine is noisy to all; the table gives medians and
 their ratios. Peak memory is that of a fresh process a variant, beyond what it holds before, such as weights. How long a
-start takes is that of whole processes (`starting.py`).
+start takes is that of whole processes (`starting.py`), and so is growth by voxels and cascades (`growth.py`).
 """
 
 import argparse
@@ -24,7 +24,7 @@ import tensorflow as tf  # noqa: E402
 
 import cli  # noqa: E402
 import files  # noqa: E402
-from benchmarks import memory, starting  # noqa: E402
+from benchmarks import growth, memory, starting  # noqa: E402
 from benchmarks.cases import cases  # noqa: E402
 from errors import UserError  # noqa: E402
 
@@ -46,8 +46,9 @@ def main(arguments=None):
     known = list(cases(args.size))
     chosen = [case for case in known if args.only in case.name]
     starts = [name for name in starting.CASES if args.only in name]
-    if not chosen and not starts:
-        names = "; ".join([*(case.name for case in known), *starting.CASES])
+    grown = [name for name in growth.names() if args.only in name]
+    if not (chosen or starts or grown):
+        names = "; ".join([*(case.name for case in known), *starting.CASES, *growth.names()])
         raise UserError(f"--only {args.only!r} is in no case's name: {names}")
     if args.memory:
         name, variant = args.memory
@@ -66,6 +67,7 @@ def main(arguments=None):
         "matrix_operations_per_second": bounds["operations"],
         "rows": rows,
         "starts": started,
+        "growth": [growth.measure(name, min(args.rounds, 3)) for name in grown],
     }
     if args.output is None:
         print(table(result))
@@ -176,7 +178,7 @@ def table(result):
         ratio = f"{peaks[0] / peaks[1]:.2f}x" if peaks[1] else ""
         cells = [row["name"], f"{1000 * ours:.0f}", *ratios, bound, *map(_mib, peaks), ratio, *map(_mib, kept)]
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join([*lines, *starting.table(result["starts"])]) + "\n"
+    return "\n".join([*lines, *starting.table(result["starts"]), *growth.table(result["growth"])]) + "\n"
 
 
 def _mib(count):

@@ -190,12 +190,13 @@ def _step(size, base_network, n):
 
 
 def training_step(config):
-    """A function without arguments that does a training step of one pair of random images, which are cubes."""
+    """A function without arguments that does a training step of one pair of random images."""
     network = build_network(config)
     trainer = training.Trainer(network)
     trainer.compile(optimizer=training.adam(network))
     trainer.optimizer.learning_rate = 1e-6
-    fixed, moving = (tf.constant(a) for a in _warp_inputs(config.image_size[0], 1)[:2])
+    rng = np.random.default_rng(1)
+    fixed, moving = (tf.constant(rng.random((1, *config.image_size, 1), np.float32)) for _ in range(2))
     batch = {"fixed": fixed, "moving": moving, "seed": tf.constant([[0, 1]])}
     trainer.make_train_function()
     return lambda: trainer.train_function(iter([batch]))
