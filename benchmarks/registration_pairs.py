@@ -17,8 +17,9 @@ import numpy as np
 import SimpleITK as sitk
 from scipy import ndimage
 
-from data_util import sample
 from data_util.making.anatomy import make_phantom
+from data_util.making.packages import fetch
+from data_util.making.starter_sources import REFERENCE_FILES, TOTALSEGMENTATOR
 from data_util.scans.automatic_view import modality_of
 from data_util.scans.frame import Frame
 from data_util.scans.images import match_labels, read_image
@@ -272,10 +273,10 @@ def _deform(frame: Frame, image: sitk.Image, truth: sitk.Transform, interpolator
 @functools.cache
 def _sample(name: str, is_label: bool = False) -> sitk.Image:
     """A reference file, or series, of the package that `data_util.sample` fetches."""
-    with tarfile.open(sample.fetch()) as tar, tempfile.TemporaryDirectory() as folder:
-        inside = [m for m in tar if m.isfile() and m.name.startswith(f"{sample.REFERENCE_FILES}{name}")]
+    with tarfile.open(fetch(TOTALSEGMENTATOR)) as tar, tempfile.TemporaryDirectory() as folder:
+        inside = [m for m in tar if m.isfile() and m.name.startswith(f"{REFERENCE_FILES}{name}")]
         tar.extractall(folder, inside, filter="data")
-        return read_image(Path(folder, sample.REFERENCE_FILES, name), is_label=is_label)
+        return read_image(Path(folder, REFERENCE_FILES, name), is_label=is_label)
 
 
 def ct_deformed() -> Pair:
