@@ -46,8 +46,8 @@ PASSES = (
     _Pass(1, 4, 15, 0.2),
 )
 MOST_STEPS = sum(each.steps for each in PASSES)
-# A smaller image has at least this many voxels along each axis.
-_LEAST_SIZE = 32
+# A smaller image has at least so many voxels along each axis, and as many as a cube of the second number.
+_LEAST_SIZE = 12, 32
 # A cubic spline is one to one if no control point moves by more than 0.403 of their spacing along an axis (Choi and
 # Lee, 2000); the flow is a chain of such splines. Less, since det(J) is taken of differences between voxels.
 _BOUND = 0.38
@@ -161,7 +161,7 @@ def _shared_out(size: tuple[int, ...], steps: int | str) -> list[_Pass]:
     passes: list[_Pass] = []
     for each in PASSES:
         shrink = each.shrink
-        while shrink > 1 and min(size) < _LEAST_SIZE * shrink:
+        while shrink > 1 and (min(size) < _LEAST_SIZE[0] * shrink or math.prod(size) < (_LEAST_SIZE[1] * shrink) ** 3):
             shrink //= 2
         if not passes or passes[-1][:2] != (shrink, each.spacing):
             passes.append(each._replace(shrink=shrink))

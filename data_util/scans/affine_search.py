@@ -29,8 +29,8 @@ from errors import UserError
 
 KINDS = ("rigid", "similarity", "affine")
 GRIDS = (8.0, 4.0, 2.0)  # mm; of a large scan so much more that the first grid has no more than MOST_VOXELS
-MOST_VOXELS = 40_000
-SAMPLED = 80_000  # voxels of a grid that are compared, at most
+MOST_VOXELS = 20_000
+SAMPLED = 40_000  # voxels of a grid that are compared, at most
 STEPS = 60  # of descent on each grid, at most
 PERCENTILES = (1, 99.5)  # of the grey values; what lies beyond is clipped
 BINS = 32  # of the joint histogram, per scan

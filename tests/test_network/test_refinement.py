@@ -242,7 +242,13 @@ def test_auto_ends_early_where_nothing_is_to_be_gained():
 def test_a_number_of_steps_is_shared_out_whole(size, steps):
     passes = refinement._shared_out(size, steps)
     assert sum(each.steps for each in passes) == steps
-    assert all(min(size) >= 32 * each.shrink or each.shrink == 1 for each in passes)
+    assert all(min(size) >= 12 * each.shrink or each.shrink == 1 for each in passes)
+
+
+def test_images_of_a_thin_slab_are_made_smaller_too():
+    shrinks = [[each.shrink for each in refinement._shared_out(size, 155)] for size in ((300, 230, 45), (63, 64, 65))]
+    assert shrinks[0] == [2, 2, 2, 2, 1]
+    assert shrinks[1] == [1, 1, 1, 1]  # less than 64 x 64 x 64 in all
 
 
 def test_what_lies_outside_the_mask_of_the_fixed_image_has_no_influence():
