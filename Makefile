@@ -11,7 +11,7 @@ TESTS = $(FRUGAL) $(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 STARTERS = starter-brain starter-any
 # 5 epochs: the rate is halved after the third and the fourth. Both models take 2.5 hours on two cores.
 STARTER_EPOCH = 800
-STARTER_STEPS = 4000
+STARTER_STEPS = $(shell expr 5 \* $(STARTER_EPOCH))
 # They follow an affine map that is found without a network, so the affine maps of the augmentation are mild.
 STARTER_ARGS = channels=4, affine_channels=4, augmentation='bspline+affine+contrast', \
 	rotation=5, scale=0.05, shear=0.03, shift=0.03

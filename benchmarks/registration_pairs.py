@@ -7,7 +7,6 @@ same space (MNI), to the millimetres by which two heads differ.
 
 import functools
 import itertools
-import tarfile
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +17,7 @@ import SimpleITK as sitk
 from scipy import ndimage
 
 from data_util.making.anatomy import make_phantom
-from data_util.making.packages import fetch
+from data_util.making.packages import fetch, unpack
 from data_util.making.starter_sources import REFERENCE_FILES, TOTALSEGMENTATOR
 from data_util.scans.automatic_view import modality_of
 from data_util.scans.frame import Frame
@@ -273,10 +272,9 @@ def _deform(frame: Frame, image: sitk.Image, truth: sitk.Transform, interpolator
 @functools.cache
 def _sample(name: str, is_label: bool = False) -> sitk.Image:
     """A reference file, or series, of the package that `data_util.sample` fetches."""
-    with tarfile.open(fetch(TOTALSEGMENTATOR)) as tar, tempfile.TemporaryDirectory() as folder:
-        inside = [m for m in tar if m.isfile() and m.name.startswith(f"{REFERENCE_FILES}{name}")]
-        tar.extractall(folder, inside, filter="data")
-        return read_image(Path(folder, REFERENCE_FILES, name), is_label=is_label)
+    with tempfile.TemporaryDirectory() as folder:
+        unpack(fetch(TOTALSEGMENTATOR), {f"{REFERENCE_FILES}{name}": name}, Path(folder))
+        return read_image(Path(folder, name), is_label=is_label)
 
 
 def ct_deformed() -> Pair:

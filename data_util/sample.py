@@ -22,7 +22,7 @@ import SimpleITK as sitk
 from cli import run
 from data_util.hdf5 import Scan
 from data_util.making.known_flows import deform, known_pair, placement_flow, smooth_flow
-from data_util.making.new_set import write_scans
+from data_util.making.new_set import check_size, write_scans
 from data_util.making.packages import fetch, unpack
 from data_util.making.slabs import common_slab, read_ct
 from data_util.making.starter_sources import REFERENCE_FILES, TOTALSEGMENTATOR
@@ -30,7 +30,6 @@ from data_util.scans.frame import Frame
 from data_util.scans.images import to_array
 from data_util.scans.preprocessing import crop_frame, prepare
 from data_util.scans.view import PRESETS
-from errors import UserError
 
 CTS = (  # image, labels
     ("example_ct.nii.gz", "example_seg_fast_force_split.nii.gz"),
@@ -83,8 +82,7 @@ def write_dataset(
     Raises:
         UserError: a size or the seed is too small, or as `packages.fetch`, `extract`, `read_ct` and `write_scans` say.
     """
-    if len(size) != 3 or min(size) < 16 or seed < 0:
-        raise UserError(f"size {tuple(size)}, seed {seed}: give three sizes of at least 16 voxels and a seed from 0 on")
+    check_size(size, seed)
     name = Path(prefix).name
     n_train, n_known = N_TRAIN * len(CTS), N_KNOWN * len(CTS)
     first_known = n_train + len(CTS)

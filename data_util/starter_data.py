@@ -34,7 +34,7 @@ from data_util.hdf5_writer import new_file
 from data_util.making.alignment import Alignment
 from data_util.making.brains import GREY_MATTER, WHITE_MATTER, brain_mask, tissue_labels
 from data_util.making.known_flows import deform, known_pair, placement_flow, smooth_flow
-from data_util.making.new_set import new_paths
+from data_util.making.new_set import check_size, new_paths
 from data_util.making.recipe import Recipe, make_scan
 from data_util.making.shapes import shape_pair
 from data_util.making.slabs import common_slab, read_ct
@@ -81,8 +81,7 @@ def write_sets(folder: str | Path, size: tuple[int, int, int], seed: int = 0, ov
         UserError: a size or the seed is too small, a file is there already or cannot be written, or a package cannot
             be fetched.
     """
-    if len(size) != 3 or min(size) < 16 or seed < 0:
-        raise UserError(f"size {tuple(size)}, seed {seed}: give three sizes of at least 16 voxels and a seed from 0 on")
+    check_size(size, seed)
     paths = {name: new_paths(Path(folder) / name, overwrite) for name in (BRAIN, ANY)}
     with tempfile.TemporaryDirectory() as name:
         files = Path(name)

@@ -10,6 +10,16 @@ from errors import UserError
 from files import writing
 
 
+def check_size(size: Sequence[int], seed: int) -> None:
+    """See that volumes are large enough for the smooth flows that deform them, and that a seed is one.
+
+    Raises:
+        UserError: one of them is not.
+    """
+    if len(size) != 3 or min(size) < 16 or seed < 0:
+        raise UserError(f"size {tuple(size)}, seed {seed}: give three sizes of at least 16 voxels and a seed from 0 on")
+
+
 def new_paths(prefix: str | Path, overwrite: bool) -> tuple[Path, Path]:
     """The paths of a new set's HDF5 file and config, whose folder is made.
 

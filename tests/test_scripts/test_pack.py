@@ -42,3 +42,13 @@ def test_what_is_there_is_replaced_only_where_that_is_asked_for_and_never_the_ru
     assert cli.run(pack.main, ["-c", "mine", "-o", "weights/mine", "--overwrite"]) == 1
     assert "is the run itself" in capsys.readouterr().err
     assert runs.list_steps("weights/mine") == [5, 9]
+
+
+def test_a_folder_of_anything_else_is_never_replaced(run, capsys):
+    (run.parent / "other").mkdir()
+    (run.parent / "other" / "log.csv").write_text("step")
+    for output, told in (("weights", "mine, other"), ("weights/other", "log.csv"), ("weights/other/log.csv", "a file")):
+        assert cli.run(pack.main, ["-c", "mine", "-o", output, "--overwrite"]) == 1
+        assert told in capsys.readouterr().err
+    assert runs.list_steps(run) == [5, 9]
+    assert (run.parent / "other" / "log.csv").read_text() == "step"
