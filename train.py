@@ -276,7 +276,7 @@ def build_trainer(
         optimizer = training.adam(network, args.ema)
         if source is not None:
             fresh = starts_anew(args, source)
-            checkpoints.restore(network, source, None if fresh else optimizer)
+            checkpoints.restore(network, source, None if fresh else optimizer, any_size=fresh)
             step = 0 if fresh else int(source.name.removeprefix("model-"))
         trainer = training.Trainer(network, step, args.jit, labels)
         trainer.compile(optimizer=optimizer)

@@ -58,7 +58,7 @@ def cases(size):
         yield Case(f"training step, {base_network}-{n}", _both(functools.partial(_step, size, base_network, n)))
     for n, labels in ((1, None), (1, LABELS), (10, None)):
         many = "1 label" if labels is None else f"{len(labels)} labels"
-        yield Case(f"a pair evaluated, VTN-{n}, {many}", _both(functools.partial(_evaluation, size, n, labels)))
+        yield Case(f"two pairs evaluated, VTN-{n}, {many}", _both(functools.partial(_evaluation, size, n, labels)))
 
 
 def _convolutions(layer):

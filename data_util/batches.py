@@ -52,4 +52,11 @@ def batches(
 
     samples = tf.data.Dataset.range(numbers.start, numbers.stop)
     samples = samples.map(load, num_parallel_calls=_READERS, deterministic=True)
-    return samples.batch(batch, drop_remainder=True).prefetch(_BATCHES_AHEAD)
+    return samples.batch(batch, drop_remainder=True).prefetch(_BATCHES_AHEAD).with_options(_untuned())
+
+
+def _untuned() -> tf.data.Options:
+    """Nothing is left to be tuned. TensorFlow's tuner now and then sleeps on, up to 20 s, when its dataset ends."""
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return options

@@ -8,8 +8,8 @@ holds beside them is in `runs.py`, whose functions are offered here too.
 import hashlib
 import math
 import pathlib
-import warnings
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -140,7 +140,10 @@ def fingerprint(prefix: str | pathlib.Path) -> str:
 
 
 def restore(
-    network: RecursiveCascadedNetwork, prefix: str | pathlib.Path, optimizer: keras.optimizers.Optimizer | None = None
+    network: RecursiveCascadedNetwork,
+    prefix: str | pathlib.Path,
+    optimizer: keras.optimizers.Optimizer | None = None,
+    any_size: bool = False,
 ) -> None:
     """Fill the network's weights, and the optimizer's state if one is given, from a checkpoint.
 
@@ -148,16 +151,26 @@ def restore(
     bookkeeping. One variable is read at a time. With an optimizer that keeps averages, these become what is saved as
     the weights, and the weights what they were after the last step.
 
+    With `any_size`, the checkpoint may be one of another image size. All weights but the last kernels of the affine
+    cascade fit any size, and these are resampled, which is near enough to train on from there.
+
     Raises:
         UserError: the file is damaged, or does not fit the network.
     """
     reader, shapes = _open(prefix)
     weights = network.named_weights()
-    _check_fit(prefix, network.config, {name: tuple(w.shape) for name, w in weights.items()}, shapes)
+    wanted = {name: tuple(weight.shape) for name, weight in weights.items()}
+    _check_fit(prefix, network.config, wanted, shapes, any_size)
+    if any(tuple(shapes[name]) != shape for name, shape in wanted.items()):
+        print(
+            f"checkpoint {prefix} is of another image size: the last kernels of its affine cascade are resampled",
+            file=sys.stderr,
+        )
     if optimizer is not None and "beta1_power" not in shapes:
         raise UserError(f"checkpoint {prefix} holds no optimizer state to continue with; use --clear_steps")
     for name, weight in weights.items():
-        weight.assign(_read(reader, name, prefix))
+        value = _read(reader, name, prefix)
+        weight.assign(value if value.shape == wanted[name] else resampled_kernel(value, wanted[name][:3]))
     if optimizer is not None:
         for name, (weight, average) in _averages(network, optimizer).items():
             average.assign(weight.value)
@@ -332,6 +345,7 @@ def _check_fit(
     config: CascadeConfig,
     wanted: dict[str, tuple[int, ...]],
     found: dict[str, list[int]],
+    any_size: bool,
 ) -> None:
     """Raise a UserError unless the file's variables are just the wanted weights and known bookkeeping."""
     options = ", ".join(f"{name} {value}" for name, value in config.base_network_options.items())
@@ -342,7 +356,9 @@ def _check_fit(
         if name not in found:
             raise UserError(f"checkpoint {prefix} is not one of {what}: it lacks the variable {name}; check -b and -n")
         if tuple(found[name]) != wanted[name]:
-            if name in heads:
+            if name in heads and tuple(found[name][3:]) == wanted[name][3:]:
+                if any_size:
+                    continue
                 raise UserError(_other_size(prefix, config, found[name]))
             raise UserError(
                 f"checkpoint {prefix} is not one of {what}: {name} has shape {tuple(found[name])}, "
@@ -358,7 +374,7 @@ def _check_fit(
             f"({len(foreign)} such in all); check -b and -n"
         )
     if unused:
-        warnings.warn(f"checkpoint {prefix}: unused variables {', '.join(unused)}", stacklevel=3)
+        print(f"checkpoint {prefix}: unused variables {', '.join(unused)}", file=sys.stderr)
 
 
 def _other_size(prefix: str | pathlib.Path, config: CascadeConfig, shape: list[int]) -> str:
@@ -368,5 +384,22 @@ def _other_size(prefix: str | pathlib.Path, config: CascadeConfig, shape: list[i
     return (
         f"checkpoint {prefix} was trained at another image size than {size}: the last kernels of its affine cascade "
         f"cover {grid} voxels, which are sizes of {limits}; resample the data to the size it was trained at, or train "
-        "a model at this one"
+        f"on from its weights at this one: train.py -c {prefix} --clear_steps"
     )
+
+
+def resampled_kernel(kernel: np.ndarray, size: Sequence[int]) -> np.ndarray:
+    """A kernel over the whole of a coarse grid, for the same space on a grid of another size.
+
+    A new voxel has of each old one's weights the share that it covers. So features that are alike everywhere, and
+    those of voxels that are merely divided, give what they gave.
+
+    Args:
+        kernel: [x, y, z, in, out].
+        size: of the new grid.
+    """
+    for axis, n in enumerate(size):
+        cuts, old = np.linspace(0, kernel.shape[axis], n + 1), np.arange(kernel.shape[axis])
+        covered = np.minimum(cuts[1:, None], old + 1) - np.maximum(cuts[:-1, None], old)
+        kernel = np.moveaxis(np.tensordot(np.maximum(covered, 0), kernel, (1, axis)), 0, axis)
+    return kernel

@@ -486,3 +486,10 @@ def test_wrong_masks_are_told_where_they_are_asked_for(config, mask, message):
     numpy_batches(scheme.training(6, 0, 0, 1))
     with pytest.raises(UserError, match=message), user_errors():
         numpy_batches(scheme.training(6, 0, 0, 1, members=("mask",)))
+
+
+def test_no_tuner_holds_a_dataset_up_when_it_ends(config):
+    """TensorFlow's slept up to 20 s there."""
+    scheme = open_scheme(config, "mixed")
+    for dataset in (scheme.training(2, 0, 0, 3), scheme.evaluation(1)):
+        assert dataset.options().autotune.enabled is False

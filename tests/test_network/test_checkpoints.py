@@ -191,7 +191,10 @@ WRONG = {
     "more cascades": (SMALL.replace(n_cascades=3), "lacks the variable gaffdfrm/deform_stem_2/.*check -b and -n"),
     "fewer cascades": (SMALL.replace(n_cascades=1), "has no place there .*check -b and -n"),
     "other channels": (SMALL.replace(channels=4), r"has shape .* not .*channels in --net_args"),
-    "other size": (SMALL.replace(image_size=(16, 70, 16)), r"another image size than 16 x 70 x 16.*1\.\.64.*resample"),
+    "other size": (
+        SMALL.replace(image_size=(16, 70, 16)),
+        r"another image size than 16 x 70 x 16.*1\.\.64.*--clear",
+    ),
 }
 
 
@@ -211,6 +214,37 @@ def test_another_size_on_the_same_affine_grid_is_welcome(saved):
     other = load_model(folder, image_size=(20, 18, 30))
     assert other.config.image_size == (20, 18, 30)
     np.testing.assert_array_equal(other.weights[0], network.weights[0])
+
+
+def test_weights_to_train_on_from_may_be_of_any_size(saved, capsys):
+    folder, network, _ = saved
+    other = build_network(SMALL.replace(image_size=(70, 16, 130)))
+    checkpoints.restore(other, folder / "model-5", any_size=True)
+    assert "model-5 is of another image size: the last kernels" in capsys.readouterr().err
+    assert other.affine.matrix_head.kernel.shape[:3] == (2, 1, 3)
+    for name, weight in network.named_weights().items():
+        found = other.named_weights()[name].numpy()
+        # Divided among six voxels, or the same.
+        expected = np.broadcast_to(weight / 6, found.shape) if "/conv7_" in name else weight
+        np.testing.assert_allclose(found, expected, rtol=1e-6, err_msg=name)
+
+
+def test_any_size_is_no_excuse_for_other_weights(saved):
+    with pytest.raises(UserError, match=r"has shape .* not .*channels in --net_args"):
+        checkpoints.restore(build_network(SMALL.replace(channels=4)), saved[0] / "model-5", any_size=True)
+
+
+def test_a_resampled_kernel_keeps_what_lies_in_each_part_of_the_grid():
+    kernel = np.random.default_rng(0).random((2, 3, 1, 4, 5))
+    np.testing.assert_allclose(checkpoints.resampled_kernel(kernel, (2, 3, 1)), kernel)
+    np.testing.assert_allclose(
+        checkpoints.resampled_kernel(kernel, (1, 1, 1))[0, 0, 0], kernel.sum((0, 1, 2)), rtol=1e-12
+    )
+    finer = checkpoints.resampled_kernel(kernel, (4, 6, 3))
+    np.testing.assert_allclose(finer[1, 4, 2], kernel[0, 2, 0] / 12)
+    # Three voxels as two: the middle one is shared.
+    coarser = checkpoints.resampled_kernel(kernel, (2, 2, 1))
+    np.testing.assert_allclose(coarser[:, 0], kernel[:, 0] + kernel[:, 1] / 2)
 
 
 @pytest.mark.parametrize("ending", [".index", ".data-00000-of-00001"])
