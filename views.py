@@ -5,7 +5,7 @@ from pathlib import Path
 import SimpleITK as sitk
 
 from data_util.config import load_dataset_config
-from data_util.scans.automatic_view import automatic_view
+from data_util.scans.automatic_view import automatic_view, modality_of
 from data_util.scans.view import PRESETS, View
 
 
@@ -68,4 +68,17 @@ def choose_view(
             "the run does not say where the axes of its volumes run to, so they were taken as LPS; if that is wrong, "
             "say it with --orientation (RPI for the published liver models)"
         )
+    for role, scan in (("fixed", fixed), ("moving", moving)):
+        remarks += [f"the {role} scan {unlike}" for unlike in _unlike(known, modality_of(scan))]
     return view.completed(View(orientation="LPS")), chosen, remarks
+
+
+def _unlike(known: View, modality: str | None) -> list[str]:
+    """How a scan differs from those that a run was trained on, as far as their grey values tell."""
+    if known.percentiles and modality == "CT":
+        return [
+            "is a CT, but the model knows scans scaled by percentiles, as MR is: expect little if it never saw a CT"
+        ]
+    if known.window and modality not in ("CT", None):
+        return [f"is {modality}, but the model knows scans in a window of Hounsfield units, as CT is: expect little"]
+    return []

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from .blocks import Encoder, convolution
@@ -91,3 +92,20 @@ class AffineNetwork(keras.layers.Layer):
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "channels": self.channels, "leaky_slope": self.leaky_slope}
+
+
+def resampled_kernel(kernel: np.ndarray, size: Sequence[int]) -> np.ndarray:
+    """A kernel over the whole of a coarse grid, for the same space on a grid of another size.
+
+    A new voxel has of each old one's weights the share that it covers. So features that are alike everywhere, and
+    those of voxels that are merely divided, give what they gave.
+
+    Args:
+        kernel: [x, y, z, in, out].
+        size: of the new grid.
+    """
+    for axis, n in enumerate(size):
+        cuts, old = np.linspace(0, kernel.shape[axis], n + 1), np.arange(kernel.shape[axis])
+        covered = np.minimum(cuts[1:, None], old + 1) - np.maximum(cuts[:-1, None], old)
+        kernel = np.moveaxis(np.tensordot(np.maximum(covered, 0), kernel, (1, axis)), 0, axis)
+    return kernel

@@ -9,7 +9,7 @@ import hashlib
 import math
 import pathlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -19,6 +19,7 @@ import tensorflow as tf
 import files
 from errors import UserError, first_line
 
+from .affine import resampled_kernel
 from .averaging import averages
 from .config import CascadeConfig
 from .recursive_cascaded_networks import RecursiveCascadedNetwork, build_network
@@ -386,20 +387,3 @@ def _other_size(prefix: str | pathlib.Path, config: CascadeConfig, shape: list[i
         f"cover {grid} voxels, which are sizes of {limits}; resample the data to the size it was trained at, or train "
         f"on from its weights at this one: train.py -c {prefix} --clear_steps"
     )
-
-
-def resampled_kernel(kernel: np.ndarray, size: Sequence[int]) -> np.ndarray:
-    """A kernel over the whole of a coarse grid, for the same space on a grid of another size.
-
-    A new voxel has of each old one's weights the share that it covers. So features that are alike everywhere, and
-    those of voxels that are merely divided, give what they gave.
-
-    Args:
-        kernel: [x, y, z, in, out].
-        size: of the new grid.
-    """
-    for axis, n in enumerate(size):
-        cuts, old = np.linspace(0, kernel.shape[axis], n + 1), np.arange(kernel.shape[axis])
-        covered = np.minimum(cuts[1:, None], old + 1) - np.maximum(cuts[:-1, None], old)
-        kernel = np.moveaxis(np.tensordot(np.maximum(covered, 0), kernel, (1, axis)), 0, axis)
-    return kernel

@@ -234,19 +234,6 @@ def test_any_size_is_no_excuse_for_other_weights(saved):
         checkpoints.restore(build_network(SMALL.replace(channels=4)), saved[0] / "model-5", any_size=True)
 
 
-def test_a_resampled_kernel_keeps_what_lies_in_each_part_of_the_grid():
-    kernel = np.random.default_rng(0).random((2, 3, 1, 4, 5))
-    np.testing.assert_allclose(checkpoints.resampled_kernel(kernel, (2, 3, 1)), kernel)
-    np.testing.assert_allclose(
-        checkpoints.resampled_kernel(kernel, (1, 1, 1))[0, 0, 0], kernel.sum((0, 1, 2)), rtol=1e-12
-    )
-    finer = checkpoints.resampled_kernel(kernel, (4, 6, 3))
-    np.testing.assert_allclose(finer[1, 4, 2], kernel[0, 2, 0] / 12)
-    # Three voxels as two: the middle one is shared.
-    coarser = checkpoints.resampled_kernel(kernel, (2, 2, 1))
-    np.testing.assert_allclose(coarser[:, 0], kernel[:, 0] + kernel[:, 1] / 2)
-
-
 @pytest.mark.parametrize("ending", [".index", ".data-00000-of-00001"])
 def test_a_damaged_checkpoint(ending, saved, tmp_path):
     folder, network, _ = saved

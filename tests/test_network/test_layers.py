@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 from errors import UserError
-from network.affine import AffineNetwork
+from network.affine import AffineNetwork, resampled_kernel
 from network.base_networks import VTN, VoxelMorph
 from network.blocks import (
     DoublingConvolution,
@@ -301,3 +301,14 @@ def test_a_doubling_convolution_is_that_of_what_is_doubled_and_joined(size):
         results.append([out, *tape.gradient(out, [*inputs, *(v.value for v in layer.trainable_variables)], upstream)])
     for expected, found in zip(*results, strict=True):
         np.testing.assert_allclose(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_resampled_kernel_keeps_what_lies_in_each_part_of_the_grid():
+    kernel = np.random.default_rng(0).random((2, 3, 1, 4, 5))
+    np.testing.assert_allclose(resampled_kernel(kernel, (2, 3, 1)), kernel)
+    np.testing.assert_allclose(resampled_kernel(kernel, (1, 1, 1))[0, 0, 0], kernel.sum((0, 1, 2)), rtol=1e-12)
+    finer = resampled_kernel(kernel, (4, 6, 3))
+    np.testing.assert_allclose(finer[1, 4, 2], kernel[0, 2, 0] / 12)
+    # Three voxels as two: the middle one is shared.
+    coarser = resampled_kernel(kernel, (2, 2, 1))
+    np.testing.assert_allclose(coarser[:, 0], kernel[:, 0] + kernel[:, 1] / 2)
