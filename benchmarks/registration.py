@@ -95,6 +95,8 @@ def wanted(patterns: list[str], with_ants: bool) -> list[tuple[str, str, str]]:
             for method, (who, _) in registration_methods.METHODS.items():
                 if method in senseless or (who == registration_methods.ANTS and not with_ants):
                     continue
+                if method in registration_methods.OF_HEADS and pair not in registration_pairs.HEADS:
+                    continue
                 if any(fnmatch.fnmatchcase(f"{pair}/{start}/{method}", pattern) for pattern in patterns):
                     found.append((pair, start, method))
     return found

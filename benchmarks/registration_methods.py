@@ -14,17 +14,25 @@ import numpy as np
 import SimpleITK as sitk
 
 HERE, ANTS, ITK = "here", "ants", "itk"
+STARTER = {"checkpoint": "starter-brain", "affine": "affine"}
 # Name of a method -> who does it, and its options.
 METHODS = {
     "here": (HERE, {}),
     "here, ncc": (HERE, {"net_args": "similarity='ncc'"}),
     "here, mind": (HERE, {"net_args": "similarity='mind'"}),
+    "here, 60 steps": (HERE, {"refine": 60}),
+    "starter": (HERE, STARTER),
+    "starter, 10 steps": (HERE, {**STARTER, "refine": 10}),
+    "starter, 30 steps": (HERE, {**STARTER, "refine": 30}),
+    "starter, 60 steps": (HERE, {**STARTER, "refine": 60}),
+    "starter, repeated": (HERE, {**STARTER, "rep": 2}),
     "SyN": (ANTS, {"type_of_transform": "SyN"}),
     "SyNQuick": (ANTS, {"type_of_transform": "antsRegistrationSyNQuick[s]"}),
     "ITK affine and demons": (ITK, {}),
 }
 ONE_MODALITY = ("here, ncc", "ITK affine and demons")
 TWO_MODALITIES = ("here, mind",)
+OF_HEADS = ("here, 60 steps", *(name for name in METHODS if name.startswith("starter")))
 
 
 def main() -> None:

@@ -137,6 +137,7 @@ def pairs(sources: Sources) -> dict[str, Callable[[], Pair]]:
     }
 
 
+HEADS = ("MNI and Colin, brains", "MNI brain and Colin's head", "Colin deformed")
 TWO_MODALITIES = ("MR and made CT", "CT and MR phantoms", "CT and MR")
 
 
