@@ -8,17 +8,23 @@ CTS = datasets/sample64
 FRUGAL = MALLOC_ARENA_MAX=2 MALLOC_MMAP_THRESHOLD_=65536 TF_ONEDNN_USE_SYSTEM_ALLOCATOR=1
 # In two parts, since networks and what XLA compiled for them stay in the memory of a process.
 TESTS = $(FRUGAL) $(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
-STARTERS = starter-brain starter-any
-# 5 epochs: the rate is halved after the third and the fourth. Both models take 2.5 hours on two cores.
-STARTER_EPOCH = 800
-STARTER_STEPS = $(shell expr 5 \* $(STARTER_EPOCH))
-# They follow an affine map that is found without a network, so the affine maps of the augmentation are mild.
-STARTER_ARGS = channels=4, affine_channels=4, augmentation='bspline+affine+contrast', \
+STARTER = starter-brain
+# The affine maps of the augmentation are mild, as an affine map is found without a network first.
+STARTER_ARGS = channels=4, affine_channels=4, similarity='lncc', augmentation='bspline+affine', \
 	rotation=5, scale=0.05, shear=0.03, shift=0.03
+# Coarse volumes first, whose steps take a seventh of the time. The rate is halved after the third and fourth epoch.
+STARTER_COARSE = -b VTN -n 3 -d datasets/starter-64/$(STARTER).json --round 1600 --epochs 5 --lr 1e-3 --ema 0.999 \
+	--net_args "$(STARTER_ARGS)" --seed 0
+STARTER_FINE = -c $$(ls -t weights/*_$(STARTER)-64/model-8000.index | head -n 1) --clear_steps \
+	-d datasets/$(STARTER).json --round 200 --epochs 5 --lr 5e-4 --ema 0.99
+# Train a run of a name up to its last step by the flags of a new one, or go on from the newest checkpoint of it.
+trained = @newest=$$(ls -t weights/*_$(1)/model-*.index 2>/dev/null | head -n 1); run=$$(dirname "$$newest"); \
+	if [ -z "$$newest" ]; then set -x; $(RUN) train.py $(3) -g auto --batch 1 --val_steps 200 --name $(1); \
+	elif [ ! -e "$$run/model-$(2).index" ]; then set -x; $(RUN) train.py -c "$$run" -g auto --val_steps 200 --name $(1); fi
 NEWEST = $$(ls -td weights/*_$@* | head -n 1)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv quickstart sample starter $(STARTERS) test test-slow campaign bench lint
+.PHONY: help venv quickstart sample starter test test-slow campaign bench lint
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -56,23 +62,16 @@ sample: $(CTS).json  ## the same on two real abdominal CTs, which are fetched
 		--lr 4e-4 --net_args "augmentation='identity'" --name $@
 	$(RUN) eval.py -c $(NEWEST) -d $(CTS).json -g -1 -v 2,known --paired --per_cascade --figures 2
 
-datasets/starter-any.json: | $(VENV)/.ready
+datasets/$(STARTER).json: | $(VENV)/.ready
 	$(RUN) -m data_util.starter_data -o datasets --overwrite
 
-datasets/starter-brain.json: datasets/starter-any.json
+datasets/starter-64/$(STARTER).json: | $(VENV)/.ready
+	$(RUN) -m data_util.starter_data -o datasets/starter-64 --size 64 64 64 --overwrite
 
-starter: $(STARTERS)  ## fetch scans and train the starter models, 2.5 hours; goes on where it was stopped
-
-# A stopped run is continued from its newest checkpoint, in a folder of its own.
-$(STARTERS): %: datasets/%.json
-	@newest=$$(ls -t weights/*_$@/model-*.index 2>/dev/null | head -n 1); run=$$(dirname "$$newest"); \
-	if [ -z "$$newest" ]; then set -x; \
-		$(RUN) train.py -b VTN -n 3 -d datasets/$@.json -g auto --batch 1 --round $(STARTER_EPOCH) --epochs 5 --lr 4e-4 \
-			--val_steps 200 --net_args "$(STARTER_ARGS)" --seed 0 --name $@; \
-	elif [ ! -e "$$run/model-$(STARTER_STEPS).index" ]; then set -x; \
-		$(RUN) train.py -c "$$run" -g auto --val_steps 200 --name $@; fi
-	$(RUN) pack.py -c $$(dirname $$(ls -t weights/*_$@/model-$(STARTER_STEPS).index | head -n 1)):$(STARTER_STEPS) \
-		-o weights/$@ --overwrite
+starter: datasets/$(STARTER).json datasets/starter-64/$(STARTER).json  ## fetch scans and train the starter model; goes on where it was stopped
+	$(call trained,$(STARTER)-64,8000,$(STARTER_COARSE))
+	$(call trained,$(STARTER),1000,$(STARTER_FINE))
+	$(RUN) pack.py -c $$(ls -t weights/*_$(STARTER)/model-1000.index | head -n 1) -o weights/$(STARTER) --overwrite
 
 test: $(VENV)/.ready-dev  ## set up and pass the tests
 	$(TESTS) tests/test_network

@@ -192,12 +192,17 @@ def _step(size, base_network, n):
 def training_step(config):
     """A function without arguments that does a training step of one pair of random images."""
     network = build_network(config)
-    trainer = training.Trainer(network)
+    trainer = training.Trainer(network, labels=LABELS)
     trainer.compile(optimizer=training.adam(network))
     trainer.optimizer.learning_rate = 1e-6
     rng = np.random.default_rng(1)
     fixed, moving = (tf.constant(rng.random((1, *config.image_size, 1), np.float32)) for _ in range(2))
     batch = {"fixed": fixed, "moving": moving, "seed": tf.constant([[0, 1]])}
+    if config.dice_factor:
+        batch |= dict.fromkeys(("fixed_seg", "moving_seg"), tf.constant(_blocks_of_labels(config.image_size[0])))
+    if config.landmark_factor:
+        points = rng.random((1, 20, 3), np.float32) * (np.array(config.image_size) - 1)
+        batch |= dict.fromkeys(("fixed_points", "moving_points"), tf.constant(points, tf.float32))
     trainer.make_train_function()
     return lambda: trainer.train_function(iter([batch]))
 
