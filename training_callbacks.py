@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import workers
 from errors import UserError
 from network import selection
+from network.registry import METRICS
 
 if TYPE_CHECKING:  # TensorFlow is imported within the functions, so that --help is quick
     import keras
@@ -19,8 +20,6 @@ if TYPE_CHECKING:  # TensorFlow is imported within the functions, so that --help
     from data_util.dataset import Scheme
 
 LOGS = pathlib.Path("logs")
-# What the scans of a pair must have for a metric to be measured, as `Scheme.some_pair_has` knows it.
-NEEDED = {"overlap": "seg", "surface": "seg", "landmarks": "points"}
 
 
 def open_selection(
@@ -37,7 +36,7 @@ def open_selection(
         raise UserError(
             f"--best {args.best}: {args.dataset} has no scheme '2' to validate on; add it, or give --best ''"
         )
-    needed = NEEDED.get(selection.chosen_value(args.best)[0])
+    needed = METRICS.find(selection.chosen_value(args.best)[0]).member
     if needed is not None and not validation.some_pair_has(needed):
         raise UserError(selection.not_measured(args.best))
     chosen = selection.Selection(args.best, args.patience)

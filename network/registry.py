@@ -114,6 +114,7 @@ class Metric:
         where: 'graph' (a function of TensorFlow, computed with the network) or 'numpy' (afterwards, on the CPU).
         default: whether it is measured where no metrics are asked for.
         needs: the images out of `IMAGES` that a NumPy metric looks at.
+        member: what both scans of a pair must have, beside their volumes, for it to be measured: 'seg' or 'points'.
     """
 
     target: str | Callable[..., Any]
@@ -121,6 +122,7 @@ class Metric:
     where: str = "graph"
     default: bool = True
     needs: tuple[str, ...] = ()
+    member: str | None = None
 
     def load(self) -> Callable[..., Any]:
         """The function itself, imported now if it is not yet."""
@@ -309,13 +311,14 @@ _VOXELS, _MILLIMETRES = (Value(unit, "label", "lower") for unit in ("voxel", "mm
 METRICS: Table[Metric] = Table(
     "metric",
     {
-        "overlap": Metric("network.scene:measure_overlap", {"dice": _SCORE, "jaccard": _SCORE}),
+        "overlap": Metric("network.scene:measure_overlap", {"dice": _SCORE, "jaccard": _SCORE}, member="seg"),
         "landmarks": Metric(
             "network.scene:measure_landmarks",
             {
                 "landmark_distance": Value("voxel", "landmark", "lower"),
                 "landmark_distance_mm": Value("mm", "landmark", "lower"),
             },
+            member="points",
         ),
         "jacobian": Metric("network.scene:measure_jacobian", {"jacobian_std": Value()}),
         "folding": Metric("network.scene:measure_folding", {"folding": Value()}),
@@ -336,6 +339,7 @@ METRICS: Table[Metric] = Table(
             where="numpy",
             default=False,  # much the slowest
             needs=("fixed_seg", "warped_seg"),
+            member="seg",
         ),
     },
 )
