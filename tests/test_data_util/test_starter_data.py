@@ -60,6 +60,15 @@ def test_the_head_and_the_ct_that_are_kept_back_are_in_no_pair_to_train_on(stand
             assert sum("colin" in scan or scan.endswith("/slab") for scan in pair) == 1
 
 
+def test_one_set_alone_needs_no_scans_of_the_other(stand_ins, tmp_path, monkeypatch):
+    assert run(tmp_path / "both") == 0
+    monkeypatch.setattr(starter_data, "body_scans", None)
+    assert run(tmp_path / "one", "--only", "starter-brain") == 0
+    assert sorted(path.name for path in (tmp_path / "one").iterdir()) == ["starter-brain.h5", "starter-brain.json"]
+    both, one = (open_scheme(load_dataset_config(tmp_path / f"{f}/starter-brain.json"), "1") for f in ("both", "one"))
+    assert list(one) == list(both)
+
+
 def test_pairs_are_of_two_scans_and_of_one_with_itself_and_come_by_their_shares(stand_ins, tmp_path):
     assert run(tmp_path) == 0
     scheme = open_scheme(load_dataset_config(tmp_path / "starter-any.json"), "1")
