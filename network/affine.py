@@ -95,10 +95,10 @@ class AffineNetwork(keras.layers.Layer):
 
 
 def resampled_kernel(kernel: np.ndarray, size: Sequence[int]) -> np.ndarray:
-    """A kernel over the whole of a coarse grid, for the same space on a grid of another size.
+    """A kernel over the whole of a coarse grid, for a grid of another size.
 
     A new voxel has of each old one's weights the share that it covers. So features that are alike everywhere, and
-    those of voxels that are merely divided, give what they gave.
+    those of voxels that are merely divided, give the number that they gave: a shift stays one of as many voxels.
 
     Args:
         kernel: [x, y, z, in, out].

@@ -8,6 +8,7 @@ holds beside them is in `runs.py`, whose functions are offered here too.
 import hashlib
 import math
 import pathlib
+import shlex
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -153,7 +154,8 @@ def restore(
     the weights, and the weights what they were after the last step.
 
     With `any_size`, the checkpoint may be one of another image size. All weights but the last kernels of the affine
-    cascade fit any size, and these are resampled, which is near enough to train on from there.
+    cascade fit any size, and these are resampled. Flows and shifts then are of as many voxels as before, which are of
+    another size in mm: near enough to train on from there.
 
     Raises:
         UserError: the file is damaged, or does not fit the network.
@@ -385,5 +387,5 @@ def _other_size(prefix: str | pathlib.Path, config: CascadeConfig, shape: list[i
     return (
         f"checkpoint {prefix} was trained at another image size than {size}: the last kernels of its affine cascade "
         f"cover {grid} voxels, which are sizes of {limits}; resample the data to the size it was trained at, or train "
-        f"on from its weights at this one: train.py -c {prefix} --clear_steps"
+        f"on from its weights at this one: train.py -c {shlex.quote(str(prefix))} --clear_steps -d DATASET.json"
     )

@@ -114,7 +114,8 @@ class Metric:
         where: 'graph' (a function of TensorFlow, computed with the network) or 'numpy' (afterwards, on the CPU).
         default: whether it is measured where no metrics are asked for.
         needs: the images out of `IMAGES` that a NumPy metric looks at.
-        member: what both scans of a pair must have, beside their volumes, for it to be measured: 'seg' or 'points'.
+        member: what both scans of a pair must have, beside their volumes, for it to be measured: 'seg', 'points'
+            or None.
     """
 
     target: str | Callable[..., Any]

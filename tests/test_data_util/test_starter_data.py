@@ -62,11 +62,15 @@ def test_the_head_and_the_ct_that_are_kept_back_are_in_no_pair_to_train_on(stand
 
 def test_one_set_alone_needs_no_scans_of_the_other(stand_ins, tmp_path, monkeypatch):
     assert run(tmp_path / "both") == 0
+    fetched = []
+    monkeypatch.setattr(starter_data, "fetch_all", lambda wanted, folder: fetched.extend(wanted))
     monkeypatch.setattr(starter_data, "body_scans", None)
     assert run(tmp_path / "one", "--only", "starter-brain") == 0
     assert sorted(path.name for path in (tmp_path / "one").iterdir()) == ["starter-brain.h5", "starter-brain.json"]
-    both, one = (open_scheme(load_dataset_config(tmp_path / f"{f}/starter-brain.json"), "1") for f in ("both", "one"))
-    assert list(one) == list(both)
+    assert fetched == list(starter_data.HEADS)
+    both, one = (h5py.File(tmp_path / folder / "starter-brain.h5") for folder in ("both", "one"))
+    with both, one:
+        assert list(one) == list(both)
 
 
 def test_pairs_are_of_two_scans_and_of_one_with_itself_and_come_by_their_shares(stand_ins, tmp_path):

@@ -193,7 +193,7 @@ WRONG = {
     "other channels": (SMALL.replace(channels=4), r"has shape .* not .*channels in --net_args"),
     "other size": (
         SMALL.replace(image_size=(16, 70, 16)),
-        r"another image size than 16 x 70 x 16.*1\.\.64.*--clear",
+        r"another image size than 16 x 70 x 16.*1\.\.64.*-d DATASET",
     ),
 }
 

@@ -151,7 +151,7 @@ def test_a_coarse_run_is_a_start_for_a_fine_one(folder, started, capsys):
     write_dataset("datasets/fine", (16, 16, 68), 2, 1, 0)
     flags = ["-c", str(started), "-d", "datasets/fine.json", "--epochs", "0.3", "--name", "fine"]
     assert run(*flags) == 1
-    assert f"train.py -c {started}/model-1 --clear_steps" in capsys.readouterr().err
+    assert f"train.py -c {started}/model-1 --clear_steps -d" in capsys.readouterr().err
     assert run(*flags, "--clear_steps") == 0
     assert "is of another image size: the last kernels" in capsys.readouterr().err
     assert json.loads((only_run("_fine") / "config.json").read_text())["image_size"] == [16, 16, 68]
