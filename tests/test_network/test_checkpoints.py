@@ -358,3 +358,12 @@ def test_the_affine_cascade_has_channels_of_its_own():
     assert shapes[4]["gaffdfrm/affine_stem/conv2/W"] == (3, 3, 3, 4, 8)
     differing = {name for name in shapes[4] if shapes[4][name] != shapes[16][name]}
     assert differing == {name for name in shapes[4] if "affine_stem" in name}
+
+
+def test_the_starter_model_comes_with_the_code(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = load_model("starter-brain")
+    assert (model.config.base_network, model.config.n_cascades) == ("VTN", 3)
+    assert runs.load_data(model.checkpoint.parent)["crop"] == "brain"
+    assert sum(file.stat().st_size for file in model.checkpoint.parent.iterdir()) < 16e6
+    assert all(np.isfinite(weight.numpy()).all() for weight in model.weights)
