@@ -73,7 +73,7 @@ datasets/$(STARTER).json: | $(VENV)/.ready
 datasets/starter-64/$(STARTER).json: | $(VENV)/.ready
 	$(RUN) -m data_util.starter_data --only $(STARTER) -o datasets/starter-64 --size 64 64 64 --overwrite
 
-starter: datasets/$(STARTER).json datasets/starter-64/$(STARTER).json  ## train the starter model anew, 80 minutes on two cores; goes on where it was stopped
+starter: datasets/$(STARTER).json datasets/starter-64/$(STARTER).json  ## train the starter model anew, 80 minutes of one core; goes on where it was stopped
 	$(call trained,$(STARTER)-64,3200,$(STARTER_COARSE))
 	$(call trained,$(STARTER)-64b,8000,$(STARTER_SLOWER))
 	$(call trained,$(STARTER)-128,750,$(STARTER_FINE))

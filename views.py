@@ -68,8 +68,9 @@ def choose_view(
             "the run does not say where the axes of its volumes run to, so they were taken as LPS; if that is wrong, "
             "say it with --orientation (RPI for the published liver models)"
         )
-    for role, scan in (("fixed", fixed), ("moving", moving)):
-        remarks += [f"the {role} scan {unlike}" for unlike in _unlike(known, modality_of(scan))]
+    if has_run:
+        for role, scan in (("fixed", fixed), ("moving", moving)):
+            remarks += [f"the {role} scan {unlike}" for unlike in _unlike(known, modality_of(scan))]
     return view.completed(View(orientation="LPS")), chosen, remarks
 
 

@@ -39,6 +39,7 @@ from errors import UserError
 
 ROOT = Path(__file__).parents[1]
 GRID = 2.0  # mm, of the displacement field that is judged
+ALL = ["*"]  # what is registered unless --only says otherwise: but for the methods for heads
 POINTS = 20_000  # places where the error is taken
 PAIR_SCANS = ("fixed", "moving", "fixed_labels", "moving_labels")
 
@@ -51,9 +52,7 @@ def main(arguments: list[str] | None = None) -> None:
     flags.add_argument("--ants", metavar="PYTHON", help="interpreter with antspyx")
     for name in PAIR_SCANS:
         flags.add_argument(f"--{name}", help="of a pair of your own")
-    flags.add_argument(
-        "--only", nargs="+", default=["*"], metavar="PAIR/START/METHOD", help="patterns such as '*/*/SyN'"
-    )
+    flags.add_argument("--only", nargs="+", default=ALL, metavar="PAIR/START/METHOD", help="patterns such as '*/*/SyN'")
     flags.add_argument(
         "--spacing", type=float, metavar="MM", help="register the scans at about this spacing (their own)"
     )
@@ -91,14 +90,13 @@ def wanted(patterns: list[str], with_ants: bool) -> list[tuple[str, str, str]]:
     for pair in registration_pairs.pairs(registration_pairs.Sources(None, None, {})):
         two = pair in registration_pairs.TWO_MODALITIES
         senseless = registration_methods.ONE_MODALITY if two else registration_methods.TWO_MODALITIES
+        if patterns == ALL or pair not in registration_pairs.HEADS:
+            senseless = (*senseless, *registration_methods.OF_HEADS)
         for start in registration_pairs.starts():
             for method, (who, _) in registration_methods.METHODS.items():
                 if method in senseless or (who == registration_methods.ANTS and not with_ants):
                     continue
-                if method in registration_methods.OF_HEADS and pair not in registration_pairs.HEADS:
-                    continue
-                asking = [p for p in patterns if method not in registration_methods.OF_HEADS or not p.endswith("*")]
-                if any(fnmatch.fnmatchcase(f"{pair}/{start}/{method}", pattern) for pattern in asking):
+                if any(fnmatch.fnmatchcase(f"{pair}/{start}/{method}", pattern) for pattern in patterns):
                     found.append((pair, start, method))
     return found
 

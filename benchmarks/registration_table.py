@@ -26,7 +26,7 @@ affine map by Mattes' mutual information and diffeomorphic demons.
 
 `starter` is the model `weights/starter-brain` after an affine map, `starter, N steps` with so many steps of refinement,
 `starter, repeated` with each cascade applied twice; these, and `here, 60 steps` in place of as many as help, are run
-where `--only` names them alone. That model was trained on the MNI brain, but not on Colin.
+where `--only` asks for them. That model was trained on the MNI brain, but not on Colin.
 
 Regions are 24 parts of the cortex on both sides that AAL (drawn on Colin) and Harvard-Oxford (MNI152 space) both have;
 the two draw them by other rules, so that a perfect registration stays well below 1. Tissues of Colin are three means

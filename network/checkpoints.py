@@ -359,9 +359,10 @@ def _check_fit(
         if name not in found:
             raise UserError(f"checkpoint {prefix} is not one of {what}: it lacks the variable {name}; check -b and -n")
         if tuple(found[name]) != wanted[name]:
-            if name in heads and tuple(found[name][3:]) == wanted[name][3:]:
-                if any_size:
-                    continue
+            other_size = name in heads and tuple(found[name][3:]) == wanted[name][3:]
+            if other_size and any_size:
+                continue
+            if other_size:
                 raise UserError(_other_size(prefix, config, found[name]))
             raise UserError(
                 f"checkpoint {prefix} is not one of {what}: {name} has shape {tuple(found[name])}, "
