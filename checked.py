@@ -47,6 +47,7 @@ MOST = 2**31 - 1  # the largest count; more of anything is a mistake
 COUNT = Limit(lambda value: 1 <= value <= MOST, f"a whole number from 1 to {MOST}")
 INDEX = Limit(lambda value: value >= 0, "a whole number from 0")
 POSITIVE = Limit(lambda value: value > 0, "a number greater than 0")
+NOT_NEGATIVE = Limit(lambda value: math.isfinite(value) and value >= 0, "a number from 0")
 SHARE = Limit(lambda value: 0 <= value < 1, "a number from 0 to below 1")
 
 

@@ -32,7 +32,7 @@ WEIGHTS = pathlib.Path("weights")
 # Flags that, where not given, are those of the run that -c continues, or else these.
 INHERITED = (
     *("rep", "dataset", "batch", "round", "epochs", "data_args", "lr", "precision", "seed", "finetune"),
-    *("best", "patience", "ema"),
+    *("best", "patience", "ema", "clip"),
 )
 DEFAULTS = {name: getattr(runs.RunArgs(), name) for name in INHERITED} | {"dataset": "datasets/liver.json"}
 
@@ -76,6 +76,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add_inherited("--patience", type=int, help="with --best: end after so many validations without a better; 0: never")
     add_inherited("--ema", type=float, help="decay of the average of the weights that is validated and saved; 0: none")
+    add_inherited("--clip", type=float, metavar="NORM", help="scale a gradient of a greater norm down to it; 0: none")
     add_inherited("--data_args", help='data options, "key=value": paired')
     add_inherited("--lr", type=float, help="initial learning rate")
     add("--clear_steps", action="store_true", help="with -c: start at step 0 with a fresh optimizer")
@@ -178,6 +179,8 @@ def check(args: argparse.Namespace) -> int:
         raise UserError(f"--patience is {args.patience}; it must be a whole number from 0, and goes with --best alone")
     if not 0 <= args.ema < 1:
         raise UserError(f"--ema is {args.ema}; it must be a number from 0 to below 1, such as 0.999")
+    if not 0 <= args.clip < math.inf:
+        raise UserError(f"--clip is {args.clip}; it must be a number from 0, such as 1")
     for name in ("name", "finetune"):
         cli.part_of_name(f"--{name}", getattr(args, name))
     logs = pathlib.PurePath(args.logs)
@@ -273,7 +276,7 @@ def build_trainer(
     step = 0
     with strategy.scope():
         network = build_network(config, drawn=source is None)
-        optimizer = training.adam(network, args.ema)
+        optimizer = training.adam(network, args.ema, args.clip)
         if source is not None:
             fresh = starts_anew(args, source)
             checkpoints.restore(network, source, None if fresh else optimizer, any_size=fresh)

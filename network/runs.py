@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 
 import files
-from checked import COUNT, INDEX, POSITIVE, SHARE, build, read_json
+from checked import COUNT, INDEX, NOT_NEGATIVE, POSITIVE, SHARE, build, read_json
 from checksums import SUM, is_changed, sealed
 from errors import UserError
 from published import PAGES, where_to_get
@@ -59,6 +59,7 @@ class RunArgs:
     best: str | None = None
     patience: Annotated[int, INDEX] = 0
     ema: Annotated[float, SHARE] = 0.0
+    clip: Annotated[float, NOT_NEGATIVE] = 0.0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -73,7 +73,23 @@ class _Adam(keras.optimizers.Adam):
     Keras updates them operation by operation, in ten passes. The kernel's factors 1 - beta are differences of float32
     numbers, as in the original, and as in the correction of the bias here and there; Keras rounds them once. So a
     second moment differs from Keras's by 5e-5 of its size, and a step by 2e-5.
+
+    With `limit` above 0 a gradient whose norm, over all weights together, is greater is scaled down to it. It is the
+    gradient summed over all devices: Keras's `global_clipnorm` scales each device's share on its own, so that the
+    result would depend on their number.
     """
+
+    def __init__(self, limit: float = 0.0, **options: Any) -> None:
+        super().__init__(**options)
+        self.limit = limit
+
+    def _all_reduce_sum_gradients(self, grads_and_vars: Any) -> Any:
+        summed = super()._all_reduce_sum_gradients(grads_and_vars)
+        if not self.limit:
+            return summed
+        norm = tf.sqrt(2.0 * ordered_sum([tf.nn.l2_loss(tf.cast(gradient, tf.float32)) for gradient, _ in summed]))
+        factor = self.limit / tf.maximum(norm, self.limit)
+        return [(gradient * tf.cast(factor, gradient.dtype), weight) for gradient, weight in summed]
 
     def _distributed_tf_update_step(self, distribution: Any, grads_and_vars: Any, learning_rate: tf.Tensor) -> None:
         # Keras's method, but what is the same for all weights is made once: a graph of hundreds is traced far sooner.
@@ -97,14 +113,15 @@ class _Adam(keras.optimizers.Adam):
         tf.raw_ops.ResourceApplyAdam(var=weight.handle, grad=tf.cast(gradient, weight.dtype), **moments, **same)
 
 
-def adam(network: RecursiveCascadedNetwork, ema: float = 0.0) -> keras.optimizers.Optimizer:
+def adam(network: RecursiveCascadedNetwork, ema: float = 0.0, clip: float = 0.0) -> keras.optimizers.Optimizer:
     """The optimizer of the original: Adam 0.9 / 0.999, epsilon 1e-8, with its slots made.
 
     In float16 it is within Keras's `LossScaleOptimizer`, which skips the steps whose scaled gradient overflows. With
     `ema` between 0 and 1 it keeps an average of each weight: after each step, ema * average + (1 - ema) * weight.
+    With `clip` above 0 it takes no gradient of a greater norm (Pascanu et al., 2013, algorithm 1).
     """
     averaging = {"use_ema": True, "ema_momentum": ema} if ema else {}
-    optimizer = _Adam(name="adam", beta_1=0.9, beta_2=0.999, epsilon=1e-8, **averaging)
+    optimizer = _Adam(clip, name="adam", beta_1=0.9, beta_2=0.999, epsilon=1e-8, **averaging)
     if network.config.precision == "mixed_float16":
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer, _FIRST_SCALE, _STEPS_TO_DOUBLE)
     optimizer.build(network.trainable_variables)

@@ -54,11 +54,12 @@ def test_workers_that_start_in_any_order_go_on_together(addresses, order, capsys
     assert second.is_alive()
     last = Meeting(addresses, order[2])
     assert [m.ended() for m in (first, second, last)] == [None] * 3
-    *said, here, there, everywhere = capsys.readouterr().err.splitlines(keepends=True)
-    assert here == there == everywhere == "All 3 workers are here; TensorFlow connects them, within 120 s\n"
-    said = "".join(said)
-    assert all(line.startswith("Waiting for the workers localhost:") for line in said.splitlines())
-    assert addresses[order[2]] in said
+    said = capsys.readouterr().err  # by three threads, of which one may still wait when another does not
+    together = "All 3 workers are here; TensorFlow connects them, within 120 s"
+    assert said.count(together) == 3
+    waiting = said.replace(together, "")
+    assert all(line.startswith("Waiting for the workers localhost:") for line in waiting.split("\n") if line)
+    assert addresses[order[2]] in waiting
     socket.create_server(("", int(addresses[0].rpartition(":")[2]))).close()  # free again, for TensorFlow
 
 

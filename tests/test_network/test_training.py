@@ -61,13 +61,17 @@ def test_the_rate_halves_from_the_fourth_epoch_on_without_end():
     assert rates == [1, 1, 1, 1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32, 1 / 64, 1 / 128, 1 / 256, 1 / 512]
 
 
-def test_adam_by_its_formula():
-    """Moments and weights of three steps by the last lines of section 2 of Kingma and Ba (2015)."""
+@pytest.mark.parametrize("limit", [0.0, 30.0, 1e6], ids="limit {:g}".format)
+def test_adam_by_its_formula(limit):
+    """Moments and weights of three steps by the last lines of section 2 of Kingma and Ba (2015).
+
+    The gradients of the three have norms from 94 to 276: the lesser limit scales all, the greater none.
+    """
     rng = np.random.default_rng(3)
     weights = [rng.normal(size=shape) for shape in ((3, 5, 7), (4,), (33,))]
     variables = [keras.Variable(w.astype(np.float32)) for w in weights]
     weights = [variable.numpy().astype(float) for variable in variables]
-    optimizer = training._Adam(name="adam", beta_1=0.9, beta_2=0.999, epsilon=1e-8)
+    optimizer = training._Adam(limit, name="adam", beta_1=0.9, beta_2=0.999, epsilon=1e-8)
     optimizer.build(variables)
     moments = [(np.zeros_like(w), np.zeros_like(w)) for w in weights]
     first, second = float(np.float32(0.9)), float(np.float32(0.999))
@@ -77,8 +81,10 @@ def test_adam_by_its_formula():
             (10.0 ** rng.uniform(-9, 2, w.shape) * rng.normal(size=w.shape)).astype(np.float32) for w in weights
         ]
         tf.function(lambda g: optimizer.apply(g))([tf.constant(g) for g in gradients])
+        norm = np.linalg.norm(np.concatenate([g.ravel().astype(float) for g in gradients]))
+        factor = limit / norm if 0 < limit < norm else 1.0
         for k, g in enumerate(gradients):
-            g = g.astype(float)
+            g = g.astype(float) * factor
             m, v = moments[k]
             moments[k] = m, v = first * m + (1 - first) * g, second * v + (1 - second) * g**2
             alpha = rate * np.sqrt(1 - second**step) / (1 - first**step)
@@ -285,10 +291,10 @@ def test_two_devices_with_supervision_train_as_one(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [{}, OPTIONS], ids=["plain", "options"])
-def test_two_devices_train_and_save_the_same_weights_as_one(tmp_path, options):
+@pytest.mark.parametrize(("options", "clip"), [({}, 0), (OPTIONS, 0), ({}, 0.5)], ids=["plain", "options", "clipped"])
+def test_two_devices_train_and_save_the_same_weights_as_one(tmp_path, options, clip):
     saved = []
-    program = TWO_DEVICES.replace("channels=2", f"channels=2, **{options}")
+    program = TWO_DEVICES.replace("channels=2", f"channels=2, **{options}").replace("ema=0.5", f"ema=0.5, clip={clip}")
     for n in (1, 2):
         folder = tmp_path / str(n)
         folder.mkdir()

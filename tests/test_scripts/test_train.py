@@ -316,6 +316,7 @@ def test_a_run_that_gets_no_better_ends_early_and_names_its_best(folder, capsys)
 @pytest.mark.parametrize("stop", [1, 4])
 def test_a_continued_run_goes_on_with_its_best_and_its_averages(folder, stop):
     flags = ["-b", "VoxelMorph", "--seed", "3", "--val_steps", "1", "--best", "dice", "--patience", "9", "--ema", "0.9"]
+    flags += ["--clip", "0.5"]
     net_args = ["--net_args", "channels=2, augmentation='bspline+affine+contrast'"]
     assert run(*flags, *net_args, "--name", "whole") == 0
     assert run(*flags, *net_args, "--name", "start", "--epochs", str(stop / 3)) == 0
@@ -401,6 +402,7 @@ MISTAKES = {
     "unknown best": (None, ["--best", "folding"], "--best is 'folding'; it must be one of dice, jaccard"),
     "patience alone": (None, ["--patience", "3"], "--patience is 3; it must be a whole number from 0, and goes with"),
     "ema 1": (None, ["--ema", "1"], "--ema is 1.0; it must be a number from 0 to below 1"),
+    "clip below 0": (None, ["--clip", "-1"], "--clip is -1.0; it must be a number from 0"),
     "batch 0": (None, ["--batch", "0"], "--batch is 0"),
     "no such GPU": (None, ["-g", "97"], "GPU 97 is not there"),
     "GPU of no number": (None, ["-g", "first"], "'first' is not a list of GPU ids"),
