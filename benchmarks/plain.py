@@ -7,7 +7,17 @@ from unittest import mock
 import keras
 import tensorflow as tf
 
-from network import affine, base_networks, blocks, label_maps, losses, metrics, spatial_transformer, training
+from network import (
+    affine,
+    base_networks,
+    blocks,
+    few_voxels,
+    label_maps,
+    losses,
+    metrics,
+    spatial_transformer,
+    training,
+)
 
 
 def warp(image, flow):
@@ -59,12 +69,37 @@ def jacobian_std(flow):
     return tf.math.reduce_std(tf.linalg.det(jacobian), axis=[1, 2, 3])
 
 
+def correlation(fixed, warped):
+    """Pearson correlation with TensorFlow's sums."""
+    fixed, warped = (image - tf.reduce_mean(image, [1, 2, 3, 4], keepdims=True) for image in (fixed, warped))
+    of_fixed, of_both, of_warped = (
+        tf.reduce_mean(product, [1, 2, 3, 4]) for product in (tf.square(fixed), fixed * warped, tf.square(warped))
+    )
+    return of_both / tf.sqrt((of_fixed + 1e-6) * (of_warped + 1e-6))
+
+
+def smoothness_loss(flow):
+    """Squared differences along each axis, summed."""
+    differences = (
+        flow[:, 1:] - flow[:, :-1],
+        flow[:, :, 1:] - flow[:, :, :-1],
+        flow[:, :, :, 1:] - flow[:, :, :, :-1],
+    )
+    total = sum(tf.reduce_sum(tf.square(d), [1, 2, 3, 4]) for d in differences)
+    return 0.5 * total / tf.cast(tf.reduce_prod(tf.shape(flow)[1:]), tf.float32)
+
+
+def beside(fixed, moving):
+    """Two images joined."""
+    return tf.concat([fixed, moving], -1)
+
+
 @contextlib.contextmanager
 def everywhere(labels=()):
     """While this is entered, whatever network is traced runs on plain formulations."""
     compiled = {
         affine: ("_compose_affine",),
-        losses: ("_affine_losses", "_correlation", "smoothness_loss"),
+        losses: ("_affine_losses",),
         metrics: ("jacobian_determinant", "folding", "sd_log_jacobian"),
     }
     with contextlib.ExitStack() as stack:
@@ -75,11 +110,19 @@ def everywhere(labels=()):
         stack.enter_context(mock.patch.object(spatial_transformer, "_fast_warp", warp))
         stack.enter_context(mock.patch.object(spatial_transformer, "_fast_compose", compose))
         stack.enter_context(mock.patch.object(label_maps, "_vote", vote(labels)))
-        stack.enter_context(mock.patch.object(blocks, "_FEW_VOXELS", 0))
+        stack.enter_context(mock.patch.object(losses, "_correlation", correlation))
+        stack.enter_context(mock.patch.object(losses, "smoothness_loss", smoothness_loss))
+        stack.enter_context(mock.patch.object(affine, "_fast_affine_flow", affine._affine_flow))
+        stack.enter_context(mock.patch.object(few_voxels, "MOST", 0))
+        stack.enter_context(mock.patch.object(blocks, "_FEW_CHANNELS", 0))
+        for module in (affine, base_networks):
+            stack.enter_context(mock.patch.object(module, "beside", beside))
         for module in (blocks, base_networks):
             stack.enter_context(mock.patch.object(module, "leaky_relu", tf.nn.leaky_relu))
         plain_up = blocks.UpConvolution.upsample
         stack.enter_context(mock.patch.object(blocks.FlowUpConvolution, "upsample", plain_up))
         stack.enter_context(mock.patch.object(blocks.DoublingConvolution, "is_folded", return_value=False))
-        stack.enter_context(mock.patch.object(training, "_Adam", keras.optimizers.Adam))
+        stack.enter_context(
+            mock.patch.object(training, "_Adam", lambda limit, **options: keras.optimizers.Adam(**options))
+        )
         yield

@@ -133,17 +133,13 @@ def flows(draws: Draws, size: Sequence[int]) -> dict[str, tf.Tensor]:
 
     The augmented image at p is the image at p + flow(p). The deformation comes first, then the affine map.
     """
-    found = {side: _affine_flow(affine, tuple(size)) for side, affine in draws.affine.items()}
+    found = {side: affine_flow(affine, size) for side, affine in draws.affine.items()}
     if draws.control is not None:
         deformation = spline_flow(draws.control, size)
         if "moving" in found:
             deformation = compose_affine(draws.affine["moving"], found["moving"], deformation)
         found["moving"] = deformation
     return found
-
-
-# In one pass over memory.
-_affine_flow = xla_kernel(affine_flow)
 
 
 def augment(batch: dict[str, tf.Tensor], draws: Draws, config: CascadeConfig) -> dict[str, tf.Tensor]:

@@ -15,6 +15,7 @@ from .blocks import (
     Encoder,
     FlowUpConvolution,
     UpConvolution,
+    beside,
     convolution,
     leaky_relu,
 )
@@ -86,7 +87,7 @@ class VTN(_PublishedNetwork):
         self.head = FlowUpConvolution(3, name="upsamp1to0", dtype="float32")
 
     def call(self, inputs: Sequence[tf.Tensor]) -> tf.Tensor:
-        images = tf.concat(inputs, axis=-1)
+        images = beside(*inputs)
         encoded = self.encoder(images)
         net = encoded["conv6_1"]
         for k, name in self.SKIPS.items():
@@ -129,7 +130,7 @@ class VoxelMorph(_PublishedNetwork):
         )
 
     def call(self, inputs: Sequence[tf.Tensor]) -> tf.Tensor:
-        net = tf.concat(inputs, axis=-1)
+        net = beside(*inputs)
         features = {"images": net}
         for layer in self.encoders:
             net = features[layer.name] = leaky_relu(layer(net), self.leaky_slope)

@@ -1,4 +1,4 @@
-"""Convolutions that double a grid, computed on the coarse grid.
+"""Convolutions that double a grid, and gradients of one that halves it, computed on the coarse grid.
 
 Along each axis, a voxel of the fine grid meets two voxels of the coarse one, whatever the kernel. So the eight fine
 voxels of a coarse one are eight convolutions of 2^3 taps on the coarse grid. They are computed as one convolution with
@@ -19,12 +19,14 @@ from .kernels import xla_kernel
 TRANSPOSED_TAPS = (((0, 0, 1, 0), (1, 0, 0, 0)), ((0, 0, 0, 1), (0, 1, 0, 0)))
 # After nearest-neighbour doubling, two of three neighbours are the same coarse voxel.
 NEAREST_TAPS = (((1, 1, 0), (0, 0, 1)), ((1, 0, 0), (0, 1, 1)))
+# Of what a convolution with stride 2 made of a voxel: where the grid has an even number of voxels, and an odd one.
+HALVING_TAPS = ((((0, 1, 0), (0, 0, 0)), ((0, 0, 1), (1, 0, 0))), (((0, 0, 1), (1, 0, 0)), ((0, 0, 0), (0, 1, 0))))
 
 
-def fold(kernel: tf.Tensor, taps: Any) -> tf.Tensor:
-    """The small kernel (2, 2, 2, C, 8 F) of a kernel (k, k, k, C, F): see `TRANSPOSED_TAPS`, `NEAREST_TAPS`."""
-    taps = tf.constant(taps, kernel.dtype)
-    small = tf.einsum("pai,qbj,rck,ijkxy->abcxpqry", taps, taps, taps, kernel)
+def fold(kernel: tf.Tensor, taps: Sequence[Any]) -> tf.Tensor:
+    """The small kernel (2, 2, 2, C, 8 F) of a kernel (k, k, k, C, F), by taps along x, y and z, as those above."""
+    along = [tf.constant(table, kernel.dtype) for table in taps]
+    small = tf.einsum("pai,qbj,rck,ijkxy->abcxpqry", *along, kernel)
     return tf.reshape(small, [2, 2, 2, kernel.shape[3], 8 * kernel.shape[4]])
 
 
@@ -74,7 +76,34 @@ def doubled_convolution(features: tf.Tensor, kernel: tf.Tensor, addend: tf.Tenso
         inputs = [tf.stop_gradient(a) for a in (features, small, addend)]
         return folded(*inputs[:2], addend.shape[1:4], inputs[2]), gradient
 
-    return call(features, fold(kernel, NEAREST_TAPS), addend)
+    return call(features, fold(kernel, 3 * [NEAREST_TAPS]), addend)
+
+
+def halving_convolution(features: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+    """A convolution with stride 2 and zeros around, 'same': its gradient of the features is one on the coarse grid.
+
+    Args:
+        features: [B, X, Y, Z, C].
+        kernel: (3, 3, 3, C, F).
+
+    Returns:
+        [B, ceil(X / 2), .., .., F].
+    """
+    options: dict[str, Any] = {"strides": [1, 2, 2, 2, 1], "padding": "SAME"}
+
+    @tf.custom_gradient
+    def call(features: tf.Tensor, kernel: tf.Tensor) -> Any:
+        def gradient(upstream: tf.Tensor) -> list[tf.Tensor]:
+            size = features.shape[1:4]
+            small = fold(tf.transpose(kernel, [0, 1, 2, 4, 3]), [HALVING_TAPS[n % 2] for n in size])
+            by_kernel = tf.raw_ops.Conv3DBackpropFilterV2(
+                input=features, filter_sizes=kernel.shape, out_backprop=upstream, **options
+            )
+            return [folded(upstream, small, size), by_kernel]
+
+        return tf.nn.conv3d(tf.stop_gradient(features), tf.stop_gradient(kernel), **options), gradient
+
+    return call(features, tf.convert_to_tensor(kernel))
 
 
 # One voxel on every side of a volume.

@@ -76,6 +76,35 @@ def _gradient(function: TensorFunction, inputs: Sequence[tf.Tensor], upstream: t
     return tape.gradient(output, inputs, upstream, unconnected_gradients="zero")
 
 
+def three_in_one_loop(function: Callable[..., Sequence[tf.Tensor]]) -> TensorFunction:
+    """Decorate a pure function of tensors returning three volumes [B, X, Y, Z]: kernels that give [B, X, Y, Z, 3].
+
+    A kernel computes each of its results in a loop of its own, and for each again what they have in common; stacked as
+    channels too. So one kernel makes a single result, of numbers of 16 bytes that hold the three, and another one takes
+    them apart: a third of the time.
+    """
+    one_loop = xla_kernel(lambda *inputs: _packed(*function(*inputs)))
+
+    @functools.wraps(function)
+    def call(*inputs: tf.Tensor) -> tf.Tensor:
+        return _apart(one_loop(*inputs))
+
+    return call
+
+
+def _packed(x: tf.Tensor, y: tf.Tensor, z: tf.Tensor) -> tf.Tensor:
+    """Three tensors of float32 as one of complex128: x and y are the halves of the real part, z one of the other."""
+    x, y, z = (tf.cast(tf.bitcast(part, tf.uint32), tf.uint64) for part in (x, y, z))
+    both = tf.bitwise.bitwise_or(x, tf.bitwise.left_shift(y, tf.constant(32, tf.uint64)))
+    return tf.complex(tf.bitcast(both, tf.float64), tf.bitcast(z, tf.float64))
+
+
+@xla_kernel
+def _apart(packed: tf.Tensor) -> tf.Tensor:
+    both, z = (tf.bitcast(part, tf.float32) for part in (tf.math.real(packed), tf.math.imag(packed)))
+    return tf.where(tf.range(3) < 2, tf.pad(both, [[0, 0]] * (both.shape.rank - 1) + [[0, 1]]), z[..., :1])
+
+
 def ordered_sum(terms: Sequence[tf.Tensor]) -> tf.Tensor:
     """Sum of tensors of one shape, the same bits in every run."""
     return tf.reduce_sum(tf.stack(terms), axis=0)
@@ -84,6 +113,11 @@ def ordered_sum(terms: Sequence[tf.Tensor]) -> tf.Tensor:
 def volume_sum(volume: tf.Tensor) -> tf.Tensor:
     """Sum over all axes but the batch. In two steps: XLA sums a whole volume in one slow thread, and less exactly."""
     return tf.reduce_sum(tf.reduce_sum(volume, [1, 2]), [1, 2])
+
+
+def fast_volume_sum(volume: tf.Tensor) -> tf.Tensor:
+    """`volume_sum` outside of a kernel: TensorFlow's own takes a tenth of the time of XLA's."""
+    return tf.reduce_sum(tf.reshape(volume, [tf.shape(volume)[0], -1]), 1)
 
 
 def fork(value: Any, n: int) -> list[Any]:

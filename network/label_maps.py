@@ -8,7 +8,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from .kernels import xla_kernel
+from .kernels import three_in_one_loop, xla_kernel
 from .spatial_transformer import CORNERS, cells_around, image_gradient, looked_at, pad, slopes_between
 
 # A mask of 0/255, warped linearly, counts as foreground above this value (the original's threshold).
@@ -142,10 +142,10 @@ def _by_label(numbers: tf.Tensor, values: tf.Tensor, labels: int) -> tf.Tensor:
     return tf.reduce_sum(tf.reshape(sums, [pairs, -1, labels + 1]), 1)
 
 
-@xla_kernel
+@three_in_one_loop
 def _label_sums_gradient(
     fixed: tf.Tensor, moving: tf.Tensor, flow: tf.Tensor, warped: tf.Tensor, both: tf.Tensor
-) -> tf.Tensor:
+) -> list[tf.Tensor]:
     """Gradient of `label_sums` with respect to the flow, from those of its sums, [B, labels + 1] each.
 
     At a voxel the gradient of label l's share is `warped[l]`, and `both[l]` more where the fixed image has l there. So
@@ -160,4 +160,4 @@ def _label_sums_gradient(
         label = tf.gather(flat, indices)
         return tf.gather(of_label, first + label) + tf.where(label == here, of_same, 0.0)
 
-    return tf.stack(slopes_between(value_of, tf.shape(moving), looked_at(flow)), axis=-1)
+    return slopes_between(value_of, tf.shape(moving), looked_at(flow))

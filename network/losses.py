@@ -7,11 +7,12 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
+import numpy as np
 import tensorflow as tf
 
 from errors import UserError
 
-from .kernels import TensorFunction, compiled, fork, ordered_sum, volume_sum
+from .kernels import TensorFunction, compiled, fast_volume_sum, fork, ordered_sum, volume_sum, xla_kernel
 from .masks import compared_voxels, inside
 from .registry import SIMILARITIES, similarity_terms
 from .spatial_transformer import compose
@@ -34,13 +35,44 @@ def correlation(fixed: tf.Tensor, warped: tf.Tensor, mask: tf.Tensor | None = No
     return _correlation(fixed, warped) if mask is None else _masked_correlation(fixed, warped, mask)
 
 
-@compiled
-def _correlation(fixed: tf.Tensor, warped: tf.Tensor) -> tf.Tensor:
+@tf.custom_gradient
+def _correlation(fixed: tf.Tensor, warped: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], list[tf.Tensor]]]:
+    fixed, warped = tf.stop_gradient(fixed), tf.stop_gradient(warped)
     count = tf.cast(tf.reduce_prod(tf.shape(fixed)[1:]), tf.float32)
-    fixed = fixed - (volume_sum(fixed) / count)[:, None, None, None, None]
-    warped = warped - (volume_sum(warped) / count)[:, None, None, None, None]
-    variances = volume_sum(tf.square(fixed)) / count, volume_sum(tf.square(warped)) / count
-    return volume_sum(fixed * warped) / count / tf.sqrt((variances[0] + 1e-6) * (variances[1] + 1e-6))
+    means = [_of_volumes(fast_volume_sum(image) / count) for image in (fixed, warped)]
+
+    def covariance(i: int, k: int) -> tf.Tensor:
+        images = fixed, warped
+        return fast_volume_sum(_product(images[i], images[k], means[i], means[k])) / count
+
+    variances = covariance(0, 0) + 1e-6, covariance(1, 1) + 1e-6
+    slope = 1.0 / tf.sqrt(variances[0] * variances[1])
+    found = covariance(0, 1) * slope
+
+    def gradient(upstream: tf.Tensor) -> list[tf.Tensor]:
+        factors = [_of_volumes(upstream / count * factor) for factor in (slope, *(-found / v for v in variances))]
+        return [
+            _combined(warped, fixed, means[1], means[0], factors[0], factors[1]),
+            _combined(fixed, warped, means[0], means[1], factors[0], factors[2]),
+        ]
+
+    return found, gradient
+
+
+def _of_volumes(values: tf.Tensor) -> tf.Tensor:
+    return tf.reshape(values, [-1, 1, 1, 1, 1])
+
+
+@xla_kernel
+def _product(a: tf.Tensor, b: tf.Tensor, mean_a: tf.Tensor, mean_b: tf.Tensor) -> tf.Tensor:
+    return (a - mean_a) * (b - mean_b)
+
+
+@xla_kernel
+def _combined(
+    a: tf.Tensor, b: tf.Tensor, mean_a: tf.Tensor, mean_b: tf.Tensor, of_a: tf.Tensor, of_b: tf.Tensor
+) -> tf.Tensor:
+    return of_a * (a - mean_a) + of_b * (b - mean_b)
 
 
 @compiled
@@ -166,16 +198,35 @@ def similarity_loss(config: CascadeConfig, masked: bool = False) -> TensorFuncti
     return weighted
 
 
-@compiled
-def smoothness_loss(flow: tf.Tensor) -> tf.Tensor:
+@tf.custom_gradient
+def smoothness_loss(flow: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
     """Half the sum of squared forward differences of a flow over 3 X Y Z (total variation, squared): float32 [B]."""
-    differences = (
-        flow[:, 1:] - flow[:, :-1],
-        flow[:, :, 1:] - flow[:, :, :-1],
-        flow[:, :, :, 1:] - flow[:, :, :, :-1],
-    )
-    total = sum(volume_sum(tf.square(d)) for d in differences)
-    return 0.5 * total / tf.cast(tf.reduce_prod(tf.shape(flow)[1:]), tf.float32)
+    flow = tf.stop_gradient(flow)
+    count = tf.cast(tf.reduce_prod(tf.shape(flow)[1:]), tf.float32)
+
+    def gradient(upstream: tf.Tensor) -> tf.Tensor:
+        return _second_differences(flow, _of_volumes(upstream / count))
+
+    return 0.5 * fast_volume_sum(_squared_differences(flow)) / count, gradient
+
+
+def _neighbours(flow: tf.Tensor, offset: int) -> list[tf.Tensor]:
+    """The flow so many voxels further along x, y and z; beyond the edge, the edge."""
+    lines = [np.arange(n) for n in flow.shape[1:4]]
+    return [tf.gather(flow, np.clip(k + offset, 0, k[-1]), axis=axis) for axis, k in enumerate(lines, start=1)]
+
+
+@xla_kernel
+def _squared_differences(flow: tf.Tensor) -> tf.Tensor:
+    x, y, z = (tf.square(ahead - flow) for ahead in _neighbours(flow, 1))
+    return x + y + z
+
+
+@xla_kernel
+def _second_differences(flow: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
+    pairs = zip(_neighbours(flow, 1), _neighbours(flow, -1), strict=True)
+    x, y, z = (2.0 * flow - ahead - behind for ahead, behind in pairs)
+    return factor * (x + y + z)
 
 
 @compiled

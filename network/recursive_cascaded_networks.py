@@ -111,7 +111,7 @@ class RecursiveCascadedNetwork(keras.Model):
         fixed, moving = inputs
         config, options = self.config.replace(rep=rep or self.config.rep), self.config.warping
         for_flow, for_composition, affine = fork(self.affine([fixed, moving]), 3)
-        flow = affine_flow(for_flow, tf.unstack(tf.shape(fixed)[1:4]))
+        flow = affine_flow(for_flow, fixed.shape[1:4])
         seen, warped = warp_views(moving, compared, flow, 0, config)
         stages, velocities = [Stage(flow, flow, warped)], []
         functions: dict[tuple[bool, ...], CascadeFunction] = {}  # one, unless some cascades are frozen
@@ -146,8 +146,7 @@ class RecursiveCascadedNetwork(keras.Model):
             float32 [B, X, Y, Z, 3] on the moving grid, in voxels: point q of the moving image lies at q + flow(q) in
             the fixed one. Where the way leads through the outside of the volume, it is only near.
         """
-        size = tf.unstack(tf.shape(output.stages[0].flow)[1:4])
-        back = affine_flow(inverse_affine(output.affine), size)
+        back = affine_flow(inverse_affine(output.affine), output.stages[0].flow.shape[1:4])
         for k, stage in enumerate(output.stages[1:]):
             one = integrate(-output.velocities[k]) if output.velocities else inverse(stage.flow)[0]
             back = compose(one, back)
@@ -208,7 +207,7 @@ def after_affine(
         `CascadeOutput` of the whole map: `register` saw the image moved by the affine map, but every composed flow
         leads into `moving`, which is interpolated once.
     """
-    flow = affine_flow(affine, tf.unstack(tf.shape(fixed)[1:4]))
+    flow = affine_flow(affine, fixed.shape[1:4])
     stages = [Stage(flow, flow, warp(moving, flow, **config.warping))]
     output = register((fixed, stages[0].warped))
     for stage in output.stages:

@@ -25,7 +25,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from .kernels import xla_kernel
+from .kernels import three_in_one_loop, xla_kernel
 
 
 def identity_grid(size: Any) -> tf.Tensor:
@@ -171,26 +171,26 @@ def _plain_compose(first: tf.Tensor, second: tf.Tensor) -> tf.Tensor:
     return second + _plain_warp(first, second)
 
 
-def _flow_gradient(image: tf.Tensor, flow: tf.Tensor, upstream: tf.Tensor) -> tf.Tensor:
-    """Gradient of the warp with respect to the flow, [B, X, Y, Z, 3]; zero where the coordinate is clamped."""
-    coordinates = looked_at(flow)
+def _flow_gradient(image: tf.Tensor, flow: tf.Tensor, upstream: tf.Tensor) -> list[tf.Tensor]:
+    """Gradient of the warp with respect to the flow along x, y and z, [B, X, Y, Z] each."""
+    coordinates, shape, flat = looked_at(flow), tf.shape(image), tf.reshape(image, [-1])
     total: Any = (0.0, 0.0, 0.0)
-    for channel in range(image.shape[-1]):
-        slopes = _slopes(image[..., channel], coordinates)
-        total = [whole + upstream[..., channel] * slope for whole, slope in zip(total, slopes, strict=True)]
-    return tf.stack(total, axis=-1)
-
-
-def _slopes(image: tf.Tensor, coordinates: Sequence[tf.Tensor]) -> list[tf.Tensor]:
-    """Slopes of an interpolated image [B, X, Y, Z] along x, y and z at coordinates; 0 along a clamped one."""
-    flat = tf.reshape(image, [-1])
-    return slopes_between(lambda indices: tf.gather(flat, indices), tf.shape(image), coordinates)
+    for k, factor in enumerate(tf.unstack(upstream, axis=-1)):
+        slopes = slopes_between(lambda indices, k=k: tf.gather(flat, indices * shape[4] + k), shape, coordinates)  # type: ignore[misc]
+        total = [whole + factor * slope for whole, slope in zip(total, slopes, strict=True)]
+    return total
 
 
 def slopes_between(
     value_of: Callable[[tf.Tensor], tf.Tensor], shape: Any, coordinates: Sequence[tf.Tensor]
 ) -> list[tf.Tensor]:
-    """`_slopes` of an image of `shape` whose values a function of indices into the flattened image gives."""
+    """Slopes of an interpolated image along x, y and z at coordinates, [B, X, Y, Z] each; 0 along a clamped one.
+
+    Args:
+        value_of: function of indices into the flattened image, of one channel, that gives its values.
+        shape: of the image, [B, X', Y', Z', ..].
+        coordinates: three tensors [B, X, Y, Z], for x, y and z.
+    """
     cells = cells_around(coordinates, shape)
     tx, ty, tz = cells.fractions
     value = {corner: value_of(cells.index_of(corner)) for corner in CORNERS}
@@ -271,7 +271,7 @@ _SLOPE_Y, _SLOPE_Z = ([2.0 * corner[axis] - 1.0 for corner in _QUAD] for axis in
 
 def _recomputing(forward: Callable, flow_gradient: Callable) -> Callable:
     """A function of image and flow, in kernels that keep these two alone for the backward pass."""
-    forward, flow_gradient = xla_kernel(forward), xla_kernel(flow_gradient)
+    forward, flow_gradient = xla_kernel(forward), three_in_one_loop(flow_gradient)
 
     @tf.custom_gradient
     def call(image: tf.Tensor, flow: tf.Tensor) -> Any:
@@ -288,5 +288,9 @@ def _recomputing(forward: Callable, flow_gradient: Callable) -> Callable:
 _fast_warp = _recomputing(_plain_warp, _flow_gradient)
 # The second flow is added inside: as an operation of its own it would be one more use, and two more passes over memory.
 _fast_compose = _recomputing(
-    _plain_compose, lambda first, second, upstream: upstream + _flow_gradient(first, second, upstream)
+    _plain_compose,
+    lambda first, second, upstream: [
+        up + part
+        for up, part in zip(tf.unstack(upstream, axis=-1), _flow_gradient(first, second, upstream), strict=True)
+    ],
 )

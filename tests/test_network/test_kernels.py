@@ -12,7 +12,7 @@ from tensorflow.python.eager import context  # the one way to see a graph as the
 
 from network import refinement
 from network.config import CascadeConfig
-from network.kernels import fork, ordered_sum
+from network.kernels import fork, ordered_sum, three_in_one_loop
 from tests.test_network.test_training import batch_of, trainer_of
 
 
@@ -39,6 +39,13 @@ def test_a_single_use_is_the_tensors_themselves():
 def test_the_ordered_sum_adds_tensor_by_tensor():
     terms = [tf.constant([1e8, 1.0]), tf.constant([3.0, 2.0]), tf.constant([-1e8, 4.0])]
     np.testing.assert_array_equal(ordered_sum(terms), [0, 7])  # 1e8 + 3 is 1e8 in float32
+
+
+def test_three_volumes_are_channels_with_their_bits():
+    parts = np.random.default_rng(0).normal(size=(3, 2, 3, 4, 5)).astype(np.float32)
+    parts[:, 0, 0, 0, :4] = [[np.nan, -0.0, np.inf, 1e-38], [-np.inf, np.nan, 3.0, -0.0], [-0.0, -1.0, np.nan, np.inf]]
+    found = three_in_one_loop(lambda x, y, z: (y, z, x))(*map(tf.constant, parts)).numpy()
+    np.testing.assert_array_equal(found.view(np.int32), np.stack(parts[[1, 2, 0]], -1).view(np.int32))
 
 
 @contextlib.contextmanager

@@ -17,11 +17,14 @@ from network.blocks import (
     Encoder,
     FlowUpConvolution,
     UpConvolution,
+    beside,
     convolution,
     double_to,
     leaky_relu,
 )
 from network.config import CascadeConfig
+from network.doubling import halving_convolution
+from network.few_voxels import convolve_few
 from network.kernels import whole_step
 from network.recursive_cascaded_networks import RecursiveCascadedNetwork, build_network
 from network.registry import BASE_NETWORKS
@@ -301,6 +304,56 @@ def test_a_doubling_convolution_is_that_of_what_is_doubled_and_joined(size):
         results.append([out, *tape.gradient(out, [*inputs, *(v.value for v in layer.trainable_variables)], upstream)])
     for expected, found in zip(*results, strict=True):
         np.testing.assert_allclose(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def outcomes(function, *inputs):
+    """A function's result, and its gradients of all inputs for an upstream one that differs everywhere."""
+    with tf.GradientTape() as tape:
+        tape.watch(inputs)
+        out = function(*inputs)
+    upstream = tf.cos(tf.reshape(tf.range(tf.size(out), dtype=tf.float32), out.shape))
+    return [out, *tape.gradient(out, inputs, upstream)]
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("size", [(2, 2, 2), (4, 1, 3), (5, 4, 2), (1, 1, 1)])
+@pytest.mark.parametrize("taps", [(3, 3, 3), (1, 2, 4)])
+def test_a_convolution_of_few_voxels_is_one(size, stride, taps):
+    features, kernel = noise(2, *size, 5) - 0.4, noise(*taps, 5, 7) - 0.6
+    found = outcomes(lambda a, b: convolve_few(a, b, 3 * [stride]), features, kernel)
+    expected = outcomes(lambda a, b: tf.nn.conv3d(a, b, [1, *3 * [stride], 1], "SAME"), features, kernel)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-5)
+
+
+@pytest.mark.parametrize("size", [(8, 9, 10), (7, 12, 5), (1, 2, 3)])
+def test_a_halving_convolution_is_one_with_stride_2(size):
+    images, kernel = noise(2, *size, 2) - 0.4, noise(3, 3, 3, 2, 7) - 0.6
+    found = outcomes(halving_convolution, images, kernel)
+    expected = outcomes(lambda a, b: tf.nn.conv3d(a, b, [1, 2, 2, 2, 1], "SAME"), images, kernel)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-5)
+
+
+@pytest.mark.parametrize(("size", "filters", "stride"), [((32, 6, 4), 4, 2), ((32, 4, 2), 3, 1), ((4, 3, 2), 3, 2)])
+def test_a_convolution_is_that_of_keras(size, filters, stride):
+    """It is computed in three ways: halving images, as it comes, and of few voxels."""
+    layer = convolution(filters, "layer", stride=stride)
+    plain = keras.layers.Conv3D(filters, 3, strides=stride, padding="same")
+    images = noise(2, *size, 2) - 0.4
+    plain.build(images.shape)
+    layer.build(images.shape)
+    layer.bias.assign(tf.range(filters, dtype=tf.float32))
+    plain.set_weights(layer.get_weights())
+    for one, other in zip(outcomes(layer, images), outcomes(plain, images), strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-5)
+
+
+def test_two_images_beside_each_other_and_the_gradient_of_each():
+    found = outcomes(beside, noise(2, 3, 4, 5, 1), 1.0 - noise(2, 3, 4, 5, 1))
+    expected = outcomes(lambda *images: tf.concat(images, -1), noise(2, 3, 4, 5, 1), 1.0 - noise(2, 3, 4, 5, 1))
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_a_resampled_kernel_keeps_what_lies_in_each_part_of_the_grid():

@@ -39,6 +39,22 @@ def test_correlation_of_a_large_volume_keeps_its_digits():
     assert losses.correlation(tf.constant(fixed), tf.constant(warped)).numpy()[0] == pytest.approx(expected, abs=1e-4)
 
 
+def test_gradients_of_the_correlation_against_the_op_by_op_formula():
+    fixed, warped = tf.constant(random(2, *SIZE, 1)), tf.constant(3.0 - 2.0 * random(2, *SIZE, 1, seed=1))
+    factor = tf.constant([2.0, -3.0])
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch([fixed, warped])
+        found = losses.correlation(fixed, warped)
+        a, b = (image - tf.reduce_mean(image, [1, 2, 3, 4], keepdims=True) for image in (fixed, warped))
+        means = (tf.reduce_mean(product, [1, 2, 3, 4]) for product in (a * a, a * b, b * b))
+        of_a, of_both, of_b = means
+        plain = of_both / tf.sqrt((of_a + 1e-6) * (of_b + 1e-6))
+    np.testing.assert_allclose(found, plain, atol=1e-6)
+    for image in (fixed, warped):
+        one, other = tape.gradient(found, image, factor), tape.gradient(plain, image, factor)
+        np.testing.assert_allclose(one, other, atol=1e-4 * float(tf.reduce_max(tf.abs(other))))
+
+
 def test_smoothness_of_a_linear_flow():
     x, y, z = np.indices(SIZE, dtype=np.float32)
     flow = np.stack([2 * x, 3 * x - y, 5 * z], -1)[None]
