@@ -83,3 +83,27 @@ def test_a_bar_in_a_log_file_is_few_lines(capsys):
     assert lines[0].startswith("pairs:   0%")
     assert lines[1].startswith("pairs: 100%")
     assert all("\r" not in line for line in lines)
+
+
+FREED = """
+import ctypes, sys, start
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+start.keep_memory()
+for _ in range(2):  # a volume of 128^3 voxels with 16 channels
+    place = libc.malloc(2**27)
+    ctypes.memset(place, 1, 2**27)
+    libc.free(place)
+print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmRSS")))
+"""
+
+
+@pytest.mark.parametrize(("settings", "kept"), [({}, True), ({"MALLOC_TRIM_THRESHOLD_": "131072"}, False)])
+def test_freed_memory_stays_unless_the_user_has_settings(settings, kept):
+    mine = {
+        k: v for k, v in os.environ.items() if not k.startswith("MALLOC_") and k not in ("GLIBC_TUNABLES", "LD_PRELOAD")
+    }
+    ran = subprocess.run(
+        [sys.executable, "-c", FREED], cwd=ROOT, env={**mine, **settings}, capture_output=True, text=True, check=True
+    )
+    assert (int(ran.stdout) * 1024 > 2**27) == kept
