@@ -46,8 +46,12 @@ def batches(
 ) -> tf.data.Dataset:
     """Batches of read(n) for n in `numbers`, a range that `batch` divides; `spec`: name -> TensorSpec of one sample."""
 
-    def load(n: int) -> dict[str, tf.Tensor]:
-        arrays = tf.numpy_function(lambda n: [read(int(n))[k] for k in spec], [n], [s.dtype for s in spec.values()])
+    def arrays_of(n: np.ndarray) -> list[Any]:
+        sample = read(int(n))
+        return [sample[k] for k in spec]
+
+    def load(n: tf.Tensor) -> dict[str, tf.Tensor]:
+        arrays = tf.numpy_function(arrays_of, [n], [s.dtype for s in spec.values()])
         return {k: tf.ensure_shape(a, s.shape) for (k, s), a in zip(spec.items(), arrays, strict=True)}
 
     samples = tf.data.Dataset.range(numbers.start, numbers.stop)
