@@ -62,6 +62,11 @@ class _PublishedNetwork(BaseNetwork):
         return {**super().get_config(), "channels": self.channels, "leaky_slope": self.leaky_slope}
 
 
+def _channels(n: int) -> tuple[int | None, ...]:
+    """The shape of a volume of some channels, of any size."""
+    return (None, None, None, None, n)
+
+
 @keras.saving.register_keras_serializable("registration")
 class VTN(_PublishedNetwork):
     """Volume Tweening Network (Zhao et al., JBHI 2019): flow predictions from coarse to fine.
@@ -85,6 +90,18 @@ class VTN(_PublishedNetwork):
         }
         # A flow of many voxels needs float32, in whatever precision the rest computes.
         self.head = FlowUpConvolution(3, name="upsamp1to0", dtype="float32")
+
+    def build(self, input_shape: Any) -> None:
+        # Each layer by the channels that `call` gives it: calling it would take longer than making the weights.
+        self.encoder.build(_channels(2))
+        channels = Encoder.LAYERS["conv6_1"][0] * self.channels
+        for k, name in self.SKIPS.items():
+            skip = _channels(Encoder.LAYERS[name][0] * self.channels)
+            self.predictions[k + 1].build(_channels(channels))
+            self.flow_ups[k].build([_channels(3), skip])
+            self.feature_ups[k].build([_channels(channels), skip])
+            channels = 2 * skip[-1] + 3
+        self.head.build([_channels(channels), _channels(2)])
 
     def call(self, inputs: Sequence[tf.Tensor]) -> tf.Tensor:
         images = beside(*inputs)
@@ -128,6 +145,18 @@ class VoxelMorph(_PublishedNetwork):
         self.head = convolution(
             3, "flow", kernel_initializer=keras.initializers.RandomNormal(stddev=1e-5), dtype="float32"
         )
+
+    def build(self, input_shape: Any) -> None:
+        features = {"images": _channels(2)}
+        net = features["images"]
+        for layer in self.encoders:
+            layer.build(net)
+            net = features[layer.name] = _channels(layer.filters)
+        for layer in self.decoders:
+            skip = self.DECODER[layer.name][1]
+            layer.build(net if skip is None else [net, features[skip]])
+            net = _channels(layer.filters)
+        self.head.build(net)
 
     def call(self, inputs: Sequence[tf.Tensor]) -> tf.Tensor:
         net = beside(*inputs)

@@ -24,7 +24,7 @@ _FEW_CHANNELS = 2
 
 @contextlib.contextmanager
 def undrawn() -> Iterator[None]:
-    """Within the block, kernels are made as zeros: they are read from a file, and drawing them would take longer."""
+    """Within the block, kernels are made without values: all are read from a file, and others would take longer."""
     token = _UNDRAWN.set(True)
     try:
         yield
@@ -40,7 +40,9 @@ class KernelInitializer(keras.initializers.LecunUniform):
     """
 
     def __call__(self, shape: Any, dtype: Any = None) -> tf.Tensor:
-        return tf.zeros(shape, dtype) if _UNDRAWN.get() else super().__call__(shape, dtype)
+        if _UNDRAWN.get():
+            return tf.raw_ops.Empty(shape=shape, dtype=tf.as_dtype(dtype or tf.float32), init=False)
+        return super().__call__(shape, dtype)
 
 
 @keras.saving.register_keras_serializable("registration")

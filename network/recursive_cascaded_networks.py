@@ -223,7 +223,7 @@ def build_network(config: CascadeConfig, drawn: bool = True) -> RecursiveCascade
 
     Args:
         config: what it is.
-        drawn: where not, no time is spent on drawing weights, as they are to be read from a file.
+        drawn: where not, the weights have no values yet, as all are to be read from a file.
     """
     network = RecursiveCascadedNetwork(config)
     with contextlib.nullcontext() if drawn else undrawn():
