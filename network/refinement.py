@@ -315,8 +315,8 @@ def _similarity(config: CascadeConfig) -> Callable[..., tuple[tf.Tensor, tf.Tens
 def _slopes(warped: tf.Tensor, upstream: tf.Tensor) -> tf.Tensor:
     """Gradient of the flow [3, B, X, Y, Z] from that of the warped image, by the slopes of that image, as in demons.
 
-    They are central differences. The exact slopes of linear interpolation jump at every voxel, take seven times as
-    long, and register worse: docs/architecture.md.
+    They are central differences. The exact slopes of linear interpolation jump at every voxel, take longer, and
+    register worse: docs/architecture.md.
     """
     volume, found = warped[..., 0], []
     for axis in (1, 2, 3):
