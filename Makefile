@@ -19,6 +19,10 @@ STARTER_COARSE = -b VTN -n 3 -d datasets/starter-64/$(STARTER).json --round 1600
 STARTER_SLOWER = -c $$(ls -t weights/*_$(STARTER)-64/model-3200.index | head -n 1) --epochs 5 --lr 5e-4
 STARTER_FINE = -c $$(ls -t weights/*_$(STARTER)-64b/model-8000.index | head -n 1) --clear_steps \
 	-d datasets/$(STARTER).json --round 150 --epochs 5 --lr 5e-4 --ema 0.99
+STARTER_FINER = -c $$(ls -t weights/*_$(STARTER)-128/model-750.index | head -n 1) --clear_steps \
+	--round 300 --epochs 5 --clip 5
+STARTER_FINEST = -c $$(ls -t weights/*_$(STARTER)-128b/model-1500.index | head -n 1) --clear_steps \
+	--round 400 --epochs 4
 # Train a run of a name up to its last step by the flags of a new one, or go on from the newest checkpoint of it.
 trained = @newest=$$(ls -t weights/*_$(1)/model-*.index 2>/dev/null | head -n 1); run=$$(dirname "$$newest"); \
 	if [ -z "$$newest" ]; then set -x; $(RUN) train.py $(3) -g auto --batch 1 --val_steps 150 --name $(1); \
@@ -73,11 +77,13 @@ datasets/$(STARTER).json: | $(VENV)/.ready
 datasets/starter-64/$(STARTER).json: | $(VENV)/.ready
 	$(RUN) -m data_util.starter_data --only $(STARTER) -o datasets/starter-64 --size 64 64 64 --overwrite
 
-starter: datasets/$(STARTER).json datasets/starter-64/$(STARTER).json  ## train the starter model anew, 80 minutes of one core; goes on where it was stopped
+starter: datasets/$(STARTER).json datasets/starter-64/$(STARTER).json  ## train the starter model anew, two hours and a half of one core; goes on where it was stopped
 	$(call trained,$(STARTER)-64,3200,$(STARTER_COARSE))
 	$(call trained,$(STARTER)-64b,8000,$(STARTER_SLOWER))
 	$(call trained,$(STARTER)-128,750,$(STARTER_FINE))
-	$(RUN) pack.py -c $$(ls -t weights/*_$(STARTER)-128/model-750.index | head -n 1) -o weights/$(STARTER) --overwrite
+	$(call trained,$(STARTER)-128b,1500,$(STARTER_FINER))
+	$(call trained,$(STARTER)-128c,1600,$(STARTER_FINEST))
+	$(RUN) pack.py -c $$(ls -t weights/*_$(STARTER)-128c/model-1600.index | head -n 1) -o weights/$(STARTER) --overwrite
 
 test: $(VENV)/.ready-dev  ## set up and pass the tests
 	$(TESTS) tests/test_network

@@ -54,7 +54,8 @@ class Convolution(keras.layers.Conv3D):
 
     def convolution_op(self, inputs: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
         size = inputs.shape[1:4]
-        if self.padding == "same" and None not in size:
+        is_plain = self.padding == "same" and set(self.dilation_rate) == {self.groups} == {1}
+        if is_plain and None not in size:
             if is_few([-(-n // stride) for n, stride in zip(size, self.strides, strict=True)]):
                 return convolve_few(inputs, kernel, self.strides)
             if self.strides == (2, 2, 2) and self.kernel_size == (3, 3, 3) and inputs.shape[-1] <= _FEW_CHANNELS:

@@ -337,11 +337,22 @@ def test_a_halving_convolution_is_one_with_stride_2(size):
         np.testing.assert_allclose(one, other, atol=2e-5)
 
 
-@pytest.mark.parametrize(("size", "filters", "stride"), [((32, 6, 4), 4, 2), ((32, 4, 2), 3, 1), ((4, 3, 2), 3, 2)])
-def test_a_convolution_is_that_of_keras(size, filters, stride):
+@pytest.mark.parametrize(
+    ("size", "options"),
+    [
+        ((32, 6, 4), {"strides": 2}),
+        ((32, 4, 2), {}),
+        ((4, 3, 2), {"strides": 2}),
+        ((4, 3, 2), {"dilation_rate": 2}),
+        ((4, 3, 2), {"groups": 2}),
+        ((4, 3, 3), {"padding": "valid"}),
+    ],
+)
+def test_a_convolution_is_that_of_keras(size, options):
     """It is computed in three ways: halving images, as it comes, and of few voxels."""
-    layer = convolution(filters, "layer", stride=stride)
-    plain = keras.layers.Conv3D(filters, 3, strides=stride, padding="same")
+    filters, stride = 4, options.get("strides", 1)
+    layer = convolution(filters, "layer", stride=stride, **{k: v for k, v in options.items() if k != "strides"})
+    plain = keras.layers.Conv3D(filters, 3, **{"padding": "same", **options})
     images = noise(2, *size, 2) - 0.4
     plain.build(images.shape)
     layer.build(images.shape)
