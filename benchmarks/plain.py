@@ -11,6 +11,7 @@ from network import (
     affine,
     base_networks,
     blocks,
+    few_channels,
     few_voxels,
     label_maps,
     losses,
@@ -114,7 +115,7 @@ def everywhere(labels=()):
         stack.enter_context(mock.patch.object(losses, "smoothness_loss", smoothness_loss))
         stack.enter_context(mock.patch.object(affine, "_fast_affine_flow", affine._affine_flow))
         stack.enter_context(mock.patch.object(few_voxels, "MOST", 0))
-        stack.enter_context(mock.patch.object(blocks, "_FEW_CHANNELS", 0))
+        stack.enter_context(mock.patch.multiple(few_channels, IMAGES=0, RESULTS=0))
         for module in (affine, base_networks):
             stack.enter_context(mock.patch.object(module, "beside", beside))
         for module in (blocks, base_networks):

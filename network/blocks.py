@@ -5,21 +5,19 @@ Layer names are those of the published checkpoints (`conv3_1`, `upsamp6to5`, ...
 
 import contextlib
 import contextvars
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from .doubling import TRANSPOSED_TAPS, doubled_convolution, fold, folded, halving_convolution
+from . import few_channels
+from .doubling import TRANSPOSED_TAPS, doubled_convolution, folded, small_kernel
 from .few_voxels import convolve_few, is_few, upsample_few
 from .kernels import xla_kernel
 
 _UNDRAWN = contextvars.ContextVar("undrawn", default=False)
-
-
-# A convolution computes 16 channels at a time, so that for fewer of them it is faster on a coarser grid.
-_FEW_CHANNELS = 2
 
 
 @contextlib.contextmanager
@@ -47,7 +45,7 @@ class KernelInitializer(keras.initializers.LecunUniform):
 
 @keras.saving.register_keras_serializable("registration")
 class Convolution(keras.layers.Conv3D):
-    """Keras's `Conv3D`, in less time where it gives few voxels, and in its gradient where it halves a grid of images.
+    """Keras's `Conv3D`, in less time where it gives few voxels or few channels, and in the gradient of images.
 
     On a grid of 2^3 voxels oneDNN's gradient of a kernel in bfloat16 would be wrong, too.
     """
@@ -58,8 +56,12 @@ class Convolution(keras.layers.Conv3D):
         if is_plain and None not in size:
             if is_few([-(-n // stride) for n, stride in zip(size, self.strides, strict=True)]):
                 return convolve_few(inputs, kernel, self.strides)
-            if self.strides == (2, 2, 2) and self.kernel_size == (3, 3, 3) and inputs.shape[-1] <= _FEW_CHANNELS:
-                return halving_convolution(inputs, kernel)
+            if self.kernel_size == (3, 3, 3) and self.strides in ((1, 1, 1), (2, 2, 2)):
+                if inputs.shape[-1] <= few_channels.IMAGES:
+                    return few_channels.of_images(inputs, kernel, self.strides[0])
+                is_fine = self.strides[0] == 1 and math.prod(size) >= few_channels.LEAST_VOXELS
+                if is_fine and self.filters <= few_channels.RESULTS:
+                    return few_channels.to_few_channels(inputs, kernel)
         return super().convolution_op(inputs, kernel)
 
 
@@ -179,7 +181,7 @@ class FlowUpConvolution(UpConvolution):
                 return tape.gradient(out, [features, kernel], upstream)
 
             # Where this runs eagerly, an outer tape would otherwise record and keep what follows.
-            small = fold(tf.transpose(tf.stop_gradient(kernel), [0, 1, 2, 4, 3]), 3 * [TRANSPOSED_TAPS])
+            small = small_kernel(tf.transpose(tf.stop_gradient(kernel), [0, 1, 2, 4, 3]), 3 * [TRANSPOSED_TAPS])
             return folded(tf.stop_gradient(features), small, skip.shape[1:4]), gradient
 
         return call(features, kernel)

@@ -10,6 +10,7 @@ import pytest
 import tensorflow as tf
 
 from errors import UserError
+from network import few_channels
 from network.affine import AffineNetwork, resampled_kernel
 from network.base_networks import VTN, VoxelMorph
 from network.blocks import (
@@ -23,7 +24,6 @@ from network.blocks import (
     leaky_relu,
 )
 from network.config import CascadeConfig
-from network.doubling import halving_convolution
 from network.few_voxels import convolve_few
 from network.kernels import whole_step
 from network.recursive_cascaded_networks import RecursiveCascadedNetwork, build_network
@@ -329,19 +329,33 @@ def test_a_convolution_of_few_voxels_is_one(size, stride, taps):
 
 
 @pytest.mark.parametrize("size", [(8, 9, 10), (7, 12, 5), (1, 2, 3)])
-def test_a_halving_convolution_is_one_with_stride_2(size):
-    images, kernel = noise(2, *size, 2) - 0.4, noise(3, 3, 3, 2, 7) - 0.6
-    found = outcomes(halving_convolution, images, kernel)
-    expected = outcomes(lambda a, b: tf.nn.conv3d(a, b, [1, 2, 2, 2, 1], "SAME"), images, kernel)
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_convolution_of_images_is_one(size, channels, stride):
+    images, kernel = noise(2, *size, channels) - 0.4, noise(3, 3, 3, channels, 7) - 0.6
+    found = outcomes(lambda a, b: few_channels.of_images(a, b, stride), images, kernel)
+    expected = outcomes(lambda a, b: tf.nn.conv3d(a, b, [1, *3 * [stride], 1], "SAME"), images, kernel)
     for one, other in zip(found, expected, strict=True):
-        np.testing.assert_allclose(one, other, atol=2e-5)
+        np.testing.assert_allclose(one, other, atol=5e-5)
+
+
+@pytest.mark.parametrize("size", [(8, 9, 10), (7, 12, 5), (1, 2, 3)])
+@pytest.mark.parametrize("channels", [1, 2, 3])
+def test_a_convolution_to_few_channels_is_one(size, channels):
+    features, kernel = noise(2, *size, 5) - 0.4, noise(3, 3, 3, 5, channels) - 0.6
+    found = outcomes(few_channels.to_few_channels, features, kernel)
+    expected = outcomes(lambda a, b: tf.nn.conv3d(a, b, [1] * 5, "SAME"), features, kernel)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, atol=5e-5)
 
 
 @pytest.mark.parametrize(
     ("size", "options"),
     [
         ((32, 6, 4), {"strides": 2}),
-        ((32, 4, 2), {}),
+        ((32, 6, 4), {}),
+        ((32, 33, 34), {"filters": 3, "channels": 5}),
+        ((32, 33, 34), {"filters": 3, "channels": 5, "strides": 2}),
         ((4, 3, 2), {"strides": 2}),
         ((4, 3, 2), {"dilation_rate": 2}),
         ((4, 3, 2), {"groups": 2}),
@@ -349,11 +363,13 @@ def test_a_halving_convolution_is_one_with_stride_2(size):
     ],
 )
 def test_a_convolution_is_that_of_keras(size, options):
-    """It is computed in three ways: halving images, as it comes, and of few voxels."""
-    filters, stride = 4, options.get("strides", 1)
+    """It is computed in four ways: of images, to few channels, of few voxels, and as it comes."""
+    options = dict(options)
+    filters, channels = options.pop("filters", 4), options.pop("channels", 2)
+    stride = options.get("strides", 1)
     layer = convolution(filters, "layer", stride=stride, **{k: v for k, v in options.items() if k != "strides"})
     plain = keras.layers.Conv3D(filters, 3, **{"padding": "same", **options})
-    images = noise(2, *size, 2) - 0.4
+    images = noise(2, *size, channels) - 0.4
     plain.build(images.shape)
     layer.build(images.shape)
     layer.bias.assign(tf.range(filters, dtype=tf.float32))
