@@ -19,6 +19,10 @@ import time
 for setting in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"):
     os.environ.pop(setting, None)
 
+import start  # noqa: E402
+
+start.keep_memory()  # as the commands do, for all variants; not in the processes that measure memory
+
 import network  # noqa: E402, F401, I001  (before TensorFlow: it sets what that reads)
 import tensorflow as tf  # noqa: E402
 
