@@ -39,6 +39,8 @@ DEFAULTS = {name: getattr(runs.RunArgs(), name) for name in INHERITED} | {"datas
 # The options of the model that ask for more of the scans than their volumes, and for what.
 SUPERVISION = {"dice_factor": "seg", "landmark_factor": "points"}
 
+MOST_CLIP = 1e18  # the square of a greater norm is infinite
+
 SLOW_JIT = "XLA's convolutions are very slow on a CPU; leave --jit out"
 
 
@@ -179,8 +181,8 @@ def check(args: argparse.Namespace) -> int:
         raise UserError(f"--patience is {args.patience}; it must be a whole number from 0, and goes with --best alone")
     if not 0 <= args.ema < 1:
         raise UserError(f"--ema is {args.ema}; it must be a number from 0 to below 1, such as 0.999")
-    if not 0 <= args.clip < math.inf:
-        raise UserError(f"--clip is {args.clip}; it must be a number from 0, such as 1")
+    if not 0 <= args.clip <= MOST_CLIP:
+        raise UserError(f"--clip is {args.clip}; it must be a number from 0 to {MOST_CLIP:g}, such as 1")
     for name in ("name", "finetune"):
         cli.part_of_name(f"--{name}", getattr(args, name))
     logs = pathlib.PurePath(args.logs)

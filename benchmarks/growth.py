@@ -30,11 +30,16 @@ def names():
 
 
 def measure(name, rounds):
-    """A row: median of the seconds, and the peak in bytes beyond weights and images."""
+    """A row: median of the seconds, and the peak in bytes beyond weights and images, each of a process of its own."""
     task, size, n = names()[name]
-    command = [sys.executable, "-m", "benchmarks.growth", task, *map(str, (*size, n, rounds))]
-    done = subprocess.run(command, check=True, capture_output=True, text=True, env={**os.environ, **memory.EXACT})
-    row = {"name": name, "voxels": math.prod(size), "cascades": n, **json.loads(done.stdout.splitlines()[-1])}
+
+    def run(rounds, settings):
+        command = [sys.executable, "-m", "benchmarks.growth", task, *map(str, (*size, n, rounds))]
+        done = subprocess.run(command, check=True, capture_output=True, text=True, env={**os.environ, **settings})
+        return json.loads(done.stdout.splitlines()[-1])
+
+    found = {"seconds": run(rounds, {})["seconds"], "peak": run(1, memory.EXACT)["peak"]}
+    row = {"name": name, "voxels": math.prod(size), "cascades": n, **found}
     print(json.dumps(row), file=sys.stderr)
     return row
 

@@ -17,6 +17,7 @@ import time
 
 import cli
 import network  # noqa: F401  (before TensorFlow: it sets what that reads)
+import start
 from benchmarks import memory
 from errors import UserError
 
@@ -33,6 +34,7 @@ def main(arguments=None):
     args = flags.parse_args(arguments)
     cli.positive("size", args.size)
     cli.positive("rounds", args.rounds)
+    start.keep_memory()  # as train.py does
     variants = dict(named(text) for text in args.variants)
     steps = {name: make_step(args, net_args) for name, net_args in variants.items()}
     if args.memory:

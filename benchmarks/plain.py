@@ -97,7 +97,10 @@ def beside(fixed, moving):
 
 @contextlib.contextmanager
 def everywhere(labels=()):
-    """While this is entered, whatever network is traced runs on plain formulations."""
+    """While this is entered, whatever network is made and traced runs on plain formulations.
+
+    Ours stay: whole graphs, the memory that is kept, the flow of the affine map and the gradient of labels.
+    """
     compiled = {
         affine: ("_compose_affine",),
         losses: ("_affine_losses",),
@@ -113,6 +116,8 @@ def everywhere(labels=()):
         stack.enter_context(mock.patch.object(label_maps, "_vote", vote(labels)))
         stack.enter_context(mock.patch.object(losses, "_correlation", correlation))
         stack.enter_context(mock.patch.object(losses, "smoothness_loss", smoothness_loss))
+        build = base_networks.BaseNetwork.build
+        stack.enter_context(mock.patch.object(base_networks._PublishedNetwork, "build", build))
         stack.enter_context(mock.patch.object(affine, "_fast_affine_flow", affine._affine_flow))
         stack.enter_context(mock.patch.object(few_voxels, "MOST", 0))
         stack.enter_context(mock.patch.multiple(few_channels, IMAGES=0, RESULTS=0))

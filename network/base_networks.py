@@ -58,6 +58,16 @@ class _PublishedNetwork(BaseNetwork):
         super().__init__(**kwargs)
         self.channels, self.leaky_slope = channels, leaky_slope
 
+    def build(self, input_shape: Any) -> None:
+        if "_build_layers" in vars(type(self)):
+            self._build_layers()
+        else:  # a class derived from one of these may have other layers
+            super().build(input_shape)
+
+    def _build_layers(self) -> None:
+        """Build each layer by the channels that `call` gives it: to call all takes longer than to make the weights."""
+        raise NotImplementedError
+
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "channels": self.channels, "leaky_slope": self.leaky_slope}
 
@@ -91,8 +101,7 @@ class VTN(_PublishedNetwork):
         # A flow of many voxels needs float32, in whatever precision the rest computes.
         self.head = FlowUpConvolution(3, name="upsamp1to0", dtype="float32")
 
-    def build(self, input_shape: Any) -> None:
-        # Each layer by the channels that `call` gives it: calling it would take longer than making the weights.
+    def _build_layers(self) -> None:
         self.encoder.build(_channels(2))
         channels = Encoder.LAYERS["conv6_1"][0] * self.channels
         for k, name in self.SKIPS.items():
@@ -100,7 +109,7 @@ class VTN(_PublishedNetwork):
             self.predictions[k + 1].build(_channels(channels))
             self.flow_ups[k].build([_channels(3), skip])
             self.feature_ups[k].build([_channels(channels), skip])
-            channels = 2 * skip[-1] + 3
+            channels = 2 * Encoder.LAYERS[name][0] * self.channels + 3
         self.head.build([_channels(channels), _channels(2)])
 
     def call(self, inputs: Sequence[tf.Tensor]) -> tf.Tensor:
@@ -146,7 +155,7 @@ class VoxelMorph(_PublishedNetwork):
             3, "flow", kernel_initializer=keras.initializers.RandomNormal(stddev=1e-5), dtype="float32"
         )
 
-    def build(self, input_shape: Any) -> None:
+    def _build_layers(self) -> None:
         features = {"images": _channels(2)}
         net = features["images"]
         for layer in self.encoders:

@@ -22,7 +22,7 @@ _UNDRAWN = contextvars.ContextVar("undrawn", default=False)
 
 @contextlib.contextmanager
 def undrawn() -> Iterator[None]:
-    """Within the block, kernels are made without values: all are read from a file, and others would take longer."""
+    """Within the block the kernels of this module are left without values: a file has them, and zeros take time too."""
     token = _UNDRAWN.set(True)
     try:
         yield
@@ -47,21 +47,26 @@ class KernelInitializer(keras.initializers.LecunUniform):
 class Convolution(keras.layers.Conv3D):
     """Keras's `Conv3D`, in less time where it gives few voxels or few channels, and in the gradient of images.
 
-    On a grid of 2^3 voxels oneDNN's gradient of a kernel in bfloat16 would be wrong, too.
+    On a grid of 2^3 voxels or less, oneDNN's gradient of a kernel in bfloat16 is wrong: `convolve_few` does without it,
+    and what is left is computed in float32.
     """
 
     def convolution_op(self, inputs: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
         size = inputs.shape[1:4]
         is_plain = self.padding == "same" and set(self.dilation_rate) == {self.groups} == {1}
-        if is_plain and None not in size:
-            if is_few([-(-n // stride) for n, stride in zip(size, self.strides, strict=True)]):
+        if is_plain and self.data_format == "channels_last" and None not in size:
+            is_usual = self.kernel_size == (3, 3, 3) and self.strides in ((1, 1, 1), (2, 2, 2))
+            if is_few([-(-n // step) for n, step in zip(size, self.strides, strict=True)]) and is_few(size, times=8):
                 return convolve_few(inputs, kernel, self.strides)
-            if self.kernel_size == (3, 3, 3) and self.strides in ((1, 1, 1), (2, 2, 2)):
+            if is_usual:
                 if inputs.shape[-1] <= few_channels.IMAGES:
                     return few_channels.of_images(inputs, kernel, self.strides[0])
                 is_fine = self.strides[0] == 1 and math.prod(size) >= few_channels.LEAST_VOXELS
                 if is_fine and self.filters <= few_channels.RESULTS:
                     return few_channels.to_few_channels(inputs, kernel)
+        if inputs.dtype == tf.bfloat16 and max(n or 3 for n in size) <= 2:
+            out = super().convolution_op(tf.cast(inputs, tf.float32), tf.cast(kernel, tf.float32))
+            return tf.cast(out, inputs.dtype)
         return super().convolution_op(inputs, kernel)
 
 

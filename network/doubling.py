@@ -27,7 +27,8 @@ def small_kernel(kernel: tf.Tensor, taps: Sequence[Any]) -> tf.Tensor:
 
     Args:
         kernel: of the fine grid.
-        taps: along x, y and z, which of its taps make each tap, as in `TRANSPOSED_TAPS`.
+        taps: along x, y and z, a table [voxel of a block, tap on the coarse grid, tap of `kernel`] of 0 and 1, such as
+            `TRANSPOSED_TAPS`.
     """
     along = [tf.constant(table, kernel.dtype) for table in taps]
     small = tf.einsum("pai,qbj,rck,ijkxy->abcxpqry", *along, kernel)

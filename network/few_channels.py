@@ -13,11 +13,12 @@ import tensorflow as tf
 
 from .doubling import folded, interleaved, parted, small_kernel
 
-# The most channels for which this pays, of images that are convolved and of the result, and the voxels from which on.
+# The most channels for which this pays, of images that are convolved and of a result, and the least voxels of a result.
 IMAGES, RESULTS, LEAST_VOXELS = 2, 3, 2**15
-# Of what a convolution with stride 2 made of a voxel, where the grid has an even number of voxels, and an odd one.
+# Of the transpose of a convolution with stride 2, where the grid has an even number of voxels, and where an odd one; as
+# `doubling.TRANSPOSED_TAPS`.
 _HALVING_TAPS = ((((0, 1, 0), (0, 0, 0)), ((0, 0, 1), (1, 0, 0))), (((0, 0, 1), (1, 0, 0)), ((0, 0, 0), (0, 1, 0))))
-# Of a block of one voxel, and of two: [voxel of the block, tap of the larger kernel, tap].
+# Of a block of one voxel, and of two: [voxel of the block, tap of the larger kernel, tap of the kernel].
 _BLOCK_TAPS = {
     1: (((1, 0, 0), (0, 1, 0), (0, 0, 1)),),
     2: (((1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 0, 0)), ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1))),

@@ -14,9 +14,9 @@ import tensorflow as tf
 MOST = 32
 
 
-def is_few(size: Sequence[int | None]) -> bool:
-    """Whether a grid of `size` has so few voxels; not where an axis is unknown (None)."""
-    return None not in size and math.prod(size) <= MOST  # type: ignore[arg-type]
+def is_few(size: Sequence[int | None], times: int = 1) -> bool:
+    """Whether a grid of `size` has so few voxels, or so many `times` that; not where an axis is unknown (None)."""
+    return None not in size and math.prod(size) <= times * MOST  # type: ignore[arg-type]
 
 
 def convolve_few(features: tf.Tensor, kernel: tf.Tensor, strides: Sequence[int]) -> tf.Tensor:

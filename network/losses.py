@@ -43,17 +43,18 @@ def _correlation(fixed: tf.Tensor, warped: tf.Tensor) -> tuple[tf.Tensor, Callab
 
     def covariance(i: int, k: int) -> tf.Tensor:
         images = fixed, warped
-        return fast_volume_sum(_product(images[i], images[k], means[i], means[k])) / count
+        return fast_volume_sum(_centred_product(images[i], images[k], means[i], means[k])) / count
 
     variances = covariance(0, 0) + 1e-6, covariance(1, 1) + 1e-6
-    slope = 1.0 / tf.sqrt(variances[0] * variances[1])
-    found = covariance(0, 1) * slope
+    scale = 1.0 / tf.sqrt(variances[0] * variances[1])
+    found = covariance(0, 1) * scale
 
     def gradient(upstream: tf.Tensor) -> list[tf.Tensor]:
-        factors = [_of_volumes(upstream / count * factor) for factor in (slope, *(-found / v for v in variances))]
+        # With images f, w less their means, variances u, v, correlation r: dr/dw = (f / sqrt(u v) - r w / v) / count.
+        factors = [_of_volumes(upstream / count * factor) for factor in (scale, *(-found / v for v in variances))]
         return [
-            _combined(warped, fixed, means[1], means[0], factors[0], factors[1]),
-            _combined(fixed, warped, means[0], means[1], factors[0], factors[2]),
+            _centred_sum(warped, fixed, means[1], means[0], factors[0], factors[1]),
+            _centred_sum(fixed, warped, means[0], means[1], factors[0], factors[2]),
         ]
 
     return found, gradient
@@ -64,12 +65,12 @@ def _of_volumes(values: tf.Tensor) -> tf.Tensor:
 
 
 @xla_kernel
-def _product(a: tf.Tensor, b: tf.Tensor, mean_a: tf.Tensor, mean_b: tf.Tensor) -> tf.Tensor:
+def _centred_product(a: tf.Tensor, b: tf.Tensor, mean_a: tf.Tensor, mean_b: tf.Tensor) -> tf.Tensor:
     return (a - mean_a) * (b - mean_b)
 
 
 @xla_kernel
-def _combined(
+def _centred_sum(
     a: tf.Tensor, b: tf.Tensor, mean_a: tf.Tensor, mean_b: tf.Tensor, of_a: tf.Tensor, of_b: tf.Tensor
 ) -> tf.Tensor:
     return of_a * (a - mean_a) + of_b * (b - mean_b)

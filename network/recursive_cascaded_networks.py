@@ -99,7 +99,7 @@ class RecursiveCascadedNetwork(keras.Model):
         """Apply the cascades (paper, equations 1 to 4).
 
         Args:
-            inputs: (fixed, moving), float32 [B, X, Y, Z, 1] in 0..1.
+            inputs: (fixed, moving), float32 [B, X, Y, Z, 1] in 0..1; in a graph, X, Y and Z are known.
             rep: how often each deformable cascade is applied; None is `config.rep`.
             training: whether layers that act otherwise in training do so, such as a batch normalisation.
             compared: the moving image in another contrast than the one that the cascades see, [B, X, Y, Z, 1]: what
@@ -223,7 +223,7 @@ def build_network(config: CascadeConfig, drawn: bool = True) -> RecursiveCascade
 
     Args:
         config: what it is.
-        drawn: where not, the weights have no values yet, as all are to be read from a file.
+        drawn: where not, most weights have no values yet, as all are to be read from a file.
     """
     network = RecursiveCascadedNetwork(config)
     with contextlib.nullcontext() if drawn else undrawn():

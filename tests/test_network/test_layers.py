@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 from errors import UserError
-from network import few_channels
+from network import blocks, few_channels
 from network.affine import AffineNetwork, resampled_kernel
 from network.base_networks import VTN, VoxelMorph
 from network.blocks import (
@@ -314,7 +314,7 @@ def outcomes(function, *inputs):
         tape.watch(inputs)
         out = function(*inputs)
     upstream = tf.cos(tf.reshape(tf.range(tf.size(out), dtype=tf.float32), out.shape))
-    return [out, *tape.gradient(out, inputs, upstream)]
+    return [out, *tape.gradient(out, inputs, tf.cast(upstream, out.dtype))]
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -363,7 +363,7 @@ def test_a_convolution_to_few_channels_is_one(size, channels):
     ],
 )
 def test_a_convolution_is_that_of_keras(size, options):
-    """It is computed in four ways: of images, to few channels, of few voxels, and as it comes."""
+    """Whichever way it is computed; the next test says which."""
     options = dict(options)
     filters, channels = options.pop("filters", 4), options.pop("channels", 2)
     stride = options.get("strides", 1)
@@ -376,6 +376,58 @@ def test_a_convolution_is_that_of_keras(size, options):
     plain.set_weights(layer.get_weights())
     for one, other in zip(outcomes(layer, images), outcomes(plain, images), strict=True):
         np.testing.assert_allclose(one, other, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("size", "options", "way"),
+    [
+        ((32, 6, 4), {"stride": 2}, "of_images"),
+        ((32, 6, 4), {}, "of_images"),
+        ((32, 33, 34), {"filters": 3, "channels": 5}, "to_few_channels"),
+        ((32, 31, 32), {"filters": 3, "channels": 5}, None),  # too few voxels
+        ((32, 33, 34), {"filters": 3, "channels": 5, "stride": 2}, None),
+        ((8, 6, 4), {"stride": 2, "channels": 5}, "convolve_few"),
+        ((8, 6, 5), {"stride": 2, "channels": 5}, None),
+        ((64, 3, 3), {"stride": 64, "kernel_size": 64}, None),  # of too many voxels to few
+        ((4, 3, 3), {"dilation_rate": 2}, None),
+        ((4, 3, 3), {"groups": 2, "filters": 4}, None),
+        ((4, 3, 3), {"padding": "valid"}, None),
+    ],
+)
+def test_how_a_convolution_is_computed(size, options, way, monkeypatch):
+    calls = []
+    for place, name in ((blocks, "convolve_few"), (few_channels, "of_images"), (few_channels, "to_few_channels")):
+        function = getattr(place, name)
+        wrapped = lambda *args, name=name, function=function: calls.append(name) or function(*args)  # noqa: E731
+        monkeypatch.setattr(place, name, wrapped)
+    options = dict(options)
+    filters, images = options.pop("filters", 6), noise(1, *size, options.pop("channels", 2))
+    convolution(filters, "layer", **options)(images)
+    assert calls == ([] if way is None else [way])
+
+
+@pytest.mark.parametrize("way", [few_channels.to_few_channels, lambda *a: few_channels.of_images(*a, 1)])
+def test_few_channels_in_bfloat16(way):
+    images, kernel = noise(1, 9, 8, 10, 2) - 0.4, noise(3, 3, 3, 2, 3) - 0.6
+    found = outcomes(way, tf.cast(images, tf.bfloat16), tf.cast(kernel, tf.bfloat16))
+    expected = outcomes(lambda a, b: tf.nn.conv3d(a, b, [1] * 5, "SAME"), images, kernel)
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == tf.bfloat16
+        assert tf.norm(tf.cast(one, tf.float32) - other) < 0.02 * tf.norm(other)
+
+
+def test_a_class_derived_from_a_published_network_builds_layers_of_its_own():
+    class Mine(VTN):
+        def __init__(self, **kwargs):
+            super().__init__(**kwargs)
+            self.last = keras.layers.Conv3D(3, 1)
+
+        def call(self, inputs):
+            return self.last(super().call(inputs))
+
+    network = Mine(channels=2)
+    network.build([(1, 16, 16, 16, 1)] * 2)
+    assert len(network.trainable_variables) == len(cascades((16, 16, 16)).cascades[0].trainable_variables) + 2
 
 
 def test_two_images_beside_each_other_and_the_gradient_of_each():

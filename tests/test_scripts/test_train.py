@@ -403,6 +403,7 @@ MISTAKES = {
     "patience alone": (None, ["--patience", "3"], "--patience is 3; it must be a whole number from 0, and goes with"),
     "ema 1": (None, ["--ema", "1"], "--ema is 1.0; it must be a number from 0 to below 1"),
     "clip below 0": (None, ["--clip", "-1"], "--clip is -1.0; it must be a number from 0"),
+    "clip infinite": (None, ["--clip", "inf"], "--clip is inf; it must be a number from 0 to 1e+18"),
     "batch 0": (None, ["--batch", "0"], "--batch is 0"),
     "no such GPU": (None, ["-g", "97"], "GPU 97 is not there"),
     "GPU of no number": (None, ["-g", "first"], "'first' is not a list of GPU ids"),
