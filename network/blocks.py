@@ -52,18 +52,17 @@ class Convolution(keras.layers.Conv3D):
     """
 
     def convolution_op(self, inputs: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
-        size = inputs.shape[1:4]
-        is_plain = self.padding == "same" and set(self.dilation_rate) == {self.groups} == {1}
-        if is_plain and self.data_format == "channels_last" and None not in size:
-            is_usual = self.kernel_size == (3, 3, 3) and self.strides in ((1, 1, 1), (2, 2, 2))
-            if is_few([-(-n // step) for n, step in zip(size, self.strides, strict=True)]) and is_few(size, times=8):
-                return convolve_few(inputs, kernel, self.strides)
-            if is_usual:
-                if inputs.shape[-1] <= few_channels.IMAGES:
-                    return few_channels.of_images(inputs, kernel, self.strides[0])
-                is_fine = self.strides[0] == 1 and math.prod(size) >= few_channels.LEAST_VOXELS
-                if is_fine and self.filters <= few_channels.RESULTS:
-                    return few_channels.to_few_channels(inputs, kernel)
+        size, strides = inputs.shape[1:4], self.strides
+        is_plain = self.padding == "same" and self.data_format == "channels_last" and None not in size
+        is_plain = is_plain and set(self.dilation_rate) == {self.groups} == {1}
+        is_cubic = is_plain and self.kernel_size == (3, 3, 3) and strides in ((1, 1, 1), (2, 2, 2))
+        if is_plain and is_few([-(-n // k) for n, k in zip(size, strides, strict=True)]) and is_few(size, times=8):
+            return convolve_few(inputs, kernel, strides)
+        if is_cubic and inputs.shape[-1] <= few_channels.IMAGES:
+            return few_channels.of_images(inputs, kernel, strides[0])
+        is_fine = is_cubic and strides[0] == 1 and math.prod(size) >= few_channels.LEAST_VOXELS
+        if is_fine and self.filters <= few_channels.RESULTS:
+            return few_channels.to_few_channels(inputs, kernel)
         if inputs.dtype == tf.bfloat16 and max(n or 3 for n in size) <= 2:
             out = super().convolution_op(tf.cast(inputs, tf.float32), tf.cast(kernel, tf.float32))
             return tf.cast(out, inputs.dtype)
