@@ -35,8 +35,10 @@ def convolve_few(features: tf.Tensor, kernel: tf.Tensor, strides: Sequence[int])
     seen = np.einsum("oai,pbj,qck->opqabcijk", *along)
     voxels = tf.reshape(features, [-1, math.prod(size), features.shape[-1]])
     windows = tf.constant(seen.reshape(-1, math.prod(size)), features.dtype) @ voxels
-    rows = tf.reshape(windows, [-1, math.prod(kernel.shape[:4])])
-    return tf.reshape(rows @ tf.reshape(kernel, [-1, kernel.shape[-1]]), [-1, *seen.shape[:3], kernel.shape[-1]])
+    # With a row of zeros: a product of a single row would be rounded otherwise, and a pair by itself than among others.
+    rows = tf.pad(tf.reshape(windows, [-1, math.prod(kernel.shape[:4])]), [[0, 1], [0, 0]])
+    product = (rows @ tf.reshape(kernel, [-1, kernel.shape[-1]]))[:-1]
+    return tf.reshape(product, [-1, *seen.shape[:3], kernel.shape[-1]])
 
 
 def _seen(n: int, taps: int, stride: int) -> np.ndarray:

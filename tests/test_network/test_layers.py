@@ -328,6 +328,13 @@ def test_a_convolution_of_few_voxels_is_one(size, stride, taps):
         np.testing.assert_allclose(one, other, atol=2e-5)
 
 
+@pytest.mark.parametrize(("size", "channels"), [(1, 64), (2, 32), (2, 128), (4, 32)])
+def test_a_pair_alone_has_the_bits_that_it_has_among_others(size, channels):
+    features, kernel = noise(3, size, size, size, channels) - 0.5, noise(3, 3, 3, channels, 64) - 0.5
+    convolve = tf.function(lambda features: convolve_few(features, kernel, (2, 2, 2)))
+    np.testing.assert_array_equal(convolve(features), tf.concat([convolve(features[k : k + 1]) for k in range(3)], 0))
+
+
 @pytest.mark.parametrize("size", [(8, 9, 10), (7, 12, 5), (1, 2, 3)])
 @pytest.mark.parametrize("channels", [1, 2])
 @pytest.mark.parametrize("stride", [1, 2])
