@@ -29,7 +29,6 @@ def affine_flow(affine: Affine, size: Sequence[int]) -> tf.Tensor:
 
     x is counted from the centre of the volume, (size - 1) / 2.
     """
-
     size = tuple(size)
 
     @tf.custom_gradient

@@ -14,6 +14,7 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 from tensorflow.python.framework import ops
 
@@ -113,6 +114,12 @@ def ordered_sum(terms: Sequence[tf.Tensor]) -> tf.Tensor:
 def volume_sum(volume: tf.Tensor) -> tf.Tensor:
     """Sum over all axes but the batch. In two steps: XLA sums a whole volume in one slow thread, and less exactly."""
     return tf.reduce_sum(tf.reduce_sum(volume, [1, 2]), [1, 2])
+
+
+def neighbours(volume: tf.Tensor, offset: int) -> list[tf.Tensor]:
+    """A volume [B, X, Y, Z, ..] read so many voxels further along x, y and z; beyond the edge, the edge."""
+    lines = [np.arange(n) for n in volume.shape[1:4]]
+    return [tf.gather(volume, np.clip(k + offset, 0, k[-1]), axis=axis) for axis, k in enumerate(lines, start=1)]
 
 
 def fast_volume_sum(volume: tf.Tensor) -> tf.Tensor:

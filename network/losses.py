@@ -7,12 +7,11 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-import numpy as np
 import tensorflow as tf
 
 from errors import UserError
 
-from .kernels import TensorFunction, compiled, fast_volume_sum, fork, ordered_sum, volume_sum, xla_kernel
+from .kernels import TensorFunction, compiled, fast_volume_sum, fork, neighbours, ordered_sum, volume_sum, xla_kernel
 from .masks import compared_voxels, inside
 from .registry import SIMILARITIES, similarity_terms
 from .spatial_transformer import compose
@@ -211,21 +210,15 @@ def smoothness_loss(flow: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], t
     return 0.5 * fast_volume_sum(_squared_differences(flow)) / count, gradient
 
 
-def _neighbours(flow: tf.Tensor, offset: int) -> list[tf.Tensor]:
-    """The flow so many voxels further along x, y and z; beyond the edge, the edge."""
-    lines = [np.arange(n) for n in flow.shape[1:4]]
-    return [tf.gather(flow, np.clip(k + offset, 0, k[-1]), axis=axis) for axis, k in enumerate(lines, start=1)]
-
-
 @xla_kernel
 def _squared_differences(flow: tf.Tensor) -> tf.Tensor:
-    x, y, z = (tf.square(ahead - flow) for ahead in _neighbours(flow, 1))
+    x, y, z = (tf.square(ahead - flow) for ahead in neighbours(flow, 1))
     return x + y + z
 
 
 @xla_kernel
 def _second_differences(flow: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
-    pairs = zip(_neighbours(flow, 1), _neighbours(flow, -1), strict=True)
+    pairs = zip(neighbours(flow, 1), neighbours(flow, -1), strict=True)
     x, y, z = (2.0 * flow - ahead - behind for ahead, behind in pairs)
     return factor * (x + y + z)
 

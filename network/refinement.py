@@ -13,7 +13,7 @@ from errors import UserError
 from . import metrics
 from .affine import Affine
 from .config import CascadeConfig
-from .kernels import whole_step, xla_kernel
+from .kernels import neighbours, whole_step, xla_kernel
 from .losses import correlation, similarity_loss
 from .recursive_cascaded_networks import CascadeOutput, RecursiveCascadedNetwork, Stage
 from .spatial_transformer import compose, pad, warp, warp_by_parts
@@ -318,12 +318,8 @@ def _slopes(warped: tf.Tensor, upstream: tf.Tensor) -> tf.Tensor:
     They are central differences. The exact slopes of linear interpolation jump at every voxel, take longer, and
     register worse: docs/architecture.md.
     """
-    volume, found = warped[..., 0], []
-    for axis in (1, 2, 3):
-        line = np.arange(volume.shape[axis])
-        ahead, behind = (tf.gather(volume, np.clip(line + k, 0, line[-1]), axis=axis) for k in (1, -1))
-        found.append(0.5 * (ahead - behind) * upstream[..., 0])
-    return tf.stack(found)
+    pairs = zip(neighbours(warped[..., 0], 1), neighbours(warped[..., 0], -1), strict=True)
+    return tf.stack([0.5 * (ahead - behind) * upstream[..., 0] for ahead, behind in pairs])
 
 
 def _adam(

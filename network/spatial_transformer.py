@@ -286,11 +286,13 @@ def _recomputing(forward: Callable, flow_gradient: Callable) -> Callable:
 
 
 _fast_warp = _recomputing(_plain_warp, _flow_gradient)
+
+
+def _second_gradient(first: tf.Tensor, second: tf.Tensor, upstream: tf.Tensor) -> list[tf.Tensor]:
+    """Gradient of a composition with respect to its second flow along x, y and z, [B, X, Y, Z] each."""
+    parts = zip(tf.unstack(upstream, axis=-1), _flow_gradient(first, second, upstream), strict=True)
+    return [itself + through for itself, through in parts]
+
+
 # The second flow is added inside: as an operation of its own it would be one more use, and two more passes over memory.
-_fast_compose = _recomputing(
-    _plain_compose,
-    lambda first, second, upstream: [
-        up + part
-        for up, part in zip(tf.unstack(upstream, axis=-1), _flow_gradient(first, second, upstream), strict=True)
-    ],
-)
+_fast_compose = _recomputing(_plain_compose, _second_gradient)
