@@ -146,6 +146,7 @@ class Evaluator:
         one = self.strategy.run(lambda: tf.constant(0))
         self._replicas = len(self.strategy.experimental_local_results(one))
         self._run = whole_step(lambda *inputs: self.strategy.run(self._measure, args=inputs))
+        self._registering: dict[int | None, Callable[..., CascadeOutput]] = {}
 
     def evaluate(
         self, batches: Iterable[Mapping[str, typing.Any]], images_of: Collection[int] | None = None
@@ -223,19 +224,29 @@ class Evaluator:
         affine = Affine(batch["affine_matrix"], batch["affine_shift"])
         return after_affine(register, affine, fixed, moving, self.network.config)
 
+    def _register(self, images: tuple[tf.Tensor, tf.Tensor], rep: int | None = None) -> CascadeOutput:
+        """The network's `CascadeOutput` of any number of pairs, by a graph for each number of repeats."""
+
+        def register(fixed: tf.Tensor, moving: tf.Tensor) -> CascadeOutput:
+            output = self.network((fixed, moving), rep=rep)
+            # Of adaptive repeats the last stage alone is kept.
+            return output._replace(stages=output.stages[-1:], velocities=()) if self.plan.adaptive else output
+
+        if rep not in self._registering:
+            image = tf.TensorSpec([None, *self.network.config.image_size, 1])
+            self._registering[rep] = whole_step(register, input_signature=(image, image))
+        return self._registering[rep](*images)
+
     def _improved(self, batch: Mapping[str, tf.Tensor]) -> tuple[CascadeOutput, dict[str, np.ndarray]]:
         """`CascadeOutput` of a batch with adaptive repeats and refinement, and the number of repeats: name -> [B]."""
         counts = {}
 
         def repeated(images: tuple[tf.Tensor, tf.Tensor]) -> CascadeOutput:
-            pairs = [
-                repeat_while_better(self.network, *(image[i : i + 1] for image in images))
-                for i in range(images[0].shape[0])
-            ]
+            pairs = repeat_while_better(self._register, *images)
             counts["rep"] = np.array([rep for _, rep in pairs])
             return join([output for output, _ in pairs])
 
-        output = self._registered(repeated if self.plan.adaptive else self.network, batch)
+        output = self._registered(repeated if self.plan.adaptive else self._register, batch)
         if self.plan.refine_steps:
             output = refine(output, batch["fixed"], batch["moving"], self.network.config, self.plan.refine_steps)
         return output, counts

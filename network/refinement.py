@@ -15,7 +15,7 @@ from .affine import Affine
 from .config import CascadeConfig
 from .kernels import neighbours, whole_step, xla_kernel
 from .losses import correlation, similarity_loss
-from .recursive_cascaded_networks import CascadeOutput, RecursiveCascadedNetwork, Stage
+from .recursive_cascaded_networks import CascadeOutput, Stage
 from .spatial_transformer import compose, pad, warp, warp_by_parts
 from .splines import SplineSmoothness, spline_matrix, spline_sums, spline_volumes
 
@@ -334,38 +334,42 @@ def _adam(
 
 
 def repeat_while_better(
-    network: RecursiveCascadedNetwork,
+    network: Callable[..., CascadeOutput],
     fixed: tf.Tensor,
     moving: tf.Tensor,
     threshold: float = 0.001,
     folding_bound: float = 0.01,
     most: int = 10,
-) -> tuple[CascadeOutput, int]:
-    """Repeat the cascades as often as it helps: once, twice, ... while similarity rises and the flow hardly folds.
+) -> list[tuple[CascadeOutput, int]]:
+    """Repeat the cascades as often as helps each pair, while similarity rises and the flow hardly folds.
 
     Args:
-        network: `RecursiveCascadedNetwork`; its own `config.rep` has no part in it.
-        fixed, moving: float32 [1, X, Y, Z, 1] in 0..1, one pair.
+        network: `RecursiveCascadedNetwork`, or another function of (images, rep=) that does the same; its own
+            `config.rep` has no part in it. It is called with the pairs that still gain.
+        fixed, moving: float32 [B, X, Y, Z, 1] in 0..1.
         threshold: a repeat must raise the correlation of fixed and warped image by more than this.
         folding_bound: share of folded voxels, 0..1, that the flow must stay below from the second time on.
         most: number of repeats to end at, from 1.
 
     Returns:
-        (`CascadeOutput`, rep): the best result, and how often it applied each cascade.
+        (`CascadeOutput`, rep) of each pair: its best result, and how often that applied each cascade.
 
     Raises:
-        UserError: there is more than one pair, or `most` is less than 1.
+        UserError: `most` is less than 1.
     """
-    if fixed.shape[0] != 1:
-        raise UserError(f"{fixed.shape[0]} pairs; repeats are found for one pair at a time")
     if most < 1:
         raise UserError(f"at most {most} repeats; give a whole number from 1")
-    best: Any = None
+    best: list[Any] = [None] * fixed.shape[0]
+    similarities, gaining = np.zeros(fixed.shape[0]), np.arange(fixed.shape[0])
     for rep in range(1, most + 1):
-        output = network((fixed, moving), rep=rep)
-        similarity = float(correlation(fixed, output.warped)[0])
-        folding = float(metrics.folding(metrics.jacobian_determinant(output.flow))[0])
-        if best is not None and not (similarity > best[2] + threshold and folding < folding_bound):
+        output = network((tf.gather(fixed, gaining), tf.gather(moving, gaining)), rep=rep)
+        similarity = correlation(tf.gather(fixed, gaining), output.warped).numpy()
+        folding = metrics.folding(metrics.jacobian_determinant(output.flow)).numpy()
+        better = (similarity > similarities[gaining] + threshold) & (folding < folding_bound) | (rep == 1)
+        for i in np.flatnonzero(better):
+            best[gaining[i]] = tf.nest.map_structure(lambda part, i=i: part[i : i + 1], output), rep
+        similarities[gaining] = similarity
+        gaining = gaining[better]
+        if not gaining.size:
             break
-        best = output, rep, similarity
-    return best[:2]
+    return best
