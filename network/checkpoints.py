@@ -18,10 +18,11 @@ import numpy as np
 import tensorflow as tf
 
 import files
-from errors import UserError, first_line
+from errors import UserError
 
 from .affine import resampled_kernel
 from .averaging import averages
+from .checkpoint_reader import CheckpointReader, damaged
 from .config import CascadeConfig
 from .recursive_cascaded_networks import RecursiveCascadedNetwork, build_network
 from .runs import (
@@ -70,8 +71,6 @@ _BETAS = {"beta1_power": 0.9, "beta2_power": 0.999}
 _MANY_STEPS = 1_000_000
 _KEEP_NEWEST = 5
 _KEEP_EVERY_SECONDS = 5 * 3600
-# What TensorFlow's reader raises at a file that is missing, damaged or cut off.
-_READ_ERRORS = (tf.errors.OpError, ValueError, IndexError, RuntimeError)
 
 
 def load_model(
@@ -137,7 +136,7 @@ def fingerprint(prefix: str | pathlib.Path) -> str:
         for file in sorted(prefix.parent.glob(f"{prefix.name}.data-*")):
             content.update(f"{file.name.removeprefix(prefix.name)} {file.stat().st_size}".encode())
     except OSError as error:
-        raise UserError(_damaged(prefix, error)) from error
+        raise UserError(damaged(prefix, error)) from error
     return content.hexdigest()[:16]
 
 
@@ -150,7 +149,7 @@ def restore(
     """Fill the network's weights, and the optimizer's state if one is given, from a checkpoint.
 
     Strict: every weight must be there in its shape, and every variable in the file must be a weight or known
-    bookkeeping. One variable is read at a time. With an optimizer that keeps averages, these become what is saved as
+    bookkeeping. With an optimizer that keeps averages, these become what is saved as
     the weights, and the weights what they were after the last step.
 
     With `any_size`, the checkpoint may be one of another image size. All weights but the last kernels of the affine
@@ -160,8 +159,8 @@ def restore(
     Raises:
         UserError: the file is damaged, or does not fit the network.
     """
-    reader, shapes = _open(prefix)
-    weights = network.named_weights()
+    reader = CheckpointReader(prefix)
+    shapes, weights = reader.shapes, network.named_weights()
     wanted = {name: tuple(weight.shape) for name, weight in weights.items()}
     _check_fit(prefix, network.config, wanted, shapes, any_size)
     if any(tuple(shapes[name]) != shape for name, shape in wanted.items()):
@@ -171,20 +170,21 @@ def restore(
         )
     if optimizer is not None and "beta1_power" not in shapes:
         raise UserError(f"checkpoint {prefix} holds no optimizer state to continue with; use --clear_steps")
-    for name, weight in weights.items():
-        value = _read(reader, name, prefix)
-        weight.assign(value if value.shape == wanted[name] else resampled_kernel(value, wanted[name][:3]))
+    for name, value in reader.read_all(weights):
+        fits = tuple(value.shape) == wanted[name]
+        weights[name].assign(value if fits else resampled_kernel(value.numpy(), wanted[name][:3]))
     if optimizer is not None:
         for name, (weight, average) in _averages(network, optimizer).items():
             average.assign(weight.value)
             if f"{name}/{_LAST}" in shapes:  # not in a checkpoint of a run without averages
-                weight.assign(_read(reader, f"{name}/{_LAST}", prefix))
-        for name, variable in _slot_variables(network, optimizer).items():
-            variable.assign(_read(reader, name, prefix))
+                weight.assign(reader.read(f"{name}/{_LAST}"))
+        slots = _slot_variables(network, optimizer)
+        for name, value in reader.read_all(slots):
+            slots[name].assign(value)
         for name, variable in _scale_variables(optimizer).items():
             if name in shapes:  # not in a checkpoint of another precision
-                variable.assign(_read(reader, name, prefix))
-        optimizer.iterations.assign(_adam_steps(float(_read(reader, "beta2_power", prefix))))
+                variable.assign(reader.read(name))
+        optimizer.iterations.assign(_adam_steps(float(reader.read("beta2_power"))))
 
 
 def read_validations(prefix: str | pathlib.Path, metric: str) -> np.ndarray | None:
@@ -193,9 +193,8 @@ def read_validations(prefix: str | pathlib.Path, metric: str) -> np.ndarray | No
     Raises:
         UserError: the file is damaged.
     """
-    reader, shapes = _open(prefix)
-    name = f"{BEST_PREFIX}{metric}"
-    return _read(reader, name, prefix) if shapes.get(name) == [3] else None
+    reader, name = CheckpointReader(prefix), f"{BEST_PREFIX}{metric}"
+    return reader.read(name) if reader.shapes.get(name) == [3] else None
 
 
 def save(
@@ -251,13 +250,13 @@ def save_weights(source: str | pathlib.Path, folder: str | pathlib.Path) -> None
         UserError: the checkpoint cannot be read, or a weight is too large for float16, or the files not be written.
     """
     source = pathlib.Path(source)
-    reader, shapes = _open(source)
+    reader = CheckpointReader(source)
     known = (*(f"/{slot}" for slot in (*_SLOTS.values(), _LAST)), *_BETAS, *_LOSS_SCALE, "is_training")
     tensors = {}
-    for name in sorted(shapes):
+    for name in sorted(reader.shapes):
         if name.startswith(BEST_PREFIX) or name.endswith(known):
             continue
-        weight = np.asarray(_read(reader, name, source), np.float32)
+        weight = reader.read(name).astype(np.float32)
         if np.abs(weight).max(initial=0) > np.finfo(np.float16).max:
             raise UserError(f"checkpoint {source}: {name} is too large for float16; keep the run as it is")
         tensors[name] = tf.constant(weight.astype(np.float16))
@@ -320,27 +319,6 @@ def _adam_steps(beta2_power: float) -> int:
     if beta2_power <= 1e-30:
         return _MANY_STEPS
     return max(round(math.log(beta2_power) / math.log(_BETAS["beta2_power"])) - 1, 0)
-
-
-def _open(prefix: str | pathlib.Path) -> tuple[Any, dict[str, list[int]]]:
-    try:
-        reader = tf.train.load_checkpoint(str(prefix))
-        return reader, reader.get_variable_to_shape_map()
-    except _READ_ERRORS as error:
-        raise UserError(_damaged(prefix, error)) from error
-
-
-def _read(reader: Any, name: str, prefix: str | pathlib.Path) -> Any:
-    try:
-        value = reader.get_tensor(name)
-    except _READ_ERRORS as error:
-        raise UserError(_damaged(prefix, error)) from error
-    return value.astype(np.float32) if value.dtype == np.float16 else value  # of `save_weights`
-
-
-def _damaged(prefix: str | pathlib.Path, error: Exception) -> str:
-    reason = first_line(error)
-    return f"checkpoint {prefix} cannot be read ({reason}); copy or download it again, or name another with FOLDER:STEP"
 
 
 def _check_fit(
