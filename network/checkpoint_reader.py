@@ -1,0 +1,73 @@
+"""The variables of a checkpoint as its file has them; TensorFlow checks each against its checksum."""
+
+import concurrent.futures
+import pathlib
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import tensorflow as tf
+
+from errors import UserError, first_line
+
+# What TensorFlow's readers raise at a file that is missing, damaged or cut off.
+_ERRORS = (tf.errors.OpError, ValueError, IndexError, RuntimeError)
+# So many variables are read in one go, and so many such parts at once.
+_PART, _THREADS = 16, 4
+
+
+class CheckpointReader:
+    """Reads the variables of a checkpoint.
+
+    Args:
+        prefix: FOLDER/model-<step>.
+
+    Attributes:
+        shapes: name -> shape of every variable.
+
+    Raises:
+        UserError: the file is damaged; so do the methods.
+    """
+
+    def __init__(self, prefix: str | pathlib.Path) -> None:
+        self._prefix = prefix
+        try:
+            self._reader = tf.train.load_checkpoint(str(prefix))
+        except _ERRORS as error:
+            raise UserError(damaged(prefix, error)) from error
+        self.shapes: dict[str, list[int]] = self._reader.get_variable_to_shape_map()
+        self._types = self._reader.get_variable_to_dtype_map()
+
+    def read(self, name: str) -> np.ndarray:
+        """A variable's value; float32 where it was saved as float16."""
+        [(_, value)] = self.read_all([name])
+        return value.numpy()
+
+    def read_all(self, names: Iterable[str]) -> Iterator[tuple[str, tf.Tensor]]:
+        """(name, value) of several variables, read on several threads; a variable that takes a value copies nothing."""
+        names = list(names)
+        parts = [names[k : k + _PART] for k in range(0, len(names), _PART)]
+        with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+            for part, values in zip(parts, pool.map(self._part, parts), strict=True):
+                yield from zip(part, values, strict=True)
+
+    def _part(self, names: list[str]) -> list[tf.Tensor]:
+        """The values of variables, in order."""
+        try:
+            with tf.device("CPU:0"):
+                values = tf.raw_ops.RestoreV2(
+                    prefix=str(self._prefix),
+                    tensor_names=names,
+                    shape_and_slices=[""] * len(names),
+                    dtypes=[
+                        self._types.get(name, tf.float32) for name in names
+                    ],  # where it lacks one, that is the error
+                )
+                return [tf.cast(v, tf.float32) if v.dtype == tf.float16 else v for v in values]  # of `save_weights`
+        except _ERRORS as error:
+            raise UserError(damaged(self._prefix, error)) from error
+
+
+def damaged(prefix: str | pathlib.Path, error: Exception) -> str:
+    """What to say of a checkpoint that cannot be read."""
+    reason = first_line(error)
+    return f"checkpoint {prefix} cannot be read ({reason}); copy or download it again, or name another with FOLDER:STEP"
