@@ -120,6 +120,10 @@ def stop(
     statuses = [process.wait(timeout=600) for process in processes]
     for output in outputs:
         output.thread.join()
+    # A worker that stopped with the other may get its own signal while Python ends, and then nobody handles it.
+    for k, output in enumerate(outputs):
+        if statuses[k] == -number and "Stopped at step" in output.text:
+            statuses[k] = cli.STOPPED
     told = f"{number.name}, the second worker {apart:+.2f} s after the first, {later:.1f} s after {phase}"
     return told, statuses, "\n".join(output.text for output in outputs)
 
