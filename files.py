@@ -34,6 +34,11 @@ _cleaned: set[Path] = set()
 _own: set[str] = set()
 
 
+def cache_folder() -> Path:
+    """The folder for what is kept only to save time, such as fetched files: in XDG_CACHE_HOME, or else in ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "recursive-cascaded-networks"
+
+
 @contextmanager
 def whole_file(path: str | os.PathLike, *failures: type[Exception]) -> Iterator[Path]:
     """Write a file that gets its name when the block has ended without an error, and replaces what was there.
@@ -169,7 +174,7 @@ def _is_left(folder: Path) -> bool:
         process = folder.name.removeprefix(here).partition("-")[0]
     if process.isdigit():
         is_ours = int(process) == os.getpid()  # or of a process before, in a container that was started again
-        return folder.name not in _own if is_ours else not _is_running(int(process))
+        return folder.name not in _own if is_ours else not is_running(int(process))
     try:
         changed = max(path.lstat().st_ctime for path in (folder, *folder.rglob("*")))
     except FileNotFoundError:  # it is being written, or removed
@@ -189,7 +194,8 @@ def machine() -> str:
     return ".".join(parts)
 
 
-def _is_running(process: int) -> bool:
+def is_running(process: int) -> bool:
+    """Whether there is a process of this number."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:

@@ -1,5 +1,6 @@
 """Start TensorFlow quickly, and without the lines that its C++ parts print on the way, which no variable stops."""
 
+import contextlib
 import ctypes
 import gc
 import importlib
@@ -7,9 +8,10 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
+
+import kernel_cache
 
 _shown = False
 
@@ -18,12 +20,13 @@ def show_messages() -> None:
     """Let TensorFlow print what it likes, as `--verbose` asks."""
     global _shown
     _shown = True
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "0"
 
 
 def tensorflow() -> ModuleType:
     """TensorFlow, imported without its messages; where that fails they are shown."""
     keep_memory()
-    with quietly(), _quickly():
+    with quietly(), _quickly(), contextlib.nullcontext() if _shown else kernel_cache.kept():
         import network  # noqa: F401  It sets the variables that TensorFlow reads at its start.
 
         tf = importlib.import_module("tensorflow")
@@ -50,7 +53,7 @@ def keep_memory() -> None:
         mallopt(_M_TRIM_THRESHOLD, -1)  # nothing is given back
 
 
-@contextmanager
+@contextlib.contextmanager
 def _quickly() -> Iterator[None]:
     """Import TensorFlow in two thirds of the time.
 
@@ -83,7 +86,7 @@ def compiler() -> None:
         tf.function(tf.negative, jit_compile=True)(tf.zeros([]))
 
 
-@contextmanager
+@contextlib.contextmanager
 def quietly() -> Iterator[None]:
     """Keep from the terminal what is written to standard error in the block, and show it where the block fails."""
     if _shown:

@@ -16,12 +16,13 @@ _PART, _THREADS = 16, 4
 
 
 class CheckpointReader:
-    """Reads the variables of a checkpoint.
+    """Reads the variables of a checkpoint, several at a time and ahead of their use.
 
     Args:
         prefix: FOLDER/model-<step>.
 
     Attributes:
+        prefix: the same.
         shapes: name -> shape of every variable.
 
     Raises:
@@ -29,13 +30,22 @@ class CheckpointReader:
     """
 
     def __init__(self, prefix: str | pathlib.Path) -> None:
-        self._prefix = prefix
+        self.prefix = prefix
         try:
             self._reader = tf.train.load_checkpoint(str(prefix))
         except _ERRORS as error:
             raise UserError(damaged(prefix, error)) from error
         self.shapes: dict[str, list[int]] = self._reader.get_variable_to_shape_map()
         self._types = self._reader.get_variable_to_dtype_map()
+        self._pool = concurrent.futures.ThreadPoolExecutor(_THREADS)
+        self._begun: dict[str, concurrent.futures.Future[dict[str, tf.Tensor]]] = {}
+
+    def begin(self, names: Iterable[str]) -> None:
+        """Begin to read variables that will be asked for, while the caller does something else."""
+        names = [name for name in names if name not in self._begun]
+        for k in range(0, len(names), _PART):
+            part = names[k : k + _PART]
+            self._begun |= dict.fromkeys(part, self._pool.submit(self._part, part))
 
     def read(self, name: str) -> np.ndarray:
         """A variable's value; float32 where it was saved as float16."""
@@ -43,28 +53,28 @@ class CheckpointReader:
         return value.numpy()
 
     def read_all(self, names: Iterable[str]) -> Iterator[tuple[str, tf.Tensor]]:
-        """(name, value) of several variables, read on several threads; a variable that takes a value copies nothing."""
+        """(name, value) of several variables, in order; a variable that takes a value copies nothing."""
         names = list(names)
-        parts = [names[k : k + _PART] for k in range(0, len(names), _PART)]
-        with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-            for part, values in zip(parts, pool.map(self._part, parts), strict=True):
-                yield from zip(part, values, strict=True)
+        self.begin(names)
+        for name in names:
+            yield name, self._begun.pop(name).result()[name]
 
-    def _part(self, names: list[str]) -> list[tf.Tensor]:
-        """The values of variables, in order."""
+    def _part(self, names: list[str]) -> dict[str, tf.Tensor]:
+        """Variables by name."""
         try:
             with tf.device("CPU:0"):
                 values = tf.raw_ops.RestoreV2(
-                    prefix=str(self._prefix),
+                    prefix=str(self.prefix),
                     tensor_names=names,
                     shape_and_slices=[""] * len(names),
                     dtypes=[
                         self._types.get(name, tf.float32) for name in names
                     ],  # where it lacks one, that is the error
                 )
-                return [tf.cast(v, tf.float32) if v.dtype == tf.float16 else v for v in values]  # of `save_weights`
+                values = [tf.cast(v, tf.float32) if v.dtype == tf.float16 else v for v in values]  # of `save_weights`
+                return dict(zip(names, values, strict=True))
         except _ERRORS as error:
-            raise UserError(damaged(self._prefix, error)) from error
+            raise UserError(damaged(self.prefix, error)) from error
 
 
 def damaged(prefix: str | pathlib.Path, error: Exception) -> str:

@@ -114,8 +114,10 @@ def open_model(prefix: pathlib.Path, config: CascadeConfig) -> RecursiveCascaded
     Raises:
         UserError: the file is damaged, or does not fit the architecture or size.
     """
+    reader = CheckpointReader(prefix)
+    reader.begin(_weight_names(reader))
     network = build_network(config, drawn=False)
-    restore(network, prefix)
+    restore(network, reader)
     network.checkpoint = prefix
     return network
 
@@ -142,15 +144,15 @@ def fingerprint(prefix: str | pathlib.Path) -> str:
 
 def restore(
     network: RecursiveCascadedNetwork,
-    prefix: str | pathlib.Path,
+    checkpoint: str | pathlib.Path | CheckpointReader,
     optimizer: keras.optimizers.Optimizer | None = None,
     any_size: bool = False,
 ) -> None:
-    """Fill the network's weights, and the optimizer's state if one is given, from a checkpoint.
+    """Fill the network's weights, and the optimizer's state if one is given, from a checkpoint: its prefix or reader.
 
     Strict: every weight must be there in its shape, and every variable in the file must be a weight or known
-    bookkeeping. With an optimizer that keeps averages, these become what is saved as
-    the weights, and the weights what they were after the last step.
+    bookkeeping. With an optimizer that keeps averages, these become what is saved as the weights, and the weights what
+    they were after the last step.
 
     With `any_size`, the checkpoint may be one of another image size. All weights but the last kernels of the affine
     cascade fit any size, and these are resampled. Flows and shifts then are of as many voxels as before, which are of
@@ -159,8 +161,8 @@ def restore(
     Raises:
         UserError: the file is damaged, or does not fit the network.
     """
-    reader = CheckpointReader(prefix)
-    shapes, weights = reader.shapes, network.named_weights()
+    reader = checkpoint if isinstance(checkpoint, CheckpointReader) else CheckpointReader(checkpoint)
+    prefix, shapes, weights = reader.prefix, reader.shapes, network.named_weights()
     wanted = {name: tuple(weight.shape) for name, weight in weights.items()}
     _check_fit(prefix, network.config, wanted, shapes, any_size)
     if any(tuple(shapes[name]) != shape for name, shape in wanted.items()):
@@ -185,6 +187,12 @@ def restore(
             if name in shapes:  # not in a checkpoint of another precision
                 variable.assign(reader.read(name))
         optimizer.iterations.assign(_adam_steps(float(reader.read("beta2_power"))))
+
+
+def _weight_names(reader: CheckpointReader) -> list[str]:
+    """Names of the weights that a checkpoint has, without the state of its training."""
+    known = (*(f"/{slot}" for slot in (*_SLOTS.values(), _LAST)), *_BETAS, *_LOSS_SCALE, "is_training")
+    return [name for name in sorted(reader.shapes) if not (name.startswith(BEST_PREFIX) or name.endswith(known))]
 
 
 def read_validations(prefix: str | pathlib.Path, metric: str) -> np.ndarray | None:
@@ -251,12 +259,9 @@ def save_weights(source: str | pathlib.Path, folder: str | pathlib.Path) -> None
     """
     source = pathlib.Path(source)
     reader = CheckpointReader(source)
-    known = (*(f"/{slot}" for slot in (*_SLOTS.values(), _LAST)), *_BETAS, *_LOSS_SCALE, "is_training")
     tensors = {}
-    for name in sorted(reader.shapes):
-        if name.startswith(BEST_PREFIX) or name.endswith(known):
-            continue
-        weight = reader.read(name).astype(np.float32)
+    for name, value in reader.read_all(_weight_names(reader)):
+        weight = value.numpy().astype(np.float32)
         if np.abs(weight).max(initial=0) > np.finfo(np.float16).max:
             raise UserError(f"checkpoint {source}: {name} is too large for float16; keep the run as it is")
         tensors[name] = tf.constant(weight.astype(np.float16))

@@ -15,7 +15,7 @@ from .measuring import measurable_labels, measure_in_graph, measure_in_numpy
 from .recursive_cascaded_networks import CascadeOutput, RecursiveCascadedNetwork, Stage, after_affine
 from .refinement import join, refine, repeat_while_better
 from .registry import IMAGES, METRICS, Metric, Value, default_metrics
-from .scene import PairScene, Scene
+from .scene import PairScene, Scene, Unregistered
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,11 +198,12 @@ class Evaluator:
         """
         stages = stages or self._registered(self.network, batch).stages
         none = tf.zeros_like(stages[0].flow)
-        unregistered = Stage(none, none, batch["moving"])
-        kept = 2 if self.plan.refine_steps else 1
-        stages = (unregistered, *stages) if self.plan.per_cascade else stages[-kept:]
-        padding = self.network.config.warp_padding
-        first, *scenes = (Scene(batch, stage, self._labels, padding) for stage in (unregistered, *stages))
+        given = self._labels, self.network.config.warp_padding
+        first = Unregistered(batch, Stage(none, none, batch["moving"]), *given)
+        kept = len(stages) if self.plan.per_cascade else 2 if self.plan.refine_steps else 1
+        scenes = [Scene(batch, stage, *given) for stage in stages[-kept:]]
+        if self.plan.per_cascade:
+            scenes.insert(0, first)
         names = {name for row in self._compared.values() for name, value in row.values.items() if value.better}
         before = measure_in_graph(self._compared, first)
         return (

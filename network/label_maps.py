@@ -9,7 +9,15 @@ from typing import Any
 import tensorflow as tf
 
 from .kernels import three_in_one_loop, xla_kernel
-from .spatial_transformer import CORNERS, cells_around, image_gradient, looked_at, pad, slopes_between
+from .spatial_transformer import (
+    CORNERS,
+    cells_around,
+    image_gradient,
+    interpolate,
+    looked_at,
+    pad,
+    slopes_between,
+)
 
 # A mask of 0/255, warped linearly, counts as foreground above this value (the original's threshold).
 FOREGROUND = 128
@@ -53,6 +61,20 @@ def warp_labels(segmentation: tf.Tensor, flow: tf.Tensor, padding: bool = False)
     if padding:
         segmentation, flow = pad(segmentation), flow + 1.0
     return _vote(segmentation, flow)
+
+
+def warp_mask(segmentation: tf.Tensor, flow: tf.Tensor, padding: bool = False) -> tf.Tensor:
+    """Mask of 0/255 warped linearly, as a label map: 1 where it exceeds 128, else 0.
+
+    Args:
+        segmentation, flow, padding: as in `warp_labels`; -1 is as 0.
+
+    Returns:
+        int32 [B, X, Y, Z, 1].
+    """
+    if padding:
+        segmentation, flow = pad(segmentation), flow + 1.0
+    return _above_threshold(segmentation, flow)
 
 
 def read_labels(segmentation: tf.Tensor, flow: tf.Tensor) -> tf.Tensor:
@@ -109,6 +131,12 @@ def _vote(segmentation: tf.Tensor, flow: tf.Tensor) -> tf.Tensor:
         votes = sum(tf.where(label[corner] == candidate, weight[corner], 0.0) for corner in CORNERS)
         elected = tf.where(votes > _VOTE, candidate, elected)
     return elected[..., None]
+
+
+@xla_kernel
+def _above_threshold(segmentation: tf.Tensor, flow: tf.Tensor) -> tf.Tensor:
+    values = interpolate(tf.cast(tf.maximum(segmentation, 0), tf.float32), looked_at(flow))
+    return tf.cast(values > FOREGROUND, tf.int32)
 
 
 @xla_kernel

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
-from .kernels import compiled, xla_kernel
-from .label_maps import FOREGROUND, has_labels, label_numbers, warp_labels
-from .spatial_transformer import sample_at_points, warp
+from .kernels import compiled, neighbours, xla_kernel
+from .label_maps import has_labels, label_numbers, warp_labels, warp_mask
+from .spatial_transformer import sample_at_points
 
 # A folded voxel has a determinant of 0 or less, which has no logarithm: this value is taken instead.
 LEAST_DETERMINANT = 1e-9
@@ -30,11 +30,7 @@ def carry_labels(
     Returns:
         int32 [B, X, Y, Z, 1]; -1 everywhere where missing.
     """
-    if labels is None:
-        values = warp(tf.cast(tf.maximum(segmentation, 0), tf.float32), flow, padding)
-        carried = tf.cast(values > FOREGROUND, tf.int32)
-    else:
-        carried = warp_labels(segmentation, flow, padding)
+    carried = (warp_mask if labels is None else warp_labels)(segmentation, flow, padding)
     return tf.where(has_labels(segmentation)[:, None, None, None, None], carried, -1)
 
 
@@ -69,7 +65,9 @@ def _label_counts(fixed: tf.Tensor, warped: tf.Tensor, labels: Sequence[int]) ->
         if value >= 0:  # no scan has another
             table[value] = place
     n = len(values) + 1
-    pairs = tf.math.bincount(_joint_place(fixed, warped, table, n), minlength=n * n, maxlength=n * n, axis=-1)
+    # All places are below n * n, which tf.math.bincount would make sure of in more time than it counts.
+    place = _joint_place(fixed, warped, table, n)
+    pairs = tf.raw_ops.DenseBincount(input=place, size=n * n, weights=tf.constant([], tf.int32))
     pairs = tf.reshape(pairs, [-1, n, n])
     counts = tf.reduce_sum(pairs, 2), tf.reduce_sum(pairs, 1), tf.linalg.diag_part(pairs)
     return tuple(tf.gather(count, order, axis=1) for count in counts)  # type: ignore[return-value]
@@ -113,12 +111,11 @@ def landmark_distances(offsets: tf.Tensor, spacing: tf.Tensor | None = None) -> 
     return tf.norm(offsets if spacing is None else offsets * spacing[:, None], axis=-1)
 
 
-def _determinant(a: tf.Tensor, b: tf.Tensor, c: tf.Tensor) -> tf.Tensor:
-    """det(I + J) [...] from the differences of a flow along x, y and z, each [..., 3]."""
-    ax, ay, az = 1.0 + a[..., 0], a[..., 1], a[..., 2]
-    bx, by, bz = b[..., 0], 1.0 + b[..., 1], b[..., 2]
-    cx, cy, cz = c[..., 0], c[..., 1], 1.0 + c[..., 2]
-    return ax * (by * cz - bz * cy) - ay * (bx * cz - bz * cx) + az * (bx * cy - by * cx)
+def _determinant(slopes: Sequence[Sequence[tf.Tensor]]) -> tf.Tensor:
+    """det(I + J) [...] from the slopes of the three parts of a flow, each along x, y and z."""
+    (xx, xy, xz), (yx, yy, yz), (zx, zy, zz) = slopes
+    xx, yy, zz = 1.0 + xx, 1.0 + yy, 1.0 + zz
+    return xx * (yy * zz - zy * yz) - yx * (xy * zz - zy * xz) + zx * (xy * yz - yy * xz)
 
 
 def _mean(volume: tf.Tensor) -> tf.Tensor:
@@ -136,9 +133,11 @@ def jacobian_std(flow: tf.Tensor) -> tf.Tensor:
 
     The determinant is taken where all three differences exist: (X - 1)(Y - 1)(Z - 1) voxels.
     """
-    here = flow[:, :-1, :-1, :-1]
-    x, y, z = flow[:, 1:, :-1, :-1], flow[:, :-1, 1:, :-1], flow[:, :-1, :-1, 1:]
-    return _deviation(_determinant(x - here, y - here, z - here))
+    parts = []
+    for part in tf.unstack(flow, axis=-1):
+        here = part[:, :-1, :-1, :-1]
+        parts.append([part[:, 1:, :-1, :-1] - here, part[:, :-1, 1:, :-1] - here, part[:, :-1, :-1, 1:] - here])
+    return _deviation(_determinant(parts))
 
 
 @compiled
@@ -147,15 +146,17 @@ def jacobian_determinant(flow: tf.Tensor) -> tf.Tensor:
 
     On the outermost voxels the difference across the edge is one-sided.
     """
-    return _determinant(*(_central_difference(flow, axis) for axis in (1, 2, 3)))
+    # Slices and their concatenation would each be a pass over memory; read by place, all differences are in one.
+    return _determinant([_central_differences(part) for part in tf.unstack(flow, axis=-1)])
 
 
-def _central_difference(flow: tf.Tensor, axis: int) -> tf.Tensor:
-    def along(*ends: int | None) -> tf.Tensor:
-        return flow[(slice(None),) * axis + (slice(*ends),)]
-
-    first, last = along(1, 2) - along(0, 1), along(-1, None) - along(-2, -1)
-    return tf.concat([first, (along(2, None) - along(0, -2)) / 2.0, last], axis)
+def _central_differences(volume: tf.Tensor) -> list[tf.Tensor]:
+    differences = []
+    for axis, ahead, behind in zip((1, 2, 3), neighbours(volume, 1), neighbours(volume, -1), strict=True):
+        apart = np.full(volume.shape[axis], 2.0, np.float32)
+        apart[[0, -1]] = 1.0
+        differences.append((ahead - behind) / apart.reshape([-1] + [1] * (3 - axis)))
+    return differences
 
 
 @compiled

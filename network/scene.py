@@ -78,6 +78,15 @@ class Scene:
         return tf.reduce_all([tf.reduce_all(tf.math.is_finite(array), [1, 2, 3, 4]) for array in arrays], 0)
 
 
+class Unregistered(Scene):
+    """A batch of pairs as it is: the stage's flow is 0, and labels stay where they are."""
+
+    @functools.cached_property
+    def warped_seg(self) -> tf.Tensor:
+        """Label map of the moving scans, as `fixed_seg`."""
+        return self.moving_seg
+
+
 @dataclasses.dataclass(frozen=True)
 class PairScene:
     """One pair and one stage of the network on it, in NumPy.

@@ -68,7 +68,7 @@ def sample_at_points(image: tf.Tensor, points: tf.Tensor) -> tf.Tensor:
 
 def read_at_points(image: tf.Tensor, points: tf.Tensor) -> tf.Tensor:
     """As `sample_at_points`, but outside the edge is repeated."""
-    return _interpolate(image, tf.unstack(points, axis=-1))
+    return interpolate(image, tf.unstack(points, axis=-1))
 
 
 def pad(image: tf.Tensor) -> tf.Tensor:
@@ -136,7 +136,7 @@ def _lerp(low: tf.Tensor, high: tf.Tensor, fraction: tf.Tensor) -> tf.Tensor:
     return low + (high - low) * fraction
 
 
-def _interpolate(image: tf.Tensor, coordinates: Sequence[tf.Tensor]) -> tf.Tensor:
+def interpolate(image: tf.Tensor, coordinates: Sequence[tf.Tensor]) -> tf.Tensor:
     """Trilinear values of image [B, X, Y, Z, C] at coordinates, three tensors [B, ...] in voxels: [B, ..., C]."""
     cells = cells_around(coordinates, tf.shape(image))
     flat = tf.reshape(image, [-1, image.shape[-1]])
@@ -164,7 +164,7 @@ def _from_grid(parts: Sequence[tf.Tensor]) -> list[tf.Tensor]:
 
 
 def _plain_warp(image: tf.Tensor, flow: tf.Tensor) -> tf.Tensor:
-    return _interpolate(image, looked_at(flow))
+    return interpolate(image, looked_at(flow))
 
 
 def _plain_compose(first: tf.Tensor, second: tf.Tensor) -> tf.Tensor:
@@ -213,7 +213,7 @@ def warp_by_parts(image: tf.Tensor, flow: tf.Tensor) -> tf.Tensor:
     Three plain volumes are read and written faster than one with three channels; refinement keeps its flows so.
     No gradient is kept.
     """
-    return _interpolate(image, _from_grid(tf.unstack(flow)))
+    return interpolate(image, _from_grid(tf.unstack(flow)))
 
 
 @xla_kernel

