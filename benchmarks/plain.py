@@ -70,6 +70,24 @@ def jacobian_std(flow):
     return tf.math.reduce_std(tf.linalg.det(jacobian), axis=[1, 2, 3])
 
 
+def jacobian_determinant(flow):
+    """Determinant of central differences, one-sided at the edges, each a concatenation of slices."""
+    slopes = []
+    for axis in (1, 2, 3):
+        before, after, first, second, next_to_last, last = (
+            flow[(slice(None),) * axis + (slice(*ends),)]
+            for ends in ((0, -2), (2, None), (0, 1), (1, 2), (-2, -1), (-1, None))
+        )
+        slopes.append(tf.concat([second - first, (after - before) / 2.0, last - next_to_last], axis))
+    return metrics._determinant([[slope[..., k] for slope in slopes] for k in range(3)])
+
+
+def mask_above_threshold(segmentation, flow):
+    """A mask warped linearly, and the voxels above the threshold."""
+    values = warp(tf.cast(tf.maximum(segmentation, 0), tf.float32), flow)
+    return tf.cast(values > label_maps.FOREGROUND, tf.int32)
+
+
 def correlation(fixed, warped):
     """Pearson correlation with TensorFlow's sums."""
     fixed, warped = (image - tf.reduce_mean(image, [1, 2, 3, 4], keepdims=True) for image in (fixed, warped))
@@ -104,13 +122,16 @@ def everywhere(labels=()):
     compiled = {
         affine: ("_compose_affine",),
         losses: ("_affine_losses",),
-        metrics: ("jacobian_determinant", "folding", "sd_log_jacobian"),
     }
     with contextlib.ExitStack() as stack:
         for module, names in compiled.items():
             for name in names:
                 stack.enter_context(mock.patch.object(module, name, getattr(module, name).__wrapped__))
+        for name in ("_folded", "_logarithm", "_squared_difference"):
+            stack.enter_context(mock.patch.object(metrics, name, getattr(metrics, name).python_function))
+        stack.enter_context(mock.patch.object(metrics, "jacobian_determinant", jacobian_determinant))
         stack.enter_context(mock.patch.object(metrics, "jacobian_std", jacobian_std))
+        stack.enter_context(mock.patch.object(label_maps, "_above_threshold", mask_above_threshold))
         stack.enter_context(mock.patch.object(spatial_transformer, "_fast_warp", warp))
         stack.enter_context(mock.patch.object(spatial_transformer, "_fast_compose", compose))
         stack.enter_context(mock.patch.object(label_maps, "_vote", vote(labels)))

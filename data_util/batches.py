@@ -1,7 +1,7 @@
 """`tf.data` batches of samples that Python reads, and what an error of such a reader becomes."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -36,19 +36,21 @@ def user_errors() -> Iterator[None]:
 _EMPTY = {tf.float32: np.nan, tf.int32: -1, tf.int64: -1, tf.bool: False, tf.string: ""}
 
 
-def empty_sample(spec: Mapping[str, tf.TensorSpec]) -> dict[str, Any]:
-    """A sample of which nothing is there."""
-    return {name: np.full(s.shape, _EMPTY[s.dtype], s.dtype.as_numpy_dtype) for name, s in spec.items()}
-
-
 def batches(
     read: Callable[[int], dict[str, Any]], spec: dict[str, tf.TensorSpec], numbers: range, batch: int
 ) -> tf.data.Dataset:
-    """Batches of read(n) for n in `numbers`, a range that `batch` divides; `spec`: name -> TensorSpec of one sample."""
+    """Batches of read(n) for n in `numbers`, a range that `batch` divides.
+
+    Args:
+        read: function of a number that gives a sample: name -> array. What it lacks is not there: NaN, -1, False or "".
+        spec: name -> TensorSpec of every array of a sample.
+        numbers: of the samples.
+        batch: samples in a Batch.
+    """
 
     def arrays_of(n: np.ndarray) -> list[Any]:
         sample = read(int(n))
-        return [sample[k] for k in spec]
+        return [sample[k] if k in sample else _nothing(s) for k, s in spec.items()]
 
     def load(n: tf.Tensor) -> dict[str, tf.Tensor]:
         arrays = tf.numpy_function(arrays_of, [n], [s.dtype for s in spec.values()])
@@ -57,6 +59,10 @@ def batches(
     samples = tf.data.Dataset.range(numbers.start, numbers.stop)
     samples = samples.map(load, num_parallel_calls=_READERS, deterministic=True)
     return samples.batch(batch, drop_remainder=True).prefetch(_BATCHES_AHEAD).with_options(_untuned())
+
+
+def _nothing(spec: tf.TensorSpec) -> np.ndarray:
+    return np.full(spec.shape, _EMPTY[spec.dtype], spec.dtype.as_numpy_dtype)
 
 
 def _untuned() -> tf.data.Options:

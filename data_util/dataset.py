@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from data_util.batches import batches, empty_sample
+from data_util.batches import batches
 from data_util.config import DatasetConfig
 from data_util.grey_values import to_unit
 from data_util.hdf5 import Scan
@@ -207,7 +207,6 @@ class Scheme(Sequence):
                 for scan in self._drawn(order, n)
             )
             return {
-                **empty_sample(spec),
                 **self._of_scans(fixed, moving, spec),
                 "seed": np.array([seed % 2**31, n % 2**31], np.int32),
             }
@@ -236,14 +235,13 @@ class Scheme(Sequence):
 
         def read(n: int) -> dict[str, Any]:
             k = indices[n] if n < len(indices) else -1
-            sample = empty_sample(spec)
             if k < 0:
                 images = ("fixed", "moving", *_AFFINE)
-                return sample | {name: np.zeros_like(sample[name]) for name in images if name in sample}
+                return {name: np.zeros(spec[name].shape, np.float32) for name in images if name in spec}
             fixed_id, moving_id = self[k]
             true_flow = self._descriptions[fixed_id].flow_source == moving_id
             fixed, moving = self._store.read(fixed_id, flow=true_flow), self._store.read(moving_id)
-            sample |= self._of_scans(fixed, moving, spec)
+            sample = self._of_scans(fixed, moving, spec)
             if true_flow:
                 sample["true_flow"] = fixed.flow
             if affine is not None:

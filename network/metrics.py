@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
-from .kernels import compiled, neighbours, xla_kernel
+from .kernels import fast_volume_sum, neighbours, xla_kernel
 from .label_maps import has_labels, label_numbers, warp_labels, warp_mask
 from .spatial_transformer import sample_at_points
 
@@ -119,28 +119,38 @@ def _determinant(slopes: Sequence[Sequence[tf.Tensor]]) -> tf.Tensor:
 
 
 def _mean(volume: tf.Tensor) -> tf.Tensor:
-    """Mean of a volume [B, X, Y, Z]: [B, 1, 1, 1]. In two steps: XLA sums a whole volume slowly and less exactly."""
-    return tf.reduce_mean(tf.reduce_mean(volume, [1, 2], keepdims=True), 3, keepdims=True)
+    """Mean of each volume [B, X, Y, Z]: [B]; NaN where it has no voxel."""
+    return fast_volume_sum(volume) / tf.cast(tf.reduce_prod(tf.shape(volume)[1:]), tf.float32)
 
 
 def _deviation(volume: tf.Tensor) -> tf.Tensor:
-    return tf.sqrt(_mean(tf.square(volume - _mean(volume))))[:, 0, 0, 0]
+    """Standard deviation of each volume [B, X, Y, Z]: [B]."""
+    return tf.sqrt(_mean(_squared_difference(volume, _mean(volume))))
 
 
-@compiled
+@xla_kernel
+def _squared_difference(volume: tf.Tensor, mean: tf.Tensor) -> tf.Tensor:
+    return tf.square(volume - mean[:, None, None, None])
+
+
 def jacobian_std(flow: tf.Tensor) -> tf.Tensor:
     """Standard deviation of det(I + forward differences of the flow) over the volume: float32 [B].
 
     The determinant is taken where all three differences exist: (X - 1)(Y - 1)(Z - 1) voxels.
     """
+    return _deviation(_forward_determinant(flow))
+
+
+@xla_kernel
+def _forward_determinant(flow: tf.Tensor) -> tf.Tensor:
     parts = []
     for part in tf.unstack(flow, axis=-1):
         here = part[:, :-1, :-1, :-1]
         parts.append([part[:, 1:, :-1, :-1] - here, part[:, :-1, 1:, :-1] - here, part[:, :-1, :-1, 1:] - here])
-    return _deviation(_determinant(parts))
+    return _determinant(parts)
 
 
-@compiled
+@xla_kernel
 def jacobian_determinant(flow: tf.Tensor) -> tf.Tensor:
     """Determinant of the Jacobian of p + flow(p), by central differences: float32 [B, X, Y, Z].
 
@@ -159,26 +169,37 @@ def _central_differences(volume: tf.Tensor) -> list[tf.Tensor]:
     return differences
 
 
-@compiled
 def folding(determinant: tf.Tensor) -> tf.Tensor:
     """Share of interior voxels where a determinant [B, X, Y, Z] is not positive, 0..1: float32 [B].
 
     NaN where the determinant is not a number somewhere, or where no voxel is interior.
     """
-    inner = determinant[:, 1:-1, 1:-1, 1:-1]
-    folded = tf.where(inner > 0.0, 0.0, tf.where(inner <= 0.0, 1.0, float("nan")))
-    return _mean(folded)[:, 0, 0, 0]
+    return _mean(_folded(determinant))
 
 
-@compiled
+@xla_kernel
+def _folded(determinant: tf.Tensor) -> tf.Tensor:
+    inner = _interior(determinant)
+    return tf.where(inner > 0.0, 0.0, tf.where(inner <= 0.0, 1.0, float("nan")))
+
+
 def sd_log_jacobian(determinant: tf.Tensor) -> tf.Tensor:
     """Standard deviation of the logarithm of a determinant [B, X, Y, Z], clipped below at 1e-9: float32 [B].
 
     Over interior voxels; NaN as in `folding`.
     """
-    inner = determinant[:, 1:-1, 1:-1, 1:-1]
+    return _deviation(_logarithm(determinant))
+
+
+@xla_kernel
+def _logarithm(determinant: tf.Tensor) -> tf.Tensor:
+    inner = _interior(determinant)
     # Not tf.maximum: compiled by XLA, it gives the other number where one is NaN.
-    return _deviation(tf.math.log(tf.where(inner < LEAST_DETERMINANT, LEAST_DETERMINANT, inner)))
+    return tf.math.log(tf.where(inner < LEAST_DETERMINANT, LEAST_DETERMINANT, inner))
+
+
+def _interior(volume: tf.Tensor) -> tf.Tensor:
+    return volume[:, 1:-1, 1:-1, 1:-1]
 
 
 def flow_error(flow: tf.Tensor, true_flow: tf.Tensor, mask: tf.Tensor | None = None) -> tf.Tensor:
