@@ -13,6 +13,7 @@ import platform
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,8 +23,10 @@ from files import machine as this_system
 
 _FLAGS = "TF_XLA_FLAGS"
 _FOLDER_FLAG = "--tf_xla_persistent_cache_directory"
-_MOST_BYTES = 2**26  # of the cache; what a command needs for one size of volumes is half a megabyte
+_LEVEL = "TF_CPP_MIN_LOG_LEVEL"
+_MOST_BYTES = 2**24  # of the cache; what a command needs for one size of volumes is half a megabyte
 _LEAST_FREE = 2**26  # where a process has its folder: TensorFlow fails where it cannot write
+_SECONDS_UNTIL_LEFT = 7 * 86400
 _WRITING = "writing-"
 
 
@@ -31,15 +34,17 @@ _WRITING = "writing-"
 def kept() -> Iterator[None]:
     """Import TensorFlow in the block to have it take kernels from the cache, and add to it when the process ends.
 
-    Where the user's TF_XLA_FLAGS name a cache (even an empty name), or none can be kept, it has none.
+    There is no cache where the user's settings say otherwise, where there is a GPU, or where none can be kept.
     """
     before = os.environ.get(_FLAGS)
-    folder = None if "tensorflow" in sys.modules or _FOLDER_FLAG in (before or "") else _filled_folder()
+    folder = _filled_folder() if _is_wanted() else None
     if folder is None:
         yield
         return
     flags = f"{_FOLDER_FLAG}={folder} --tf_xla_persistent_cache_device_types=CPU"
     os.environ[_FLAGS] = f"{before} {flags}" if before else flags
+    # Of every kernel that it reads it says, as an error, that this machine lacks features that no machine names.
+    os.environ[_LEVEL] = "3"
     try:
         yield
         from tensorflow.python.client import pywrap_tf_session
@@ -51,29 +56,35 @@ def kept() -> Iterator[None]:
             os.environ[_FLAGS] = before
 
 
+def _is_wanted() -> bool:
+    """Whether the settings leave room for a cache: no cache or file of flags is named, and no message asked for.
+
+    With GPUs TensorFlow has messages that matter, and it is not their kernels that would be kept.
+    """
+    flags = [os.environ.get(name, "") for name in (_FLAGS, "XLA_FLAGS")]
+    return (
+        "tensorflow" not in sys.modules
+        and not any(_FOLDER_FLAG in text or (text and not text.startswith("-")) for text in flags)
+        and os.environ.get(_LEVEL, "2") in ("2", "3")
+        and not Path("/dev/nvidiactl").exists()
+    )
+
+
 def _filled_folder() -> Path | None:
     """A folder for this process, with the kernels of the cache; None where there can be none."""
-    machine = _machine()
     try:
         home = next((home for home in ("/dev/shm", tempfile.gettempdir()) if _has_room(home)), None)
+        machine = _machine()
         if home is None or machine is None:
             return None
         cache = cache_folder() / "kernels" / machine
         cache.mkdir(parents=True, exist_ok=True, mode=0o700)
-        folder = _new_folder(Path(home))
-        atexit.register(_keep, folder, cache, _copy(cache, folder))
+        folder, known = _new_folder(Path(home)), set[str]()
+        atexit.register(_keep, folder, cache, known, os.getpid())
+        _copy(cache, folder, known)
         return folder
-    except (OSError, ValueError):  # ValueError: a folder of another's has a name that is no number
+    except Exception:  # whatever it is: a command goes without a cache
         return None
-
-
-def _new_folder(home: Path) -> Path:
-    """A folder of this process, after those of killed ones are removed."""
-    prefix = f"kernels-{this_system()}-"
-    for old in home.glob(f"{prefix}*"):
-        if not is_running(int(old.name.removeprefix(prefix).partition("-")[0])):
-            shutil.rmtree(old, ignore_errors=True)
-    return Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir=home))
 
 
 def _has_room(home: str) -> bool:
@@ -87,38 +98,62 @@ def _machine() -> str | None:
         return None
     libraries = sorted(Path(spec.submodule_search_locations[0]).glob("libtensorflow_*"))
     builds = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in libraries]
-    processor = platform.machine()
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
-        processor = "\n".join(line for line in lines if line.startswith(("model", "stepping", "flags", "Features")))
+    told = ("model", "stepping", "flags", "Features", "CPU")
+    lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+    processor = [line for line in lines if line.startswith(told)]
+    if not builds or not processor:
+        return None
     settings = [os.environ.get(name) for name in (_FLAGS, "XLA_FLAGS", "TF_NUM_INTRAOP_THREADS", "OMP_NUM_THREADS")]
-    return checksum(repr((builds, processor, len(os.sched_getaffinity(0)), settings)).encode())
+    return checksum(repr((builds, platform.machine(), processor, len(os.sched_getaffinity(0)), settings)).encode())
 
 
-def _copy(cache: Path, folder: Path) -> set[str]:
-    """Copy the files that are whole, whose names end in their checksums, and remove others; the names of the copies."""
-    copied = set()
+def _new_folder(home: Path) -> Path:
+    """A folder of this process, after those that ended processes left are removed."""
+    here = f"kernels-{this_system()}-"
+    for old in home.glob("kernels-*"):
+        with contextlib.suppress(OSError):
+            status = old.lstat()
+            process = old.name.removeprefix(here).partition("-")[0]
+            is_here = old.name.startswith(here) and process.isdigit() and len(process) < 10
+            is_left = is_here and (int(process) == os.getpid() or not is_running(int(process)))
+            # One of another container or boot; a process that lives makes its folder again where it needs it.
+            is_left |= time.time() - status.st_mtime > _SECONDS_UNTIL_LEFT
+            if is_left and status.st_uid == os.geteuid():
+                shutil.rmtree(old, ignore_errors=True)
+    return Path(tempfile.mkdtemp(prefix=f"{here}{os.getpid()}-", dir=home))
+
+
+def _copy(cache: Path, folder: Path, known: set[str]) -> None:
+    """Copy the user's files that are whole, whose names end in their checksums, into `known`; remove others."""
     for file in cache.iterdir():
-        name, _, expected = file.name.rpartition(".")
-        with contextlib.suppress(FileNotFoundError):  # another process has removed it
+        with contextlib.suppress(OSError):  # such as one that another process has removed
+            name, _, expected = file.name.rpartition(".")
+            status = file.lstat()
+            if name.startswith(_WRITING) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
+                continue
             content = file.read_bytes()
             if checksum(content) == expected:
                 (folder / name).write_bytes(content)
-                copied.add(name)
-            elif not name.startswith(_WRITING):
+                known.add(name)
+            else:
                 file.unlink()
-    return copied
 
 
-def _keep(folder: Path, cache: Path, known: set[str]) -> None:
+def _keep(folder: Path, cache: Path, known: set[str], process: int) -> None:
     """Put what the process has added into the cache; where that fails, the next one compiles it again."""
+    if os.getpid() != process:  # a child
+        return
     with contextlib.suppress(OSError):
         for file in folder.glob("*.pb"):
             if file.name not in known:
                 content = file.read_bytes()
-                written = cache / f"{_WRITING}{os.getpid()}.{file.name}"
-                written.write_bytes(content)
-                written.replace(cache / f"{file.name}.{checksum(content)}")
+                written = cache / f"{_WRITING}{this_system()}-{process}.{file.name}"
+                try:
+                    written.write_bytes(content)
+                    written.chmod(0o600)
+                    written.replace(cache / f"{file.name}.{checksum(content)}")
+                finally:
+                    written.unlink(missing_ok=True)
         _prune(cache.parent)
     shutil.rmtree(folder, ignore_errors=True)
 

@@ -26,7 +26,7 @@ def show_messages() -> None:
 def tensorflow() -> ModuleType:
     """TensorFlow, imported without its messages; where that fails they are shown."""
     keep_memory()
-    with quietly(), _quickly(), contextlib.nullcontext() if _shown else kernel_cache.kept():
+    with quietly(), _quickly(), kernel_cache.kept():
         import network  # noqa: F401  It sets the variables that TensorFlow reads at its start.
 
         tf = importlib.import_module("tensorflow")

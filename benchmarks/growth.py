@@ -14,8 +14,8 @@ import time
 from benchmarks import memory
 
 SIZES = ((96, 96, 96), (128, 128, 128), (160, 192, 224))
-# Size and cascades of VTN: by size with one cascade, and by cascades at one size.
-POINTS = (*((size, 1) for size in SIZES), (SIZES[0], 4), (SIZES[0], 10))
+# Size and cascades of VTN: by size with one cascade, by cascades at one size, and the most of both.
+POINTS = (*((size, 1) for size in SIZES), (SIZES[0], 4), (SIZES[0], 10), (SIZES[-1], 10))
 TASKS = ("training step", "a pair registered")
 
 

@@ -39,7 +39,8 @@ def table(rows):
     """The rows as lines of Markdown."""
     lines = [
         "",
-        "From the start of Python to the first result, weights drawn: seconds of fresh processes, medians.",
+        "From the start of Python to the first result, weights drawn: seconds of fresh processes, medians. Both take",
+        "the kernels that a process before them has compiled (`kernel_cache.py`).",
         "",
         "| what | ours, s | plain | ours, CPU s | plain |",
         "| --- | --- | --- | --- | --- |",

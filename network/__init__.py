@@ -22,8 +22,7 @@ if _BACKEND != "tensorflow":
 os.environ["KERAS_BACKEND"] = "tensorflow"  # whatever ~/.keras/keras.json says
 # TensorFlow leaves oneDNN off on processors without AVX-512; there too it makes a training step several times faster.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-# What TensorFlow logs as an error is none: that there is no GPU, or that a kernel may not run where it was compiled.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 _HOMES = {
     "CascadeConfig": "network.config",

@@ -16,7 +16,7 @@ _PART, _THREADS = 16, 4
 
 
 class CheckpointReader:
-    """Reads the variables of a checkpoint, several at a time and ahead of their use.
+    """Reads the variables of a checkpoint, several at a time and ahead of their use; a context that ends the reading.
 
     Args:
         prefix: FOLDER/model-<step>.
@@ -32,13 +32,19 @@ class CheckpointReader:
     def __init__(self, prefix: str | pathlib.Path) -> None:
         self.prefix = prefix
         try:
-            self._reader = tf.train.load_checkpoint(str(prefix))
+            reader = tf.train.load_checkpoint(str(prefix))
         except _ERRORS as error:
             raise UserError(damaged(prefix, error)) from error
-        self.shapes: dict[str, list[int]] = self._reader.get_variable_to_shape_map()
-        self._types = self._reader.get_variable_to_dtype_map()
+        self.shapes: dict[str, list[int]] = reader.get_variable_to_shape_map()
+        self._types = reader.get_variable_to_dtype_map()
         self._pool = concurrent.futures.ThreadPoolExecutor(_THREADS)
         self._begun: dict[str, concurrent.futures.Future[dict[str, tf.Tensor]]] = {}
+
+    def __enter__(self) -> "CheckpointReader":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
 
     def begin(self, names: Iterable[str]) -> None:
         """Begin to read variables that will be asked for, while the caller does something else."""
@@ -55,8 +61,9 @@ class CheckpointReader:
     def read_all(self, names: Iterable[str]) -> Iterator[tuple[str, tf.Tensor]]:
         """(name, value) of several variables, in order; a variable that takes a value copies nothing."""
         names = list(names)
-        self.begin(names)
-        for name in names:
+        for k, name in enumerate(names):
+            if k % _PART == 0:
+                self.begin(names[k : k + _THREADS * _PART])  # no more, as each takes memory until it is asked for
             yield name, self._begun.pop(name).result()[name]
 
     def _part(self, names: list[str]) -> dict[str, tf.Tensor]:
@@ -67,12 +74,12 @@ class CheckpointReader:
                     prefix=str(self.prefix),
                     tensor_names=names,
                     shape_and_slices=[""] * len(names),
-                    dtypes=[
-                        self._types.get(name, tf.float32) for name in names
-                    ],  # where it lacks one, that is the error
+                    dtypes=[self._types.get(name, tf.float32) for name in names],  # a name that it lacks is an error
                 )
                 values = [tf.cast(v, tf.float32) if v.dtype == tf.float16 else v for v in values]  # of `save_weights`
                 return dict(zip(names, values, strict=True))
+        except tf.errors.ResourceExhaustedError:
+            raise
         except _ERRORS as error:
             raise UserError(damaged(self.prefix, error)) from error
 

@@ -114,10 +114,10 @@ def open_model(prefix: pathlib.Path, config: CascadeConfig) -> RecursiveCascaded
     Raises:
         UserError: the file is damaged, or does not fit the architecture or size.
     """
-    reader = CheckpointReader(prefix)
-    reader.begin(_weight_names(reader))
-    network = build_network(config, drawn=False)
-    restore(network, reader)
+    with CheckpointReader(prefix) as reader:
+        reader.begin(_weight_names(reader))
+        network = build_network(config, drawn=False)
+        restore(network, reader)
     network.checkpoint = prefix
     return network
 

@@ -109,8 +109,7 @@ class PairResult:
 
 
 class Evaluator:
-    """Applies a network to batches and measures what a plan asks for. Its graph is made
-    once, at the first batch, and kept.
+    """Applies a network to batches and measures what a plan asks for. Its graphs are made at the first batch, and kept.
 
     A label value that no segmentation can hold (0 is the background, and above 2**31 - 1 there is none) is not
     measured. Nor is anything of a pair of which an image or the flow is not finite somewhere: all its values are NaN.
@@ -146,7 +145,7 @@ class Evaluator:
         one = self.strategy.run(lambda: tf.constant(0))
         self._replicas = len(self.strategy.experimental_local_results(one))
         self._run = whole_step(lambda *inputs: self.strategy.run(self._measure, args=inputs))
-        self._registering: dict[int | None, Callable[..., CascadeOutput]] = {}
+        self._graphs: dict[int | None, Callable[..., CascadeOutput]] = {}
 
     def evaluate(
         self, batches: Iterable[Mapping[str, typing.Any]], images_of: Collection[int] | None = None
@@ -225,29 +224,28 @@ class Evaluator:
         affine = Affine(batch["affine_matrix"], batch["affine_shift"])
         return after_affine(register, affine, fixed, moving, self.network.config)
 
-    def _register(self, images: tuple[tf.Tensor, tf.Tensor], rep: int | None = None) -> CascadeOutput:
-        """The network's `CascadeOutput` of any number of pairs, by a graph for each number of repeats."""
+    def _apply_network(self, images: tuple[tf.Tensor, tf.Tensor], rep: int | None = None) -> CascadeOutput:
+        """The network's `CascadeOutput`; each number of repeats has a graph, which is kept."""
 
-        def register(fixed: tf.Tensor, moving: tf.Tensor) -> CascadeOutput:
+        def apply(fixed: tf.Tensor, moving: tf.Tensor) -> CascadeOutput:
             output = self.network((fixed, moving), rep=rep)
             # Of adaptive repeats the last stage alone is kept.
             return output._replace(stages=output.stages[-1:], velocities=()) if self.plan.adaptive else output
 
-        if rep not in self._registering:
-            image = tf.TensorSpec([None, *self.network.config.image_size, 1])
-            self._registering[rep] = whole_step(register, input_signature=(image, image))
-        return self._registering[rep](*images)
+        if rep not in self._graphs:
+            self._graphs[rep] = whole_step(apply)
+        return self._graphs[rep](*images)
 
     def _improved(self, batch: Mapping[str, tf.Tensor]) -> tuple[CascadeOutput, dict[str, np.ndarray]]:
         """`CascadeOutput` of a batch with adaptive repeats and refinement, and the number of repeats: name -> [B]."""
         counts = {}
 
         def repeated(images: tuple[tf.Tensor, tf.Tensor]) -> CascadeOutput:
-            pairs = repeat_while_better(self._register, *images)
+            pairs = repeat_while_better(self._apply_network, *images)
             counts["rep"] = np.array([rep for _, rep in pairs])
             return join([output for output, _ in pairs])
 
-        output = self._registered(repeated if self.plan.adaptive else self._register, batch)
+        output = self._registered(repeated if self.plan.adaptive else self._apply_network, batch)
         if self.plan.refine_steps:
             output = refine(output, batch["fixed"], batch["moving"], self.network.config, self.plan.refine_steps)
         return output, counts

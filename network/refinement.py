@@ -345,7 +345,8 @@ def repeat_while_better(
 
     Args:
         network: `RecursiveCascadedNetwork`, or another function of (images, rep=) that does the same; its own
-            `config.rep` has no part in it. It is called with the pairs that still gain.
+            `config.rep` has no part in it. It is called with B pairs each time, so that a pair has the same bits in
+            whatever company: in the places of those that gain no more are others again.
         fixed, moving: float32 [B, X, Y, Z, 1] in 0..1.
         threshold: a repeat must raise the correlation of fixed and warped image by more than this.
         folding_bound: share of folded voxels, 0..1, that the flow must stay below from the second time on.
@@ -362,9 +363,11 @@ def repeat_while_better(
     best: list[Any] = [None] * fixed.shape[0]
     similarities, gaining = np.zeros(fixed.shape[0]), np.arange(fixed.shape[0])
     for rep in range(1, most + 1):
-        output = network((tf.gather(fixed, gaining), tf.gather(moving, gaining)), rep=rep)
-        similarity = correlation(tf.gather(fixed, gaining), output.warped).numpy()
-        folding = metrics.folding(metrics.jacobian_determinant(output.flow)).numpy()
+        pairs = np.resize(gaining, fixed.shape[0])
+        images = tf.gather(fixed, pairs), tf.gather(moving, pairs)
+        output = network(images, rep=rep)
+        similarity = correlation(images[0], output.warped).numpy()[: gaining.size]
+        folding = metrics.folding(metrics.jacobian_determinant(output.flow)).numpy()[: gaining.size]
         better = (similarity > similarities[gaining] + threshold) & (folding < folding_bound) | (rep == 1)
         for i in np.flatnonzero(better):
             best[gaining[i]] = tf.nest.map_structure(lambda part, i=i: part[i : i + 1], output), rep

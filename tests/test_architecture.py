@@ -98,6 +98,10 @@ _STARTS = (("start", "network"), ("start", "kernel_cache"))
             "start imports network and kernel_cache alone, and progress nothing",
             lambda a, b: a in ("start", "progress") and (a, b) not in _STARTS,
         ),
+        (
+            "kernel_cache imports checksums and files alone",
+            lambda a, b: a == "kernel_cache" and b not in ("checksums", "files"),
+        ),
         ("workers imports cli and errors alone", lambda a, b: a == "workers" and b not in ("cli", "errors")),
         (
             "a raw scan knows nothing of data sets",

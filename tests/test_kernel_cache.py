@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import files
 import kernel_cache
 
 ROOT = Path(__file__).parents[1]
@@ -25,9 +26,12 @@ print(hashlib.md5(b"".join(value.numpy().tobytes() for value in (warped, tape.gr
 """
 
 
-def run(cache, **environment):
+pytestmark = pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="with GPUs, no kernels are kept")
+
+
+def run(cache):
     """Warp a volume in a process of its own: what it prints."""
-    environment = {**os.environ, "XDG_CACHE_HOME": str(cache), "CUDA_VISIBLE_DEVICES": "", **environment}
+    environment = {**os.environ, "XDG_CACHE_HOME": str(cache), "CUDA_VISIBLE_DEVICES": "", "TF_CPP_MIN_LOG_LEVEL": "2"}
     done = subprocess.run([sys.executable, "-c", WARP], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout
@@ -37,19 +41,27 @@ def kernels(cache):
     return {file: file.read_bytes() for file in cache.rglob("*.pb.*")}
 
 
+def when_written(cache):
+    return {file.stem: file.stat().st_mtime_ns for file in cache.rglob("*.pb.*")}
+
+
 def test_kernels_are_kept_for_the_next_process_and_damaged_ones_replaced(tmp_path):
     first = run(tmp_path)
     kept = kernels(tmp_path)
+    written = when_written(tmp_path)
     assert len(kept) > 2
     assert run(tmp_path) == first
-    assert kernels(tmp_path) == kept
+    assert when_written(tmp_path) == written  # what is compiled anew is written anew
     cut, empty, changed, *_ = kept
     cut.write_bytes(kept[cut][:-1])
     empty.write_bytes(b"")
     changed.write_bytes(kept[changed][:100] + b"\xff" + kept[changed][101:])
     cut.with_name("of somebody else").write_text("text")
     assert run(tmp_path) == first
-    assert {file.name.rpartition(".")[0] for file in kernels(tmp_path)} == {f.name.rpartition(".")[0] for f in kept}
+    again = when_written(tmp_path)
+    assert again.keys() == written.keys()
+    assert {name for name in written if again[name] != written[name]} == {cut.stem, empty.stem, changed.stem}
+    assert len(kernels(tmp_path)) == len(kept)
     assert not cut.with_name("of somebody else").exists()
 
 
@@ -65,31 +77,62 @@ def private(tmp_path, monkeypatch):
 def test_what_a_process_adds_is_kept_and_its_folder_removed(private):
     folder = kernel_cache._filled_folder()
     assert list(folder.iterdir()) == []
+    assert folder.stat().st_mode & 0o077 == 0
     (folder / "one.pb").write_bytes(b"one")
     (folder / "one.pb.tmp").write_bytes(b"being written")
-    [(keep, *arguments)] = private
-    keep(*arguments)
+    [(keep, *arguments, process)] = private
+    keep(*arguments, process + 1)  # as a child would at its end
+    assert folder.exists()
+    keep(*arguments, process)
     assert not folder.exists()
     again = kernel_cache._filled_folder()
     assert {file.name: file.read_bytes() for file in again.iterdir()} == {"one.pb": b"one"}
     private[1][0](*private[1][1:])
 
 
-def test_folders_of_killed_processes_go(private, tmp_path):
-    (alive, dead, other) = folders = [kernel_cache._new_folder(tmp_path) for _ in range(3)]
-    process = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
-    of_dead = dead.rename(str(dead).replace(str(os.getpid()), process.stdout.strip()))
-    of_other = other.rename(tmp_path / "kernels-elsewhere-1-x")
-    again = kernel_cache._new_folder(tmp_path)
-    assert sorted(tmp_path.iterdir()) == sorted([alive, again, of_other])
-    assert len({*folders, again, of_dead}) == 5
+def test_only_files_that_nobody_else_could_write_are_used(private, tmp_path, monkeypatch):
+    folder = kernel_cache._filled_folder()
+    (folder / "one.pb").write_bytes(b"one")
+    [(keep, *arguments)] = private
+    keep(*arguments)
+    [kept] = kernels(tmp_path)
+    kept.chmod(0o620)
+    assert list(kernel_cache._filled_folder().iterdir()) == []
+    kept.chmod(0o600)
+    monkeypatch.setattr(kernel_cache.os, "geteuid", lambda: os.getuid() + 1)
+    assert list(kernel_cache._filled_folder().iterdir()) == []
+    for keep, *arguments in private[1:]:
+        keep(*arguments)
 
 
-def test_a_cache_of_the_users_own_stays(private, monkeypatch):
+def test_folders_of_ended_processes_go(tmp_path):
+    ended = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    here = f"kernels-{files.machine()}"
+    names = [f"{here}-{ended.stdout.strip()}-x", f"{here}-{os.getpid()}-before", "kernels-elsewhere-2-old"]
+    stay = [f"{here}-{os.getppid()}-x", f"{here}-{'9' * 30}-x", "kernels-elsewhere-1-new", "of somebody else"]
+    for name in (*names, *stay):
+        (tmp_path / name).mkdir()
+    os.utime(tmp_path / names[-1], (1e9, 1e9))
+    folder = kernel_cache._new_folder(tmp_path)
+    assert {file.name for file in tmp_path.iterdir()} == {*stay, folder.name}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("TF_XLA_FLAGS", "--tf_xla_persistent_cache_directory=mine"),
+        ("TF_XLA_FLAGS", "flags.txt"),
+        ("XLA_FLAGS", "flags.txt"),
+        ("TF_CPP_MIN_LOG_LEVEL", "0"),
+    ],
+)
+def test_settings_of_the_users_own_stay(private, monkeypatch, name, value):
     monkeypatch.delitem(sys.modules, "tensorflow", raising=False)
-    monkeypatch.setenv("TF_XLA_FLAGS", "--tf_xla_persistent_cache_directory=mine")
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "2")
+    monkeypatch.setenv(name, value)
+    before = dict(os.environ)
     with kernel_cache.kept():
-        assert os.environ["TF_XLA_FLAGS"] == "--tf_xla_persistent_cache_directory=mine"
+        assert dict(os.environ) == before
     assert private == []
 
 
@@ -111,7 +154,11 @@ def test_where_no_cache_can_be_there_is_none(private, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert kernel_cache._filled_folder() is None
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(kernel_cache, "_LEAST_FREE", 2**60)
+    with monkeypatch.context() as patch:
+        patch.setattr(kernel_cache, "_LEAST_FREE", 2**60)
+        assert kernel_cache._filled_folder() is None
+    monkeypatch.setattr(kernel_cache.Path, "home", lambda: 1 / 0)
+    monkeypatch.delenv("XDG_CACHE_HOME")
     assert kernel_cache._filled_folder() is None
     assert private == []
 

@@ -122,7 +122,7 @@ def stop(
         output.thread.join()
     # A worker that stopped with the other may get its own signal while Python ends, and then nobody handles it.
     for k, output in enumerate(outputs):
-        if statuses[k] == -number and "Stopped at step" in output.text:
+        if statuses[k] == -number and ("which is saved" in output.text or "has saved it" in output.text):
             statuses[k] = cli.STOPPED
     told = f"{number.name}, the second worker {apart:+.2f} s after the first, {later:.1f} s after {phase}"
     return told, statuses, "\n".join(output.text for output in outputs)

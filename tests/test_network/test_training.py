@@ -275,7 +275,8 @@ data = tf.data""",
 )
 
 
-def assert_two_devices_train_as_one(program, tmp_path):
+def assert_two_devices_train_as_one(program, tmp_path, within):
+    """Of every variable, the norm of the difference is at most such a share."""
     saved = []
     for n in (1, 2):
         folder = tmp_path / str(n)
@@ -284,20 +285,21 @@ def assert_two_devices_train_as_one(program, tmp_path):
         saved.append(tf.train.load_checkpoint(str(folder / "model-3")))
     for name in saved[0].get_variable_to_shape_map():
         one, two = (np.asarray(reader.get_tensor(name), float).ravel() for reader in saved)
-        assert np.linalg.norm(one - two) <= 1e-3 * np.linalg.norm(one), name
+        assert np.linalg.norm(one - two) <= within * np.linalg.norm(one), name
 
 
 @pytest.mark.slow
 def test_two_devices_with_supervision_train_as_one(tmp_path):
     """Two pairs a device: one device has a pair without labels, the other none with landmarks."""
-    assert_two_devices_train_as_one(TWO_DEVICES_SUPERVISED, tmp_path)
+    assert_two_devices_train_as_one(TWO_DEVICES_SUPERVISED, tmp_path, 1e-3)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("options", "clip"), [({}, 0), (OPTIONS, 0), ({}, 0.5)], ids=["plain", "options", "clipped"])
 def test_two_devices_train_and_save_the_same_weights_as_one(tmp_path, options, clip):
     program = TWO_DEVICES.replace("channels=2", f"channels=2, **{options}").replace("ema=0.5", f"ema=0.5, clip={clip}")
-    assert_two_devices_train_as_one(program, tmp_path)
+    # The second moments of velocities' smallest gradients, 1e-17, differ by up to 5e-4.
+    assert_two_devices_train_as_one(program, tmp_path, 1e-3 if options else 1e-4)
 
 
 def test_a_mask_that_the_similarity_does_not_take_is_an_error_before_the_first_step(monkeypatch):
