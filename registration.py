@@ -306,7 +306,7 @@ def _apply(network: Any, fixed: Any, moving: Any, rep: int | str) -> tuple[Any, 
     if network is None:
         return refinement.identity(moving), 0
     if rep == AUTO:
-        return refinement.repeat_while_better(network, fixed, moving)[0]
+        return refinement.repeat_while_better(network, fixed, moving)
     return network((fixed, moving), rep=rep), int(rep)
 
 

@@ -241,7 +241,11 @@ class Evaluator:
         counts = {}
 
         def repeated(images: tuple[tf.Tensor, tf.Tensor]) -> CascadeOutput:
-            pairs = repeat_while_better(self._apply_network, *images)
+            # One by one: in a batch, all would go on until the last one ends.
+            pairs = [
+                repeat_while_better(self._apply_network, *(image[i : i + 1] for image in images))
+                for i in range(images[0].shape[0])
+            ]
             counts["rep"] = np.array([rep for _, rep in pairs])
             return join([output for output, _ in pairs])
 

@@ -340,39 +340,33 @@ def repeat_while_better(
     threshold: float = 0.001,
     folding_bound: float = 0.01,
     most: int = 10,
-) -> list[tuple[CascadeOutput, int]]:
-    """Repeat the cascades as often as helps each pair, while similarity rises and the flow hardly folds.
+) -> tuple[CascadeOutput, int]:
+    """Repeat the cascades as often as it helps: once, twice, ... while similarity rises and the flow hardly folds.
 
     Args:
         network: `RecursiveCascadedNetwork`, or another function of (images, rep=) that does the same; its own
-            `config.rep` has no part in it. It is called with B pairs each time, so that a pair has the same bits in
-            whatever company: in the places of those that gain no more are others again.
-        fixed, moving: float32 [B, X, Y, Z, 1] in 0..1.
+            `config.rep` has no part in it.
+        fixed, moving: float32 [1, X, Y, Z, 1] in 0..1, one pair.
         threshold: a repeat must raise the correlation of fixed and warped image by more than this.
         folding_bound: share of folded voxels, 0..1, that the flow must stay below from the second time on.
         most: number of repeats to end at, from 1.
 
     Returns:
-        (`CascadeOutput`, rep) of each pair: its best result, and how often that applied each cascade.
+        (`CascadeOutput`, rep): the best result, and how often it applied each cascade.
 
     Raises:
-        UserError: `most` is less than 1.
+        UserError: there is more than one pair, or `most` is less than 1.
     """
+    if fixed.shape[0] != 1:
+        raise UserError(f"{fixed.shape[0]} pairs; repeats are found for one pair at a time")
     if most < 1:
         raise UserError(f"at most {most} repeats; give a whole number from 1")
-    best: list[Any] = [None] * fixed.shape[0]
-    similarities, gaining = np.zeros(fixed.shape[0]), np.arange(fixed.shape[0])
+    best: Any = None
     for rep in range(1, most + 1):
-        pairs = np.resize(gaining, fixed.shape[0])
-        images = tf.gather(fixed, pairs), tf.gather(moving, pairs)
-        output = network(images, rep=rep)
-        similarity = correlation(images[0], output.warped).numpy()[: gaining.size]
-        folding = metrics.folding(metrics.jacobian_determinant(output.flow)).numpy()[: gaining.size]
-        better = (similarity > similarities[gaining] + threshold) & (folding < folding_bound) | (rep == 1)
-        for i in np.flatnonzero(better):
-            best[gaining[i]] = tf.nest.map_structure(lambda part, i=i: part[i : i + 1], output), rep
-        similarities[gaining] = similarity
-        gaining = gaining[better]
-        if not gaining.size:
+        output = network((fixed, moving), rep=rep)
+        similarity = float(correlation(fixed, output.warped)[0])
+        folding = float(metrics.folding(metrics.jacobian_determinant(output.flow))[0])
+        if best is not None and not (similarity > best[2] + threshold and folding < folding_bound):
             break
-    return best
+        best = output, rep, similarity
+    return best[:2]
