@@ -89,8 +89,7 @@ def partial_folder(parent: Path) -> Iterator[Path]:
     Folders that killed processes left in `parent` are removed too.
     """
     remove_leftovers(parent)
-    folder = Path(tempfile.mkdtemp(prefix=f"{PARTIAL}{machine()}-{os.getpid()}-", dir=parent))
-    _own.add(folder.name)
+    folder = own_folder(parent, PARTIAL)
     try:
         yield folder
     finally:
@@ -168,13 +167,27 @@ def leftovers(parent: Path) -> list[Path]:
     return []
 
 
+def own_folder(parent: Path, prefix: str) -> Path:
+    """Make a folder in `parent` whose name begins with `prefix` and tells whose it is: `has_ended`."""
+    folder = Path(tempfile.mkdtemp(prefix=f"{prefix}{machine()}-{os.getpid()}-", dir=parent))
+    _own.add(folder.name)
+    return folder
+
+
+def has_ended(folder: Path, prefix: str) -> bool | None:
+    """Whether the process that made an `own_folder` has ended; None where that is no process of this machine."""
+    here = f"{prefix}{machine()}-"
+    process = folder.name.removeprefix(here).partition("-")[0] if folder.name.startswith(here) else ""
+    if not process.isdigit():
+        return None
+    is_ours = int(process) == os.getpid()  # or of a process before, in a container that was started again
+    return folder.name not in _own if is_ours else not _is_running(int(process))
+
+
 def _is_left(folder: Path) -> bool:
-    here, process = f"{PARTIAL}{machine()}-", ""
-    if folder.name.startswith(here):
-        process = folder.name.removeprefix(here).partition("-")[0]
-    if process.isdigit():
-        is_ours = int(process) == os.getpid()  # or of a process before, in a container that was started again
-        return folder.name not in _own if is_ours else not is_running(int(process))
+    ended = has_ended(folder, PARTIAL)
+    if ended is not None:
+        return ended
     try:
         changed = max(path.lstat().st_ctime for path in (folder, *folder.rglob("*")))
     except FileNotFoundError:  # it is being written, or removed
@@ -194,13 +207,12 @@ def machine() -> str:
     return ".".join(parts)
 
 
-def is_running(process: int) -> bool:
-    """Whether there is a process of this number."""
+def _is_running(process: int) -> bool:
     try:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:  # another user's
+    except (PermissionError, OverflowError):  # another user's; no number of a process at all
         return True
     return True
 

@@ -9,7 +9,6 @@ import atexit
 import contextlib
 import importlib.util
 import os
-import platform
 import shutil
 import sys
 import tempfile
@@ -18,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from checksums import checksum
-from files import cache_folder, is_running
+from files import cache_folder, has_ended, own_folder
 from files import machine as this_system
 
 _FLAGS = "TF_XLA_FLAGS"
@@ -27,7 +26,7 @@ _LEVEL = "TF_CPP_MIN_LOG_LEVEL"
 _MOST_BYTES = 2**24  # of the cache; what a command needs for one size of volumes is half a megabyte
 _LEAST_FREE = 2**26  # where a process has its folder: TensorFlow fails where it cannot write
 _SECONDS_UNTIL_LEFT = 7 * 86400
-_WRITING = "writing-"
+_PREFIX, _WRITING = "kernels-", "writing-"
 
 
 @contextlib.contextmanager
@@ -104,23 +103,19 @@ def _machine() -> str | None:
     if not builds or not processor:
         return None
     settings = [os.environ.get(name) for name in (_FLAGS, "XLA_FLAGS", "TF_NUM_INTRAOP_THREADS", "OMP_NUM_THREADS")]
-    return checksum(repr((builds, platform.machine(), processor, len(os.sched_getaffinity(0)), settings)).encode())
+    return checksum(repr((builds, os.uname().machine, processor, len(os.sched_getaffinity(0)), settings)).encode())
 
 
 def _new_folder(home: Path) -> Path:
     """A folder of this process, after those that ended processes left are removed."""
-    here = f"kernels-{this_system()}-"
-    for old in home.glob("kernels-*"):
+    for old in home.glob(f"{_PREFIX}*"):
         with contextlib.suppress(OSError):
             status = old.lstat()
-            process = old.name.removeprefix(here).partition("-")[0]
-            is_here = old.name.startswith(here) and process.isdigit() and len(process) < 10
-            is_left = is_here and (int(process) == os.getpid() or not is_running(int(process)))
-            # One of another container or boot; a process that lives makes its folder again where it needs it.
-            is_left |= time.time() - status.st_mtime > _SECONDS_UNTIL_LEFT
+            # An old one may be of another container or boot; a process that lives makes its folder again.
+            is_left = has_ended(old, _PREFIX) or time.time() - status.st_mtime > _SECONDS_UNTIL_LEFT
             if is_left and status.st_uid == os.geteuid():
                 shutil.rmtree(old, ignore_errors=True)
-    return Path(tempfile.mkdtemp(prefix=f"{here}{os.getpid()}-", dir=home))
+    return own_folder(home, _PREFIX)
 
 
 def _copy(cache: Path, folder: Path, known: set[str]) -> None:
