@@ -1,5 +1,6 @@
 """The exceptions for what a user can mend and for a command that was stopped, and what their messages are made of."""
 
+import re
 from collections.abc import Sequence
 
 
@@ -14,9 +15,14 @@ class Stopped(Exception):
     """A signal ended a command, whose work so far is saved; the message says how to go on. No error."""
 
 
+def text_of(error: Exception) -> str:
+    """What an exception says, without where in its graph TensorFlow met it."""
+    return re.sub(r"\{\{.*?\}\}|\[Op:\w+\]", "", str(error)).strip()
+
+
 def first_line(error: Exception) -> str:
     """What an exception says, in one line; its type where it says nothing."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return (text_of(error) or type(error).__name__).splitlines()[0].strip()
 
 
 def shortened(text: str, most: int = 60) -> str:

@@ -8,7 +8,6 @@ cannot be told (another machine, another container, a folder of an older version
 
 import errno
 import os
-import re
 import shutil
 import socket
 import sys
@@ -19,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from errors import UserError
+from errors import UserError, text_of
 
 PARTIAL = ".partial-"
 REPLACED = "replaced"  # in a partial folder: the folder that is being replaced, until the new one has its place
@@ -255,6 +254,6 @@ def cannot_write(path: str | os.PathLike | None, error: Exception) -> str:
 def _reason(error: Exception) -> str:
     if getattr(error, "strerror", None):
         return str(error.strerror)  # type: ignore[attr-defined]
-    text = re.sub(r"\{\{.*?\}\}|\[Op:\w+\]", "", str(error))  # where in its graph TensorFlow met it
+    text = text_of(error)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return next((known for known in _KNOWN_TEXTS if known in text), lines[-1] if lines else type(error).__name__)
