@@ -56,7 +56,8 @@ class Convolution(keras.layers.Conv3D):
         is_plain = self.padding == "same" and self.data_format == "channels_last" and None not in size
         is_plain = is_plain and set(self.dilation_rate) == {self.groups} == {1}
         is_cubic = is_plain and self.kernel_size == (3, 3, 3) and strides in ((1, 1, 1), (2, 2, 2))
-        if is_plain and is_few([-(-n // k) for n, k in zip(size, strides, strict=True)]) and is_few(size, times=8):
+        result = [-(-n // k) for n, k in zip(size, strides, strict=True)] if is_plain else []
+        if is_plain and is_few(result) and is_few(size, times=8) and math.prod(result) <= self.filters:
             return convolve_few(inputs, kernel, strides)
         if is_cubic and inputs.shape[-1] <= few_channels.IMAGES:
             return few_channels.of_images(inputs, kernel, strides[0])
@@ -154,9 +155,9 @@ class UpConvolution(keras.layers.Layer):
 
     def upsample(self, features: tf.Tensor, kernel: tf.Tensor, skip: tf.Tensor) -> tf.Tensor:
         """Features on the grid of the skip: [B, X, Y, Z, filters]."""
-        shape = tf.concat([tf.shape(skip)[:4], [self.filters]], axis=0)
         if is_few(features.shape[1:4]):
-            return upsample_few(features, kernel, shape)
+            return upsample_few(features, kernel, skip.shape[1:4])
+        shape = tf.concat([tf.shape(skip)[:4], [self.filters]], axis=0)
         return tf.nn.conv3d_transpose(features, kernel, shape, strides=2, padding="SAME")
 
     def compute_output_shape(self, input_shape: Any) -> tuple[int | None, ...]:

@@ -4,14 +4,20 @@ Such a kernel is far larger than what it is applied to, and all the work is to r
 reorders it first, which takes five to nine times as long.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
 
+from .kernels import TensorFunction, compiled
+
 # The most voxels of a coarse grid on which this pays.
-MOST = 32
+MOST = 64
+
+# A row of zeros: a product of a single row would be rounded otherwise, and so a pair by itself than among others.
+_MORE = [[0, 1], [0, 0]]
 
 
 def is_few(size: Sequence[int | None], times: int = 1) -> bool:
@@ -35,8 +41,7 @@ def convolve_few(features: tf.Tensor, kernel: tf.Tensor, strides: Sequence[int])
     seen = np.einsum("oai,pbj,qck->opqabcijk", *along)
     voxels = tf.reshape(features, [-1, math.prod(size), features.shape[-1]])
     windows = tf.constant(seen.reshape(-1, math.prod(size)), features.dtype) @ voxels
-    # With a row of zeros: a product of a single row would be rounded otherwise, and a pair by itself than among others.
-    rows = tf.pad(tf.reshape(windows, [-1, math.prod(kernel.shape[:4])]), [[0, 1], [0, 0]])
+    rows = tf.pad(tf.reshape(windows, [-1, math.prod(kernel.shape[:4])]), _MORE)
     product = (rows @ tf.reshape(kernel, [-1, kernel.shape[-1]]))[:-1]
     return tf.reshape(product, [-1, *seen.shape[:3], kernel.shape[-1]])
 
@@ -49,27 +54,35 @@ def _seen(n: int, taps: int, stride: int) -> np.ndarray:
     return (place[..., None] == np.arange(n)).astype(np.float32)
 
 
-def upsample_few(features: tf.Tensor, kernel: tf.Tensor, shape: tf.Tensor) -> tf.Tensor:
+def upsample_few(features: tf.Tensor, kernel: tf.Tensor, size: Sequence[int]) -> tf.Tensor:
     """Transposed convolution of stride 2, whose 4^3 windows, two voxels apart, are added where they overlap.
 
     Args:
         features: [B, x, y, z, C].
         kernel: (4, 4, 4, F, C).
-        shape: of the result, [B, X, Y, Z, F].
+        size: X, Y, Z of the result, each twice the grid of the features or, where odd, one less.
+
+    Returns:
+        [B, X, Y, Z, F].
     """
-    rows = [tf.reshape(a, [-1, kernel.shape[-1]]) for a in (features, kernel)]
-    windows = tf.reshape(tf.matmul(*rows, transpose_b=True), [-1, *features.shape[1:4], *kernel.shape[:4]])
-    for axis in (1, 2, 3):
-        lower, upper = tf.split(windows, 2, axis=4)
-        none = tf.zeros_like(tf.gather(lower, [0], axis=axis))
-        pairs = tf.concat([lower, none], axis) + tf.concat([none, upper], axis)
-        even, odd = tf.unstack(pairs, axis=4)
-        windows = _alternate(even, odd, axis)
-    return windows[:, 1 : shape[1] + 1, 1 : shape[2] + 1, 1 : shape[3] + 1]
+    # The kernel is the first factor: as the second one it would be turned, which takes as long again as to read it.
+    columns, voxels = (tf.reshape(a, [-1, kernel.shape[-1]]) for a in (kernel, features))
+    windows = tf.matmul(columns, tf.pad(voxels, _MORE), transpose_b=True)[:, :-1]
+    return _overlapped(tuple(size))(tf.reshape(windows, [*kernel.shape[:4], -1, *features.shape[1:4]]))
 
 
-def _alternate(even: tf.Tensor, odd: tf.Tensor, axis: int) -> tf.Tensor:
-    """Two volumes interleaved along an axis: a voxel of the first, one of the second, and so on."""
-    pairs = tf.stack([even, odd], axis=axis + 1)
-    shape = [-1, *pairs.shape[1:]]
-    return tf.reshape(pairs, [*shape[:axis], 2 * shape[axis], *shape[axis + 2 :]])
+@functools.cache
+def _overlapped(size: tuple[int, ...]) -> TensorFunction:
+    """Kernel that adds windows (4, 4, 4, F, B, x, y, z) where they overlap: [B, X, Y, Z, F] of `size`."""
+
+    @compiled
+    def add(windows: tf.Tensor) -> tf.Tensor:
+        for axis in range(3):
+            # The upper half of a window lies where the lower one of the next does.
+            around = [[[0, 0]] * (5 + axis) + [[upper, 1 - upper]] + [[0, 0]] * (2 - axis) for upper in (0, 1)]
+            windows = sum(tf.pad(half, a) for half, a in zip(tf.split(windows, 2, axis), around, strict=True))
+        fine = tf.transpose(windows, [4, 5, 0, 6, 1, 7, 2, 3])
+        fine = tf.reshape(fine, [-1, *(2 * n for n in windows.shape[5:]), windows.shape[3]])
+        return fine[(slice(None), *(slice(1, 1 + n) for n in size))]
+
+    return add

@@ -77,7 +77,8 @@ def pad(image: tf.Tensor) -> tf.Tensor:
 
 
 class Cells(typing.NamedTuple):
-    """The cell of eight voxels around each of some coordinates; a corner is (i, j, k), 1 for the upper voxel.
+    """The cell of eight voxels around each of some coordinates; a corner is (i, j, k), 1 for the upper voxel, numbers
+    or tensors.
 
     lowest     int32 [B, ...], index of corner (0, 0, 0) in the flattened image; inside it even for NaN.
     steps      how much the index grows to the upper voxel along each axis; 0 where the axis has a single voxel.
@@ -88,22 +89,17 @@ class Cells(typing.NamedTuple):
     steps: tuple
     fractions: tuple
 
-    def index_of(self, corner: Sequence[int]) -> tf.Tensor:
+    def index_of(self, corner: Sequence[Any]) -> tf.Tensor:
         """Indices of a corner in the flattened image."""
-        return self.lowest + _offset(self.steps, corner)
+        return self.lowest + sum(step * upper for step, upper in zip(self.steps, corner, strict=True))
 
-    def weight(self, corner: Sequence[int]) -> tf.Tensor:
+    def weight(self, corner: Sequence[Any]) -> tf.Tensor:
         """Trilinear weight of a corner, [B, ...]."""
-        x, y, z = (t if upper else 1.0 - t for t, upper in zip(self.fractions, corner, strict=True))
+        x, y, z = (tf.where(upper > 0, t, 1.0 - t) for t, upper in zip(self.fractions, corner, strict=True))
         return x * y * z
 
 
 CORNERS = tuple(itertools.product((0, 1), repeat=3))
-
-
-def _offset(steps: Sequence[Any], corner: Sequence[int]) -> Any:
-    """How much the index of a corner exceeds the lowest."""
-    return sum(step for step, upper in zip(steps, corner, strict=True) if upper)
 
 
 def _strides(shape: Any) -> tuple:
@@ -220,39 +216,34 @@ def warp_by_parts(image: tf.Tensor, flow: tf.Tensor) -> tf.Tensor:
 def image_gradient(image: tf.Tensor, flow: tf.Tensor, upstream: tf.Tensor) -> tf.Tensor:
     """Gradient of the warp with respect to the image: upstream scattered back by the trilinear weights.
 
-    A row of many numbers is scattered in little more time than a single number. So the
-    four corners of a cell in the y-z plane go in one row, to the lowest; what belongs to the upper ones is shifted
-    there afterwards, which is a plain sum of arrays. The rows are made for a few planes at a time, as a volume of them
-    would take more memory than all else in a training step.
+    One corner of the cells after the other: what a loop has from outside, here the fractions of the cells, XLA computes
+    once, where a single expression of all eight would compute it again for each number that it writes. Four channels
+    are scattered in half the time of three. The volume is taken a few planes at a time, for the processor's caches.
     """
     channels, shape = image.shape[-1], tf.shape(image)
-    voxels = tf.reduce_prod(shape[:4])
+    width = channels if channels < 3 else 4 * -(-channels // 4)
+    upstream = tf.pad(upstream, [[0, 0]] * 4 + [[0, width - channels]])
     slabs = [_slabs(a) for a in (*looked_at(flow), upstream)]
 
-    def add_slab(k: tf.Tensor, rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def add_slab(k: tf.Tensor, total: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         *coordinates, gradient = (tf.gather(a, k, axis=1) for a in slabs)
         cells = cells_around(coordinates, shape)
-        tx, ty, tz = (t[..., None] for t in cells.fractions)
-        # Weights 1 - t and t as constant + slope * t, since choosing one of two formulas for each element is slow.
-        quad = (_CONSTANT_Y + _SLOPE_Y * ty) * (_CONSTANT_Z + _SLOPE_Z * tz)
-        for i, weight in enumerate((1.0 - tx, tx)):
-            update = (weight * quad)[..., None] * gradient[..., None, :]
-            where = tf.reshape(cells.index_of((i, 0, 0)), [-1, 1])
-            rows = tf.tensor_scatter_nd_add(rows, where, tf.reshape(update, [-1, len(_QUAD) * channels]))
-        return k + 1, rows
 
-    rows = tf.zeros([voxels, len(_QUAD) * channels])
-    _, rows = tf.while_loop(lambda k, _: k < tf.shape(slabs[0])[1], add_slab, (0, rows))
-    rows = tf.reshape(rows, [voxels, len(_QUAD), channels])
-    total = rows[:, 0]
-    for place, (j, k) in list(enumerate(_QUAD))[1:]:
-        offset = _offset(_steps(shape), (0, j, k))
-        total += tf.pad(rows[: voxels - offset, place], [[offset, 0], [0, 0]])
-    return tf.reshape(total, shape)
+        def add_corner(n: tf.Tensor, total: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            corner = tf.unstack(tf.gather(CORNERS, n))
+            where, weight = cells.index_of(corner), cells.weight(corner)[..., None]
+            update = tf.reshape(weight * gradient, [-1, width])
+            return n + 1, tf.tensor_scatter_nd_add(total, tf.reshape(where, [-1, 1]), update)
+
+        return k + 1, tf.while_loop(lambda n, _: n < len(CORNERS), add_corner, (0, total))[1]
+
+    total = tf.zeros([tf.reduce_prod(shape[:4]), width])
+    _, total = tf.while_loop(lambda k, _: k < tf.shape(slabs[0])[1], add_slab, (0, total))
+    return tf.reshape(total[:, :channels], shape)
 
 
-# Planes of a slab: fewer take no less memory, and on a GPU the launches add up.
-_PLANES = 4
+# Planes of a slab: with fewer, the launches of a GPU add up.
+_PLANES = 8
 
 
 def _slabs(volume: tf.Tensor) -> tf.Tensor:
@@ -261,12 +252,6 @@ def _slabs(volume: tf.Tensor) -> tf.Tensor:
     padded = tf.pad(volume, [[0, 0], [0, rest]] + [[0, 0]] * (volume.shape.rank - 2))
     shape = tf.shape(padded)
     return tf.reshape(padded, tf.concat([[shape[0], shape[1] // _PLANES, _PLANES], shape[2:]], axis=0))
-
-
-# Corners (j, k) of a cell in the y-z plane, and the weights of each along y and z as constant + slope * fraction.
-_QUAD = ((0, 0), (0, 1), (1, 0), (1, 1))
-_CONSTANT_Y, _CONSTANT_Z = ([1.0 - corner[axis] for corner in _QUAD] for axis in range(2))
-_SLOPE_Y, _SLOPE_Z = ([2.0 * corner[axis] - 1.0 for corner in _QUAD] for axis in range(2))
 
 
 def _recomputing(forward: Callable, flow_gradient: Callable) -> Callable:

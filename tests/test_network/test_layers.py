@@ -24,7 +24,7 @@ from network.blocks import (
     leaky_relu,
 )
 from network.config import CascadeConfig
-from network.few_voxels import convolve_few
+from network.few_voxels import convolve_few, upsample_few
 from network.kernels import whole_step
 from network.recursive_cascaded_networks import RecursiveCascadedNetwork, build_network
 from network.registry import BASE_NETWORKS
@@ -331,8 +331,24 @@ def test_a_convolution_of_few_voxels_is_one(size, stride, taps):
 @pytest.mark.parametrize(("size", "channels"), [(1, 64), (2, 32), (2, 128), (4, 32)])
 def test_a_pair_alone_has_the_bits_that_it_has_among_others(size, channels):
     features, kernel = noise(3, size, size, size, channels) - 0.5, noise(3, 3, 3, channels, 64) - 0.5
-    convolve = tf.function(lambda features: convolve_few(features, kernel, (2, 2, 2)))
-    np.testing.assert_array_equal(convolve(features), tf.concat([convolve(features[k : k + 1]) for k in range(3)], 0))
+    turned = tf.transpose(noise(4, 4, 4, channels, 64) - 0.5, [0, 1, 2, 4, 3])
+    for convolve in (
+        tf.function(lambda features: convolve_few(features, kernel, (2, 2, 2))),
+        tf.function(lambda features: upsample_few(features, turned, 3 * [2 * size])),
+    ):
+        alone = tf.concat([convolve(features[k : k + 1]) for k in range(3)], 0)
+        np.testing.assert_array_equal(convolve(features), alone)
+
+
+@pytest.mark.parametrize("size", [(2, 2, 2), (4, 1, 3), (1, 1, 1)])
+@pytest.mark.parametrize("less", [(0, 0, 0), (0, 1, 1)])
+def test_upsampling_of_few_voxels_is_a_transposed_convolution(size, less):
+    features, kernel = noise(2, *size, 5) - 0.4, noise(4, 4, 4, 7, 5) - 0.6
+    fine = [2 * n - k for n, k in zip(size, less, strict=True)]
+    found = outcomes(lambda a, b: upsample_few(a, b, fine), features, kernel)
+    expected = outcomes(lambda a, b: tf.nn.conv3d_transpose(a, b, [2, *fine, 7], 2, "SAME"), features, kernel)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-5)
 
 
 @pytest.mark.parametrize("size", [(8, 9, 10), (7, 12, 5), (1, 2, 3)])
@@ -393,8 +409,9 @@ def test_a_convolution_is_that_of_keras(size, options):
         ((32, 33, 34), {"filters": 3, "channels": 5}, "to_few_channels"),
         ((32, 31, 32), {"filters": 3, "channels": 5}, None),  # too few voxels
         ((32, 33, 34), {"filters": 3, "channels": 5, "stride": 2}, None),
-        ((8, 6, 4), {"stride": 2, "channels": 5}, "convolve_few"),
-        ((8, 6, 5), {"stride": 2, "channels": 5}, None),
+        ((8, 6, 4), {"filters": 24, "stride": 2, "channels": 5}, "convolve_few"),
+        ((8, 6, 4), {"filters": 23, "stride": 2, "channels": 5}, None),  # the kernel is the smaller one
+        ((8, 8, 9), {"filters": 80, "stride": 2, "channels": 5}, None),  # too many voxels
         ((64, 3, 3), {"stride": 64, "kernel_size": 64}, None),  # of too many voxels to few
         ((4, 3, 3), {"dilation_rate": 2}, None),
         ((4, 3, 3), {"groups": 2, "filters": 4}, None),
