@@ -17,6 +17,7 @@ from .blocks import (
     UpConvolution,
     beside,
     convolution,
+    join,
     leaky_relu,
 )
 
@@ -119,9 +120,8 @@ class VTN(_PublishedNetwork):
         for k, name in self.SKIPS.items():
             skip = encoded[name]
             prediction = self.flow_ups[k]([self.predictions[k + 1](net), skip])
-            features = leaky_relu(self.feature_ups[k]([net, skip]), self.leaky_slope)
-            net = tf.concat([skip, features, prediction], axis=-1)
-        return self.head([net, images]) * (20.0 * self.flow_multiplier)
+            net = join(skip, self.feature_ups[k]([net, skip]), prediction, self.leaky_slope)
+        return self.head([net, images], factor=20.0 * self.flow_multiplier)
 
 
 @keras.saving.register_keras_serializable("registration")

@@ -5,6 +5,7 @@ Layer names are those of the published checkpoints (`conv3_1`, `upsamp6to5`, ...
 
 import contextlib
 import contextvars
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -174,6 +175,11 @@ class FlowUpConvolution(UpConvolution):
     It is computed on the coarse grid (`doubling.py`). The gradient is that of the transposed convolution.
     """
 
+    def call(self, inputs: Sequence[tf.Tensor], factor: float = 1.0) -> tf.Tensor:
+        """As `UpConvolution.call`, times a factor, by which the kernel is multiplied."""
+        features, skip = inputs
+        return self.upsample(features, self.kernel * factor, skip)
+
     def upsample(self, features: tf.Tensor, kernel: tf.Tensor, skip: tf.Tensor) -> tf.Tensor:
         """The output of `UpConvolution.upsample`, with the same gradient, computed faster."""
 
@@ -255,6 +261,45 @@ def _beside(first: tf.Tensor, second: tf.Tensor) -> tf.Tensor:
 @xla_kernel
 def _channel(volume: tf.Tensor, k: int) -> tf.Tensor:
     return volume[..., k : k + 1]
+
+
+def join(skip: tf.Tensor, features: tf.Tensor, flow: tf.Tensor, slope: float) -> tf.Tensor:
+    """The channels of a skip, of features after `leaky_relu`, and of a flow: [B, X, Y, Z, ..].
+
+    On a fine grid in kernels, which pass over memory once, and with only the result kept for the backward pass.
+    """
+    if None in skip.shape[1:4] or math.prod(skip.shape[1:4]) < FINE:
+        return tf.concat([skip, leaky_relu(features, slope), flow], axis=-1)
+
+    @tf.custom_gradient
+    def call(*parts: tf.Tensor) -> Any:
+        joined = _join(*map(tf.stop_gradient, parts), slope)
+        return joined, lambda upstream: _part(upstream, joined, [part.shape[-1] for part in parts], slope)
+
+    return call(skip, features, flow)
+
+
+# The least voxels of a fine grid: below, it takes longer to compile kernels than they save.
+FINE = 2**17
+
+
+@xla_kernel
+def _join(skip: tf.Tensor, features: tf.Tensor, flow: tf.Tensor, slope: float) -> tf.Tensor:
+    parts = [skip, tf.nn.leaky_relu(features, slope), flow]
+    ends = list(itertools.accumulate(part.shape[-1] for part in parts))
+    # With zeros around and added, which is a single loop; a concatenation is one for each part.
+    return sum(
+        tf.pad(part, [[0, 0]] * 4 + [[end - part.shape[-1], ends[-1] - end]])
+        for part, end in zip(parts, ends, strict=True)
+    )
+
+
+@xla_kernel
+def _part(upstream: tf.Tensor, joined: tf.Tensor, channels: list[int], slope: float) -> list[tf.Tensor]:
+    """Gradients of the parts of `_join`, from that of its result and the result."""
+    of_skip, of_features, of_flow = tf.split(upstream, channels, axis=-1)
+    _, features, _ = tf.split(joined, channels, axis=-1)
+    return [of_skip, tf.where(features > 0.0, of_features, slope * of_features), of_flow]
 
 
 def leaky_relu(x: tf.Tensor, slope: float) -> tf.Tensor:

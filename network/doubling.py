@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from .kernels import xla_kernel
@@ -30,9 +31,13 @@ def small_kernel(kernel: tf.Tensor, taps: Sequence[Any]) -> tf.Tensor:
         taps: along x, y and z, a table [voxel of a block, tap on the coarse grid, tap of `kernel`] of 0 and 1, such as
             `TRANSPOSED_TAPS`.
     """
-    along = [tf.constant(table, kernel.dtype) for table in taps]
-    small = tf.einsum("pai,qbj,rck,ijkxy->abcxpqry", *along, kernel)
-    return tf.reshape(small, [*small.shape[:4], math.prod(small.shape[4:])])
+    table = np.einsum("pai,qbj,rck->abcpqrijk", *(np.array(along, np.float32) for along in taps))
+    small, block, old = (math.prod(table.shape[k : k + 3]) for k in (0, 3, 6))
+    channels = kernel.shape[3:]
+    # One matrix product: an operation for each axis would take longer to start than to compute.
+    taken = tf.constant(table.reshape(-1, old), kernel.dtype) @ tf.reshape(kernel, [old, -1])
+    taken = tf.transpose(tf.reshape(taken, [small, block, *channels]), [0, 2, 1, 3])
+    return tf.reshape(taken, [*table.shape[:3], channels[0], block * channels[1]])
 
 
 def folded(features: tf.Tensor, small: tf.Tensor, size: Sequence[int], *addend: tf.Tensor) -> tf.Tensor:

@@ -7,6 +7,7 @@ reorders it first, which takes five to nine times as long.
 import functools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -15,10 +16,6 @@ from .kernels import TensorFunction, compiled
 
 # The most voxels of a coarse grid on which this pays.
 MOST = 64
-
-# A row of zeros: a product of a single row would be rounded otherwise, and so a pair by itself than among others.
-_MORE = [[0, 1], [0, 0]]
-
 
 def is_few(size: Sequence[int | None], times: int = 1) -> bool:
     """Whether a grid of `size` has so few voxels, or so many `times` that; not where an axis is unknown (None)."""
@@ -39,11 +36,12 @@ def convolve_few(features: tf.Tensor, kernel: tf.Tensor, strides: Sequence[int])
     size = features.shape[1:4]
     along = [_seen(n, taps, stride) for n, taps, stride in zip(size, kernel.shape[:3], strides, strict=True)]
     seen = np.einsum("oai,pbj,qck->opqabcijk", *along)
-    voxels = tf.reshape(features, [-1, math.prod(size), features.shape[-1]])
-    windows = tf.constant(seen.reshape(-1, math.prod(size)), features.dtype) @ voxels
-    rows = tf.pad(tf.reshape(windows, [-1, math.prod(kernel.shape[:4])]), _MORE)
-    product = (rows @ tf.reshape(kernel, [-1, kernel.shape[-1]]))[:-1]
-    return tf.reshape(product, [-1, *seen.shape[:3], kernel.shape[-1]])
+    result, voxels = seen.shape[:3], math.prod(seen.shape[:3])
+    windows = _read(tf.reshape(features, [-1, math.prod(size), features.shape[-1]]), seen.reshape(-1, math.prod(size)))
+    rows = tf.reshape(windows, [-1, math.prod(kernel.shape[:4])])
+    product = _accompanied(rows, voxels) @ tf.reshape(kernel, [-1, kernel.shape[-1]])
+    product = product[:-1] if voxels == 1 else product
+    return tf.reshape(product, [-1, *result, kernel.shape[-1]])
 
 
 def _seen(n: int, taps: int, stride: int) -> np.ndarray:
@@ -51,7 +49,33 @@ def _seen(n: int, taps: int, stride: int) -> np.ndarray:
     result = -(-n // stride)
     before = max((result - 1) * stride + taps - n, 0) // 2  # voxels of zero
     place = stride * np.arange(result)[:, None] + np.arange(taps) - before
-    return (place[..., None] == np.arange(n)).astype(np.float32)
+    return place[..., None] == np.arange(n)
+
+
+def _read(rows: tf.Tensor, seen: np.ndarray) -> tf.Tensor:
+    """Rows [B, n, C] read in the places that a table [m, n] marks, at most one in a line of it: [B, m, C], else 0."""
+
+    @tf.custom_gradient
+    def call(rows: tf.Tensor) -> Any:
+        return _sums(rows, seen), lambda upstream: _sums(upstream, seen.T)
+
+    return call(rows)
+
+
+def _sums(rows: tf.Tensor, marked: np.ndarray) -> tf.Tensor:
+    """For each line of a table [m, n], the sum of the rows [B, n, C] that it marks, in their order: [B, m, C]."""
+    order, most = np.argsort(~marked, axis=1, kind="stable"), marked.sum(axis=1).max()
+    places = np.where(np.take_along_axis(marked, order, axis=1), order, len(marked.T))[:, :most]
+    read = tf.gather(tf.pad(rows, [[0, 0], [0, 1], [0, 0]]), places, axis=1)
+    return tf.reduce_sum(read, axis=2) if most > 1 else read[:, :, 0]
+
+
+def _accompanied(rows: tf.Tensor, voxels: int) -> tf.Tensor:
+    """Rows, `voxels` a pair, with one of zeros at the end where a pair has a single one.
+
+    A product of a single row would be rounded otherwise, and so a pair by itself than among others.
+    """
+    return tf.pad(rows, [[0, 1], [0, 0]]) if voxels == 1 else rows
 
 
 def upsample_few(features: tf.Tensor, kernel: tf.Tensor, size: Sequence[int]) -> tf.Tensor:
@@ -67,7 +91,9 @@ def upsample_few(features: tf.Tensor, kernel: tf.Tensor, size: Sequence[int]) ->
     """
     # The kernel is the first factor: as the second one it would be turned, which takes as long again as to read it.
     columns, voxels = (tf.reshape(a, [-1, kernel.shape[-1]]) for a in (kernel, features))
-    windows = tf.matmul(columns, tf.pad(voxels, _MORE), transpose_b=True)[:, :-1]
+    n = math.prod(features.shape[1:4])
+    windows = tf.matmul(columns, _accompanied(voxels, n), transpose_b=True)
+    windows = windows[:, :-1] if n == 1 else windows  # a slice of everything would be a copy, as would its gradient
     return _overlapped(tuple(size))(tf.reshape(windows, [*kernel.shape[:4], -1, *features.shape[1:4]]))
 
 

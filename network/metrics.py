@@ -3,6 +3,7 @@
 Formulas, units and empty cases of every value are in docs/metrics.md.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -67,8 +68,12 @@ def _label_counts(fixed: tf.Tensor, warped: tf.Tensor, labels: Sequence[int]) ->
     n = len(values) + 1
     # All places are below n * n, which tf.math.bincount would make sure of in more time than it counts.
     place = _joint_place(fixed, warped, table, n)
+    # It counts in a thread for each row, so where the counts are far fewer than the voxels, a volume is several rows.
+    voxels = math.prod(fixed.shape[1:])
+    rows = math.gcd(voxels, 16) if 16 * n * n < voxels else 1
+    place = tf.reshape(place, [-1, voxels // rows])
     pairs = tf.raw_ops.DenseBincount(input=place, size=n * n, weights=tf.constant([], tf.int32))
-    pairs = tf.reshape(pairs, [-1, n, n])
+    pairs = tf.reduce_sum(tf.reshape(pairs, [-1, rows, n, n]), 1)
     counts = tf.reduce_sum(pairs, 2), tf.reduce_sum(pairs, 1), tf.linalg.diag_part(pairs)
     return tuple(tf.gather(count, order, axis=1) for count in counts)  # type: ignore[return-value]
 

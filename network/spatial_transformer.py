@@ -63,7 +63,10 @@ def compose(first: tf.Tensor, second: tf.Tensor, padding: bool = False, fast: bo
 
 def sample_at_points(image: tf.Tensor, points: tf.Tensor) -> tf.Tensor:
     """Values of an image (or flow) [B, X, Y, Z, C] at points [B, L, 3] in voxels, zero outside: [B, L, C]."""
-    return read_at_points(pad(image), points + 1.0)
+    # As with one voxel of zeros around the image, which would be a copy of it: a value fades over the length of a voxel.
+    last = tf.cast(tf.shape(image)[1:4] - 1, tf.float32)
+    outside = tf.maximum(tf.maximum(-points, points - last), 0.0)
+    return read_at_points(image, points) * tf.reduce_prod(tf.maximum(1.0 - outside, 0.0), -1, keepdims=True)
 
 
 def read_at_points(image: tf.Tensor, points: tf.Tensor) -> tf.Tensor:
