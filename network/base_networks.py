@@ -94,7 +94,10 @@ class VTN(_PublishedNetwork):
         same = {"dtype": self.dtype_policy}
         self.encoder = Encoder(self.channels, self.leaky_slope, name="encoder", **same)
         self.predictions = {k + 1: convolution(3, f"pred{k + 1}", **same) for k in self.SKIPS}
-        self.flow_ups = {k: UpConvolution(3, name=f"upsamp{k + 1}to{k}", **same) for k in self.SKIPS}
+        self.flow_ups = {
+            k: (FlowUpConvolution if k == 1 else UpConvolution)(3, name=f"upsamp{k + 1}to{k}", **same)
+            for k in self.SKIPS
+        }
         self.feature_ups = {
             k: UpConvolution(Encoder.LAYERS[skip][0] * self.channels, name=f"deconv{k}", **same)
             for k, skip in self.SKIPS.items()

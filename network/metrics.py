@@ -3,7 +3,6 @@
 Formulas, units and empty cases of every value are in docs/metrics.md.
 """
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -57,6 +56,8 @@ def overlap(fixed: tf.Tensor, warped: tf.Tensor, labels: Sequence[int] | None = 
 def _label_counts(fixed: tf.Tensor, warped: tf.Tensor, labels: Sequence[int]) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Voxels of each label in two label maps and in both at once: three int32 [B, K]."""
     values = sorted(set(labels))
+    if len(values) == 1:
+        return tuple(tf.repeat(count[:, None], len(labels), 1) for count in _count_of_one(fixed, warped, values[0]))
     order = [values.index(label) + 1 for label in labels]
     if values[-1] >= _LONGEST_TABLE:
         fixed, warped = label_numbers(fixed, values), label_numbers(warped, values)
@@ -68,15 +69,25 @@ def _label_counts(fixed: tf.Tensor, warped: tf.Tensor, labels: Sequence[int]) ->
     n = len(values) + 1
     # All places are below n * n, which tf.math.bincount would make sure of in more time than it counts.
     place = _joint_place(fixed, warped, table, n)
-    # It counts in a thread for each row, so where the counts are far fewer than the voxels, a volume is several rows.
-    voxels = math.prod(fixed.shape[1:])
-    rows = math.gcd(voxels, 16) if 16 * n * n < voxels else 1
-    place = tf.reshape(place, [-1, voxels // rows])
     pairs = tf.raw_ops.DenseBincount(input=place, size=n * n, weights=tf.constant([], tf.int32))
-    pairs = tf.reduce_sum(tf.reshape(pairs, [-1, rows, n, n]), 1)
+    pairs = tf.reshape(pairs, [-1, n, n])
     counts = tf.reduce_sum(pairs, 2), tf.reduce_sum(pairs, 1), tf.linalg.diag_part(pairs)
     return tuple(tf.gather(count, order, axis=1) for count in counts)  # type: ignore[return-value]
 
+
+@xla_kernel
+def _count_of_one(fixed: tf.Tensor, warped: tf.Tensor, label: int) -> list[tf.Tensor]:
+    """Voxels of one label in two label maps and in both at once: three int32 [B].
+
+    The three are added along z as parts of one number, in half the time that a count of places takes.
+    """
+    here, there = (tf.cast(label_map == label, tf.int64) for label_map in (fixed, warped))
+    lines = tf.reduce_sum(here + _LONGEST * there + _LONGEST**2 * here * there, [3, 4])
+    parts = [lines // _LONGEST**k % _LONGEST for k in range(3)]
+    return [tf.cast(tf.reduce_sum(part, [1, 2]), tf.int32) for part in parts]
+
+
+_LONGEST = 2**21  # above the length of any axis; its third power still fits
 
 # Label values from here on are not looked up in a table.
 _LONGEST_TABLE = 2**16
