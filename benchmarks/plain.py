@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import math
 from unittest import mock
 
 import keras
@@ -16,6 +17,7 @@ from network import (
     label_maps,
     losses,
     metrics,
+    recursive_cascaded_networks,
     spatial_transformer,
     training,
 )
@@ -60,6 +62,12 @@ def vote(labels):
 def compose(first, second):
     """The second flow and the first warped by it."""
     return second + warp(first, second)
+
+
+def compose_affine(affine_map, first, second):
+    """The affine flow and its matrix times the second flow."""
+    rows = (affine_map.matrix + tf.eye(3))[:, None, None, None]
+    return first + tf.reduce_sum(rows * second[..., None, :], axis=-1)
 
 
 def jacobian_std(flow):
@@ -119,14 +127,9 @@ def everywhere(labels=()):
 
     Ours stay: whole graphs, the memory that is kept, the flow of the affine map and the gradient of labels.
     """
-    compiled = {
-        affine: ("_compose_affine",),
-        losses: ("_affine_losses",),
-    }
     with contextlib.ExitStack() as stack:
-        for module, names in compiled.items():
-            for name in names:
-                stack.enter_context(mock.patch.object(module, name, getattr(module, name).__wrapped__))
+        stack.enter_context(mock.patch.object(losses, "_affine_losses", losses._affine_losses.__wrapped__))
+        stack.enter_context(mock.patch.object(recursive_cascaded_networks, "compose_affine", compose_affine))
         for name in ("_folded", "_logarithm", "_squared_difference"):
             stack.enter_context(mock.patch.object(metrics, name, getattr(metrics, name).python_function))
         stack.enter_context(mock.patch.object(metrics, "jacobian_determinant", jacobian_determinant))
@@ -141,6 +144,7 @@ def everywhere(labels=()):
         stack.enter_context(mock.patch.object(base_networks._PublishedNetwork, "build", build))
         stack.enter_context(mock.patch.object(affine, "_fast_affine_flow", affine._affine_flow))
         stack.enter_context(mock.patch.object(few_voxels, "MOST", 0))
+        stack.enter_context(mock.patch.object(blocks, "FINE", math.inf))
         stack.enter_context(mock.patch.multiple(few_channels, IMAGES=0, RESULTS=0))
         for module in (affine, base_networks):
             stack.enter_context(mock.patch.object(module, "beside", beside))

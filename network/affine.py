@@ -1,5 +1,6 @@
 """The affine cascade: a network that gives a 3x3 matrix and a shift, and the flow that they stand for."""
 
+import math
 import typing
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from .blocks import Encoder, beside, convolution
-from .kernels import compiled, xla_kernel
+from .kernels import xla_kernel
 
 
 class Affine(typing.NamedTuple):
@@ -70,13 +71,44 @@ def compose_affine(affine: Affine, first: tf.Tensor, second: tf.Tensor) -> tf.Te
 
     (W + I) second(p) + first(p); float32 [B, X, Y, Z, 3]. An interpolated composition would clamp at the edge.
     """
-    return _compose_affine(affine.matrix, first, second)
+
+    @tf.custom_gradient
+    def call(matrix: tf.Tensor, first: tf.Tensor, second: tf.Tensor) -> Any:
+        def gradient(upstream: tf.Tensor) -> list[tf.Tensor]:
+            return [_sum_of_products(upstream, second), upstream, _second_gradient(matrix, upstream)]
+
+        return _compose_affine(*map(tf.stop_gradient, (matrix, first, second))), gradient
+
+    return call(affine.matrix, first, second)
 
 
-@compiled
+@xla_kernel
 def _compose_affine(matrix: tf.Tensor, first: tf.Tensor, second: tf.Tensor) -> tf.Tensor:
-    rows = (matrix + tf.eye(3))[:, None, None, None]
-    return first + tf.reduce_sum(rows * second[..., None, :], axis=-1)
+    return first + _applied(matrix + tf.eye(3), second)
+
+
+@xla_kernel
+def _second_gradient(matrix: tf.Tensor, upstream: tf.Tensor) -> tf.Tensor:
+    return _applied(tf.linalg.matrix_transpose(matrix) + tf.eye(3), upstream)
+
+
+def _applied(matrix: tf.Tensor, vectors: tf.Tensor) -> tf.Tensor:
+    """A matrix [B, 3, 3] times vectors [B, X, Y, Z, 3]; in a kernel faster as three products than as a sum over j."""
+    columns = (column[:, None, None, None] for column in tf.unstack(matrix, axis=2))
+    first, *others = (part[..., None] * k for part, k in zip(tf.unstack(vectors, axis=-1), columns, strict=True))
+    return sum(others, start=first)
+
+
+def _sum_of_products(vectors: tf.Tensor, others: tf.Tensor) -> tf.Tensor:
+    """Sum over all voxels of u v^T, from vectors u and others v, [B, X, Y, Z, 3] each: [B, 3, 3].
+
+    It is a matrix product with more to do, and yet faster, where several voxels make a row: the blocks on the diagonal
+    are theirs.
+    """
+    voxels = math.gcd(vectors.shape[3], 16)
+    rows = [tf.reshape(a, [tf.shape(a)[0], -1, 3 * voxels]) for a in (vectors, others)]
+    blocks = tf.reshape(tf.matmul(*rows, transpose_a=True), [-1, voxels, 3, voxels, 3])
+    return tf.einsum("bkikj->bij", blocks)
 
 
 @keras.saving.register_keras_serializable("registration")
