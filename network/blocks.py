@@ -58,7 +58,7 @@ class Convolution(keras.layers.Conv3D):
         is_plain = is_plain and set(self.dilation_rate) == {self.groups} == {1}
         is_cubic = is_plain and self.kernel_size == (3, 3, 3) and strides in ((1, 1, 1), (2, 2, 2))
         result = [-(-n // k) for n, k in zip(size, strides, strict=True)] if is_plain else []
-        if is_plain and is_few(result) and is_few(size, times=8) and math.prod(result) <= self.filters:
+        if is_plain and is_few(result, self.filters) and is_few(size, self.filters, times=8):
             return convolve_few(inputs, kernel, strides)
         if is_cubic and inputs.shape[-1] <= few_channels.IMAGES:
             return few_channels.of_images(inputs, kernel, strides[0])
@@ -111,7 +111,7 @@ class DoublingConvolution(Convolution):
     def is_folded(self, features: Any, skip: Any) -> bool:
         """Whether it pays, and holds: the doubled grid must not be cut, as a voxel beyond its border is zero."""
         even = all(2 * n == m for n, m in zip(features[1:4], skip[1:4], strict=True))
-        return even and not is_few(features[1:4])
+        return even and not is_few(features[1:4], self.filters)
 
     def compute_output_shape(self, input_shape: Any) -> tuple[int | None, ...]:
         of_both = isinstance(input_shape[0], (list, tuple))  # Keras's `build` asks for what is joined.
@@ -156,7 +156,7 @@ class UpConvolution(keras.layers.Layer):
 
     def upsample(self, features: tf.Tensor, kernel: tf.Tensor, skip: tf.Tensor) -> tf.Tensor:
         """Features on the grid of the skip: [B, X, Y, Z, filters]."""
-        if is_few(features.shape[1:4]):
+        if is_few(features.shape[1:4], self.filters):
             return upsample_few(features, kernel, skip.shape[1:4])
         shape = tf.concat([tf.shape(skip)[:4], [self.filters]], axis=0)
         return tf.nn.conv3d_transpose(features, kernel, shape, strides=2, padding="SAME")

@@ -17,9 +17,10 @@ from .kernels import TensorFunction, compiled
 # The most voxels of a coarse grid on which this pays.
 MOST = 64
 
-def is_few(size: Sequence[int | None], times: int = 1) -> bool:
-    """Whether a grid of `size` has so few voxels, or so many `times` that; not where an axis is unknown (None)."""
-    return None not in size and math.prod(size) <= times * MOST  # type: ignore[arg-type]
+
+def is_few(size: Sequence[int | None], filters: int, times: int = 1) -> bool:
+    """Whether a grid has so few voxels, no more than filters, or so many `times` that; not where an axis is None."""
+    return None not in size and math.prod(size) <= times * min(MOST, filters)  # type: ignore[arg-type]
 
 
 def convolve_few(features: tf.Tensor, kernel: tf.Tensor, strides: Sequence[int]) -> tf.Tensor:
@@ -33,41 +34,61 @@ def convolve_few(features: tf.Tensor, kernel: tf.Tensor, strides: Sequence[int])
     Returns:
         [B, ceil(x / stride), .., .., F].
     """
-    size = features.shape[1:4]
-    along = [_seen(n, taps, stride) for n, taps, stride in zip(size, kernel.shape[:3], strides, strict=True)]
-    seen = np.einsum("oai,pbj,qck->opqabcijk", *along)
-    result, voxels = seen.shape[:3], math.prod(seen.shape[:3])
-    windows = _read(tf.reshape(features, [-1, math.prod(size), features.shape[-1]]), seen.reshape(-1, math.prod(size)))
+    size, taps, result = features.shape[1:4], kernel.shape[:3], _result(features.shape[1:4], strides)
+    voxels = math.prod(result)
+    windows = _windows(features, _places(tuple(size), tuple(taps), tuple(strides)))
     rows = tf.reshape(windows, [-1, math.prod(kernel.shape[:4])])
     product = _accompanied(rows, voxels) @ tf.reshape(kernel, [-1, kernel.shape[-1]])
     product = product[:-1] if voxels == 1 else product
     return tf.reshape(product, [-1, *result, kernel.shape[-1]])
 
 
-def _seen(n: int, taps: int, stride: int) -> np.ndarray:
-    """Which voxel of n each tap of the kernel sees for each voxel of the result: 0 or 1, [result, tap, n]."""
-    result = -(-n // stride)
-    before = max((result - 1) * stride + taps - n, 0) // 2  # voxels of zero
-    place = stride * np.arange(result)[:, None] + np.arange(taps) - before
-    return place[..., None] == np.arange(n)
+def _result(size: Sequence[int], strides: Sequence[int]) -> list[int]:
+    return [-(-n // stride) for n, stride in zip(size, strides, strict=True)]
 
 
-def _read(rows: tf.Tensor, seen: np.ndarray) -> tf.Tensor:
-    """Rows [B, n, C] read in the places that a table [m, n] marks, at most one in a line of it: [B, m, C], else 0."""
+@functools.cache
+def _places(size: tuple[int, ...], taps: tuple[int, ...], strides: tuple[int, ...]) -> np.ndarray:
+    """Which voxel of a flattened grid each tap of the kernel sees for each voxel of the result: [result, taps].
+
+    The number of voxels stands for a place outside of the grid.
+    """
+    place, is_inside = np.zeros([1] * 6, np.int64), np.ones([1] * 6, bool)
+    for axis, (n, m, k, stride) in enumerate(zip(size, _result(size, strides), taps, strides, strict=True)):
+        before = max((m - 1) * stride + k - n, 0) // 2  # voxels of zero
+        along = stride * np.arange(m)[:, None] + np.arange(k) - before
+        along = along.reshape([m if a == axis else k if a == 3 + axis else 1 for a in range(6)])
+        place, is_inside = n * place + along, is_inside & (along >= 0) & (along < n)
+    return np.where(is_inside, place, math.prod(size)).reshape(-1, math.prod(taps))
+
+
+def _windows(features: tf.Tensor, places: np.ndarray) -> tf.Tensor:
+    """What the taps see of features [B, x, y, z, C], with zeros around: [B, result, taps, C]."""
+    size, channels = features.shape[1:4], features.shape[4]
+
+    def read(rows: tf.Tensor, places: np.ndarray) -> tf.Tensor:
+        return tf.gather(tf.pad(rows, [[0, 0], [0, 1], [0, 0]]), places, axis=1)
 
     @tf.custom_gradient
-    def call(rows: tf.Tensor) -> Any:
-        return _sums(rows, seen), lambda upstream: _sums(upstream, seen.T)
+    def call(features: tf.Tensor) -> Any:
+        def gradient(upstream: tf.Tensor) -> tf.Tensor:
+            taps = tf.reshape(upstream, [-1, places.size, channels])
+            return tf.reshape(tf.reduce_sum(read(taps, _seen_by(places, math.prod(size))), 2), [-1, *size, channels])
 
-    return call(rows)
+        return read(tf.reshape(features, [-1, math.prod(size), channels]), places), gradient
+
+    return call(features)
 
 
-def _sums(rows: tf.Tensor, marked: np.ndarray) -> tf.Tensor:
-    """For each line of a table [m, n], the sum of the rows [B, n, C] that it marks, in their order: [B, m, C]."""
-    order, most = np.argsort(~marked, axis=1, kind="stable"), marked.sum(axis=1).max()
-    places = np.where(np.take_along_axis(marked, order, axis=1), order, len(marked.T))[:, :most]
-    read = tf.gather(tf.pad(rows, [[0, 0], [0, 1], [0, 0]]), places, axis=1)
-    return tf.reduce_sum(read, axis=2) if most > 1 else read[:, :, 0]
+def _seen_by(places: np.ndarray, voxels: int) -> np.ndarray:
+    """For each voxel the entries of `places` that name it, by number and in order, filled up with the next number."""
+    order = np.argsort(places, axis=None, kind="stable")
+    first = np.searchsorted(places.flat[order], np.arange(voxels + 1))
+    order = order[: first[-1]]
+    voxel = places.flat[order]
+    entries = np.full((voxels, np.diff(first).max()), places.size)
+    entries[voxel, np.arange(len(order)) - first[voxel]] = order
+    return entries
 
 
 def _accompanied(rows: tf.Tensor, voxels: int) -> tf.Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from .kernels import three_in_one_loop, xla_kernel
+from .kernels import shape_of, three_in_one_loop, xla_kernel
 from .spatial_transformer import (
     CORNERS,
     cells_around,
@@ -122,7 +122,7 @@ def label_sums(
 
 @xla_kernel
 def _vote(segmentation: tf.Tensor, flow: tf.Tensor) -> tf.Tensor:
-    cells = cells_around(looked_at(flow), tf.shape(segmentation))
+    cells = cells_around(looked_at(flow), shape_of(segmentation))
     flat = tf.reshape(segmentation, [-1])
     label = {corner: tf.gather(flat, cells.index_of(corner)) for corner in CORNERS}
     weight = {corner: cells.weight(corner) for corner in CORNERS}
@@ -141,7 +141,7 @@ def _above_threshold(segmentation: tf.Tensor, flow: tf.Tensor) -> tf.Tensor:
 
 @xla_kernel
 def _nearest(segmentation: tf.Tensor, flow: tf.Tensor) -> tf.Tensor:
-    cells = cells_around(looked_at(flow), tf.shape(segmentation))
+    cells = cells_around(looked_at(flow), shape_of(segmentation))
     nearest = cells.lowest
     for fraction, step in zip(cells.fractions, cells.steps, strict=True):
         nearest += tf.where(fraction >= 0.5, step, 0)
@@ -150,7 +150,7 @@ def _nearest(segmentation: tf.Tensor, flow: tf.Tensor) -> tf.Tensor:
 
 @xla_kernel
 def _label_sums(fixed: tf.Tensor, moving: tf.Tensor, flow: tf.Tensor, labels: int) -> list[tf.Tensor]:
-    cells = cells_around(looked_at(flow), tf.shape(moving))
+    cells = cells_around(looked_at(flow), shape_of(moving))
     flat, here = tf.reshape(moving, [-1]), fixed[..., 0]
     onto_same = sum(tf.where(tf.gather(flat, cells.index_of(c)) == here, cells.weight(c), 0.0) for c in CORNERS)
     # How much each moving voxel is read in all; a sum over these by label is faster than one over eight corners.
@@ -188,4 +188,4 @@ def _label_sums_gradient(
         label = tf.gather(flat, indices)
         return tf.gather(of_label, first + label) + tf.where(label == here, of_same, 0.0)
 
-    return slopes_between(value_of, tf.shape(moving), looked_at(flow))
+    return slopes_between(value_of, shape_of(moving), looked_at(flow))

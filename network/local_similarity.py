@@ -7,7 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from .kernels import compiled, volume_sum, xla_kernel
+from .kernels import compiled, shape_of, volume_sum, xla_kernel
 
 # What is added to the variances of the local correlation: about one grey level of 255, squared, so that noise in a flat
 # region does not count as structure.
@@ -113,16 +113,11 @@ def _voxels_inside(volume: tf.Tensor, window: int) -> tf.Tensor:
     """Number of voxels of the window around each voxel of [B, X, Y, Z, ...] that lie inside: [1, X, Y, Z]."""
     half, count = window // 2, tf.ones([1] * 4)
     for axis in (1, 2, 3):
-        n = _length(volume, axis)
+        n = shape_of(volume)[axis]
         place = tf.range(n)
         inside = tf.minimum(place + half + 1, n) - tf.maximum(place - half, 0)
         count *= tf.reshape(tf.cast(inside, tf.float32), [-1 if a == axis else 1 for a in range(4)])
     return count
-
-
-def _length(volume: tf.Tensor, axis: int) -> Any:
-    """Length of an axis; a plain number, where it is known, makes smaller graphs."""
-    return tf.shape(volume)[axis] if volume.shape[axis] is None else volume.shape[axis]
 
 
 def _running_sum(volume: tf.Tensor, width: int, axis: int) -> tf.Tensor:
@@ -131,14 +126,14 @@ def _running_sum(volume: tf.Tensor, width: int, axis: int) -> tf.Tensor:
     Sums of 2, 4, 8, ... voxels, each of two of the one before. The difference of two cumulative sums would lose the
     digits that the whole axis takes up.
     """
-    n = _length(volume, axis) - width + 1
+    n = shape_of(volume)[axis] - width + 1
 
     def part(sums: tf.Tensor, start: int, length: Any) -> tf.Tensor:
         return sums[(*(slice(None),) * axis, slice(start, start + length))]
 
     total, done, sums, covered = part(volume, 0, n), 1, volume, 1  # an odd width: one voxel and sums of 2, 4, ...
     while 2 * covered <= width:
-        length = _length(sums, axis) - covered
+        length = shape_of(sums)[axis] - covered
         sums, covered = part(sums, 0, length) + part(sums, covered, length), 2 * covered
         if width & covered:  # a digit of the width, which is a binary number
             total, done = total + part(sums, done, n), done + covered

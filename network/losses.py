@@ -11,7 +11,17 @@ import tensorflow as tf
 
 from errors import UserError
 
-from .kernels import TensorFunction, compiled, fast_volume_sum, fork, neighbours, ordered_sum, volume_sum, xla_kernel
+from .kernels import (
+    TensorFunction,
+    compiled,
+    fast_volume_sum,
+    fork,
+    neighbours,
+    ordered_sum,
+    size_of,
+    volume_sum,
+    xla_kernel,
+)
 from .masks import compared_voxels, inside
 from .registry import SIMILARITIES, similarity_terms
 from .spatial_transformer import compose
@@ -37,7 +47,7 @@ def correlation(fixed: tf.Tensor, warped: tf.Tensor, mask: tf.Tensor | None = No
 @tf.custom_gradient
 def _correlation(fixed: tf.Tensor, warped: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], list[tf.Tensor]]]:
     fixed, warped = tf.stop_gradient(fixed), tf.stop_gradient(warped)
-    count = tf.cast(tf.reduce_prod(tf.shape(fixed)[1:]), tf.float32)
+    count = size_of(fixed)
     means = [_of_volumes(fast_volume_sum(image) / count) for image in (fixed, warped)]
 
     def covariance(i: int, k: int) -> tf.Tensor:
@@ -202,7 +212,7 @@ def similarity_loss(config: CascadeConfig, masked: bool = False) -> TensorFuncti
 def smoothness_loss(flow: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
     """Half the sum of squared forward differences of a flow over 3 X Y Z (total variation, squared): float32 [B]."""
     flow = tf.stop_gradient(flow)
-    count = tf.cast(tf.reduce_prod(tf.shape(flow)[1:]), tf.float32)
+    count = size_of(flow)
 
     def gradient(upstream: tf.Tensor) -> tf.Tensor:
         return _second_differences(flow, _of_volumes(upstream / count))
@@ -241,7 +251,7 @@ def bending_loss(flow: tf.Tensor) -> tf.Tensor:
         total += volume_sum(tf.square(along(slope, axis)))
         for other in range(axis + 1, 4):
             total += 2.0 * volume_sum(tf.square(along(slope, other)))
-    return total / tf.cast(tf.reduce_prod(tf.shape(flow)[1:]), tf.float32)
+    return total / size_of(flow)
 
 
 def inverse_loss(flow: tf.Tensor, padding: bool = False, fast: bool = True) -> tf.Tensor:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
-from .kernels import fast_volume_sum, neighbours, xla_kernel
+from .kernels import fast_volume_sum, neighbours, size_of, xla_kernel
 from .label_maps import has_labels, label_numbers, warp_labels, warp_mask
 from .spatial_transformer import sample_at_points
 
@@ -57,7 +57,8 @@ def _label_counts(fixed: tf.Tensor, warped: tf.Tensor, labels: Sequence[int]) ->
     """Voxels of each label in two label maps and in both at once: three int32 [B, K]."""
     values = sorted(set(labels))
     if len(values) == 1:
-        return tuple(tf.repeat(count[:, None], len(labels), 1) for count in _count_of_one(fixed, warped, values[0]))
+        counts = _count_of_one(fixed, warped, values[0])
+        return tuple(tf.tile(count[:, None], [1, len(labels)]) for count in counts)
     order = [values.index(label) + 1 for label in labels]
     if values[-1] >= _LONGEST_TABLE:
         fixed, warped = label_numbers(fixed, values), label_numbers(warped, values)
@@ -136,7 +137,7 @@ def _determinant(slopes: Sequence[Sequence[tf.Tensor]]) -> tf.Tensor:
 
 def _mean(volume: tf.Tensor) -> tf.Tensor:
     """Mean of each volume [B, X, Y, Z]: [B]; NaN where it has no voxel."""
-    return fast_volume_sum(volume) / tf.cast(tf.reduce_prod(tf.shape(volume)[1:]), tf.float32)
+    return fast_volume_sum(volume) / size_of(volume)
 
 
 def _deviation(volume: tf.Tensor) -> tf.Tensor:

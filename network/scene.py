@@ -72,6 +72,11 @@ class Scene:
         return metrics.carry_labels(self.batch["moving_seg"], self.flow, self.labels, self.padding)
 
     @functools.cached_property
+    def landmark_offsets(self) -> tf.Tensor:
+        """From each moving landmark to the fixed one carried along `flow`, float32 [B, L, 3] in voxels."""
+        return metrics.landmark_offsets(self.batch["fixed_points"], self.batch["moving_points"], self.flow)
+
+    @functools.cached_property
     def is_finite(self) -> tf.Tensor:
         """Whether both images and the flow of a pair are finite everywhere: bool [B]. If not, nothing is measured."""
         arrays = (self.fixed, self.moving, self.flow)
@@ -79,12 +84,17 @@ class Scene:
 
 
 class Unregistered(Scene):
-    """A batch of pairs as it is: the stage's flow is 0, and labels stay where they are."""
+    """A batch of pairs as it is: the stage's flow is 0, and labels and landmarks stay where they are."""
 
     @functools.cached_property
     def warped_seg(self) -> tf.Tensor:
         """Label map of the moving scans, as `fixed_seg`."""
         return self.moving_seg
+
+    @functools.cached_property
+    def landmark_offsets(self) -> tf.Tensor:
+        """From each moving landmark to the fixed one, float32 [B, L, 3] in voxels."""
+        return self.batch["fixed_points"] - self.batch["moving_points"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,9 +121,8 @@ def measure_overlap(scene: Scene) -> dict[str, tf.Tensor]:
 
 def measure_landmarks(scene: Scene) -> dict[str, tf.Tensor]:
     """Distance of every landmark, in voxels and in mm."""
-    offsets = metrics.landmark_offsets(scene.batch["fixed_points"], scene.batch["moving_points"], scene.flow)
-    in_mm = metrics.landmark_distances(offsets, scene.batch["moving_spacing"])
-    return {"landmark_distance": metrics.landmark_distances(offsets), "landmark_distance_mm": in_mm}
+    in_mm = metrics.landmark_distances(scene.landmark_offsets, scene.batch["moving_spacing"])
+    return {"landmark_distance": metrics.landmark_distances(scene.landmark_offsets), "landmark_distance_mm": in_mm}
 
 
 def measure_jacobian(scene: Scene) -> dict[str, tf.Tensor]:

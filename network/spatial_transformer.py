@@ -25,7 +25,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from .kernels import three_in_one_loop, xla_kernel
+from .kernels import shape_of, three_in_one_loop, xla_kernel
 
 
 def identity_grid(size: Any) -> tf.Tensor:
@@ -63,15 +63,27 @@ def compose(first: tf.Tensor, second: tf.Tensor, padding: bool = False, fast: bo
 
 def sample_at_points(image: tf.Tensor, points: tf.Tensor) -> tf.Tensor:
     """Values of an image (or flow) [B, X, Y, Z, C] at points [B, L, 3] in voxels, zero outside: [B, L, C]."""
-    # As with one voxel of zeros around the image, which would be a copy of it: a value fades over the length of a voxel.
-    last = tf.cast(tf.shape(image)[1:4] - 1, tf.float32)
+    # As with a voxel of zeros around the image, but without a copy of it: outside, a value fades over one voxel.
+    last = tf.cast([n - 1 for n in shape_of(image)[1:4]], tf.float32)
     outside = tf.maximum(tf.maximum(-points, points - last), 0.0)
     return read_at_points(image, points) * tf.reduce_prod(tf.maximum(1.0 - outside, 0.0), -1, keepdims=True)
 
 
 def read_at_points(image: tf.Tensor, points: tf.Tensor) -> tf.Tensor:
     """As `sample_at_points`, but outside the edge is repeated."""
-    return interpolate(image, tf.unstack(points, axis=-1))
+    # `interpolate` has a few operations for each corner, which outside of a kernel take longer than so few points.
+    shape = shape_of(image)
+    size = shape[1:4]
+    last_cell = tf.cast([_clamped(n - 2, 0, tf.int32.max) for n in size], tf.float32)
+    lower = tf.cast(tf.where(points > 0.0, tf.minimum(points, last_cell), 0.0), tf.int32)
+    fraction = points - tf.cast(lower, tf.float32)
+    fraction = tf.where(fraction >= 1.0, 1.0, tf.where(fraction < 0.0, 0.0, fraction))[..., None, :]
+    corners = tf.constant(CORNERS)
+    weights = tf.reduce_prod(tf.where(corners > 0, fraction, 1.0 - fraction), -1, keepdims=True)
+    places = lower[..., None, :] + corners * [_clamped(n - 1, 0, 1) for n in size]
+    indices = tf.reduce_sum(places * [size[1] * size[2], size[2], 1], -1)
+    flat = tf.reshape(image, [shape[0], -1, shape[4]])
+    return tf.reduce_sum(weights * tf.gather(flat, indices, axis=1, batch_dims=1), -2)
 
 
 def pad(image: tf.Tensor) -> tf.Tensor:
@@ -80,8 +92,7 @@ def pad(image: tf.Tensor) -> tf.Tensor:
 
 
 class Cells(typing.NamedTuple):
-    """The cell of eight voxels around each of some coordinates; a corner is (i, j, k), 1 for the upper voxel, numbers
-    or tensors.
+    """The cell of eight voxels around each of some coordinates; a corner is (i, j, k), 1 for the upper voxel.
 
     lowest     int32 [B, ...], index of corner (0, 0, 0) in the flattened image; inside it even for NaN.
     steps      how much the index grows to the upper voxel along each axis; 0 where the axis has a single voxel.
@@ -92,43 +103,39 @@ class Cells(typing.NamedTuple):
     steps: tuple
     fractions: tuple
 
-    def index_of(self, corner: Sequence[Any]) -> tf.Tensor:
+    def index_of(self, corner: Sequence[int]) -> tf.Tensor:
         """Indices of a corner in the flattened image."""
-        return self.lowest + sum(step * upper for step, upper in zip(self.steps, corner, strict=True))
+        return self.lowest + sum(step for step, upper in zip(self.steps, corner, strict=True) if upper)
 
-    def weight(self, corner: Sequence[Any]) -> tf.Tensor:
+    def weight(self, corner: Sequence[int]) -> tf.Tensor:
         """Trilinear weight of a corner, [B, ...]."""
-        x, y, z = (tf.where(upper > 0, t, 1.0 - t) for t, upper in zip(self.fractions, corner, strict=True))
+        x, y, z = (t if upper else 1.0 - t for t, upper in zip(self.fractions, corner, strict=True))
         return x * y * z
 
 
 CORNERS = tuple(itertools.product((0, 1), repeat=3))
 
 
-def _strides(shape: Any) -> tuple:
-    """How much the index in a flattened image of `shape` [B, X, Y, Z, C] grows from voxel to voxel, by axis."""
-    return shape[2] * shape[3], shape[3], 1
+def _clamped(n: Any, least: int, most: int) -> Any:
+    """A length of `shape_of`, within limits."""
+    return min(max(n, least), most) if isinstance(n, int) else tf.clip_by_value(n, least, most)
 
 
-def _steps(shape: Any) -> tuple:
-    """`Cells.steps` of an image of `shape`."""
-    return tuple(tf.minimum(shape[k + 1] - 1, 1) * stride for k, stride in enumerate(_strides(shape)))
-
-
-def cells_around(coordinates: Sequence[tf.Tensor], shape: Any) -> Cells:
-    """`Cells` of an image of `shape` [B, X, Y, Z, C] around coordinates: three tensors [B, ...], for x, y and z."""
-    strides = _strides(shape)
+def cells_around(coordinates: Sequence[tf.Tensor], shape: Sequence[Any]) -> Cells:
+    """`Cells` around coordinates, three tensors [B, ...] for x, y and z, in an image with `shape_of` [B, X, Y, Z, ..]."""
+    strides = shape[2] * shape[3], shape[3], 1
+    steps = tuple(_clamped(n - 1, 0, 1) * stride for n, stride in zip(shape[1:4], strides, strict=True))
     image = tf.range(shape[0]) * (shape[1] * strides[0])
     lowest = tf.reshape(image, [-1] + [1] * (len(coordinates[0].shape) - 1))
     fractions = []
     for axis, (coordinate, stride) in enumerate(zip(coordinates, strides, strict=True)):
-        last_cell = tf.cast(tf.maximum(shape[axis + 1] - 2, 0), tf.float32)
+        last_cell = tf.cast(_clamped(shape[axis + 1] - 2, 0, tf.int32.max), tf.float32)
         lower = tf.cast(tf.where(coordinate > 0.0, tf.minimum(coordinate, last_cell), 0.0), tf.int32)
         fraction = coordinate - tf.cast(lower, tf.float32)
         # Not clip_by_value: so a NaN stays, and the gradient ends at the edge.
         fractions.append(tf.where(fraction >= 1.0, 1.0, tf.where(fraction < 0.0, 0.0, fraction)))
         lowest += lower * stride
-    return Cells(lowest, _steps(shape), tuple(fractions))
+    return Cells(lowest, steps, tuple(fractions))
 
 
 def _lerp(low: tf.Tensor, high: tf.Tensor, fraction: tf.Tensor) -> tf.Tensor:
@@ -137,7 +144,7 @@ def _lerp(low: tf.Tensor, high: tf.Tensor, fraction: tf.Tensor) -> tf.Tensor:
 
 def interpolate(image: tf.Tensor, coordinates: Sequence[tf.Tensor]) -> tf.Tensor:
     """Trilinear values of image [B, X, Y, Z, C] at coordinates, three tensors [B, ...] in voxels: [B, ..., C]."""
-    cells = cells_around(coordinates, tf.shape(image))
+    cells = cells_around(coordinates, shape_of(image))
     flat = tf.reshape(image, [-1, image.shape[-1]])
     value = {corner: tf.gather(flat, cells.index_of(corner)) for corner in CORNERS}
     tx, ty, tz = (t[..., None] for t in cells.fractions)
@@ -155,8 +162,7 @@ def _from_grid(parts: Sequence[tf.Tensor]) -> list[tf.Tensor]:
 
     A vector for each axis is added, where a whole grid would cost a pass over memory.
     """
-    shape = tf.shape(parts[0])
-    axes = (tf.range(shape[k + 1], dtype=tf.float32) for k in range(3))
+    axes = (tf.range(n, dtype=tf.float32) for n in shape_of(parts[0])[1:])
     return [
         part + tf.reshape(axis, [-1] + [1] * (2 - k)) for k, (part, axis) in enumerate(zip(parts, axes, strict=True))
     ]
@@ -172,7 +178,7 @@ def _plain_compose(first: tf.Tensor, second: tf.Tensor) -> tf.Tensor:
 
 def _flow_gradient(image: tf.Tensor, flow: tf.Tensor, upstream: tf.Tensor) -> list[tf.Tensor]:
     """Gradient of the warp with respect to the flow along x, y and z, [B, X, Y, Z] each."""
-    coordinates, shape, flat = looked_at(flow), tf.shape(image), tf.reshape(image, [-1])
+    coordinates, shape, flat = looked_at(flow), shape_of(image), tf.reshape(image, [-1])
     total: Any = (0.0, 0.0, 0.0)
     for k, factor in enumerate(tf.unstack(upstream, axis=-1)):
         slopes = slopes_between(lambda indices, k=k: tf.gather(flat, indices * shape[4] + k), shape, coordinates)  # type: ignore[misc]
@@ -223,7 +229,7 @@ def image_gradient(image: tf.Tensor, flow: tf.Tensor, upstream: tf.Tensor) -> tf
     once, where a single expression of all eight would compute it again for each number that it writes. Four channels
     are scattered in half the time of three. The volume is taken a few planes at a time, for the processor's caches.
     """
-    channels, shape = image.shape[-1], tf.shape(image)
+    channels, shape = image.shape[-1], shape_of(image)
     width = channels if channels < 3 else 4 * -(-channels // 4)
     upstream = tf.pad(upstream, [[0, 0]] * 4 + [[0, width - channels]])
     slabs = [_slabs(a) for a in (*looked_at(flow), upstream)]
@@ -233,10 +239,11 @@ def image_gradient(image: tf.Tensor, flow: tf.Tensor, upstream: tf.Tensor) -> tf
         cells = cells_around(coordinates, shape)
 
         def add_corner(n: tf.Tensor, total: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            corner = tf.unstack(tf.gather(CORNERS, n))
-            where, weight = cells.index_of(corner), cells.weight(corner)[..., None]
-            update = tf.reshape(weight * gradient, [-1, width])
-            return n + 1, tf.tensor_scatter_nd_add(total, tf.reshape(where, [-1, 1]), update)
+            corner = tf.gather(CORNERS, n)
+            where = tf.reshape(cells.lowest + tf.reduce_sum(corner * tf.stack(cells.steps)), [-1, 1])
+            x, y, z = (tf.where(corner[k] > 0, t, 1.0 - t) for k, t in enumerate(cells.fractions))
+            update = tf.reshape((x * y * z)[..., None] * gradient, [-1, width])
+            return n + 1, tf.tensor_scatter_nd_add(total, where, update)
 
         return k + 1, tf.while_loop(lambda n, _: n < len(CORNERS), add_corner, (0, total))[1]
 
