@@ -122,7 +122,7 @@ def _clamped(n: Any, least: int, most: int) -> Any:
 
 
 def cells_around(coordinates: Sequence[tf.Tensor], shape: Sequence[Any]) -> Cells:
-    """`Cells` around coordinates, three tensors [B, ...] for x, y and z, in an image with `shape_of` [B, X, Y, Z, ..]."""
+    """`Cells` of an image with `shape_of` [B, X, Y, Z, ..] around coordinates: three tensors [B, ...], for x, y, z."""
     strides = shape[2] * shape[3], shape[3], 1
     steps = tuple(_clamped(n - 1, 0, 1) * stride for n, stride in zip(shape[1:4], strides, strict=True))
     image = tf.range(shape[0]) * (shape[1] * strides[0])
