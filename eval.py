@@ -6,7 +6,7 @@ import pathlib
 import re
 import sys
 import typing
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import cli
 import devices
@@ -21,7 +21,7 @@ if typing.TYPE_CHECKING:
     from data_util.output.records import Records
     from data_util.output.settings import Settings
     from network import RecursiveCascadedNetwork
-    from network.evaluation import EvaluationPlan, Evaluator
+    from network.evaluation import Evaluator
 
 EVALUATE = pathlib.Path("evaluate")
 LONGEST_NAME = 255 - len(".shard-9999-of-9999.records.new")  # file systems allow 255 bytes
@@ -87,12 +87,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from data_util.output.settings import Settings, Value
     from data_util.store import ScanStore
     from network import checkpoints
-    from network.evaluation import EvaluationPlan
+    from network.evaluation import EvaluationPlan, Evaluator
 
     store = ScanStore(data.files)
     schemes = {name: open_scheme(data, name, paired, store) for name in reports}
-    network = load_network(args, prefix, rep, data.image_size, strategy)
-    plan = EvaluationPlan(tuple(metrics), args.per_cascade, (), rep == "auto", args.refine, args.affine != "none")
+    images = images_to_keep(save, args.figures)
+    plan = EvaluationPlan(tuple(metrics), args.per_cascade, images, rep == "auto", args.refine, args.affine != "none")
+    evaluators = {}
+
+    def make_evaluators(network: "RecursiveCascadedNetwork") -> None:
+        for name, scheme in schemes.items():
+            evaluators[name] = Evaluator(network, scheme.label_values, plan, strategy)
+        name, scheme = next(iter(schemes.items()))
+        evaluators[name].prepare(pairs_of(scheme, [], args.batch, args.affine).element_spec)
+
+    network = load_network(args, prefix, rep, data.image_size, strategy, make_evaluators)
     for name, scheme in schemes.items():
         settings = Settings(
             report=reports[name],
@@ -118,7 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             values={name: Value(**dataclasses.asdict(value)) for name, value in plan.values().items()},
         )
         try:
-            evaluate_scheme(network, scheme, settings, plan, shard, args.resume, strategy)
+            evaluate_scheme(evaluators[name], scheme, settings, shard, args.resume)
         except KeyboardInterrupt:
             raise Stopped("Stopped; the finished pairs are kept: go on with the same flags and --resume") from None
 
@@ -129,14 +138,15 @@ def load_network(
     rep: int | str,
     image_size: tuple[int, int, int],
     strategy: "tf.distribute.Strategy",
+    meanwhile: "Callable[[RecursiveCascadedNetwork], None]",
 ) -> "RecursiveCascadedNetwork":
-    """The network of a checkpoint, as the flags say, on the devices of a strategy."""
+    """The network of a checkpoint, as the flags say, on the devices of a strategy; `meanwhile` as in `open_model`."""
     from network import checkpoints
 
     run = f"{prefix.parent}:{prefix.name.removeprefix('model-')}"
     repeats = 1 if rep == "auto" else int(rep)
     with strategy.scope():
-        return checkpoints.load_model(run, repeats, image_size, args.net_args, **cli.execution(args))
+        return checkpoints.load_model(run, repeats, image_size, args.net_args, meanwhile, **cli.execution(args))
 
 
 def check_flags(args: argparse.Namespace) -> None:
@@ -233,19 +243,12 @@ def versions() -> dict[str, str]:
 
 
 def evaluate_scheme(
-    network: "RecursiveCascadedNetwork",
-    scheme: "Scheme",
-    settings: "Settings",
-    plan: "EvaluationPlan",
-    shard: tuple[int, int],
-    resume: bool,
-    strategy: "tf.distribute.Strategy",
+    evaluator: "Evaluator", scheme: "Scheme", settings: "Settings", shard: tuple[int, int], resume: bool
 ) -> None:
     """Evaluate one scheme, or one shard of it, and write its report or records into evaluate/."""
     from data_util.batches import user_errors
     from data_util.output import report_files, tables
     from data_util.output.records import Records, read_records
-    from network.evaluation import Evaluator
 
     part, parts = shard
     target = EVALUATE / settings.report
@@ -254,9 +257,7 @@ def evaluate_scheme(
         return
     report_files.check_replaceable(target, settings)
     path = pathlib.Path(f"{target}{f'.shard-{part}-of-{parts}' if parts > 1 else ''}.records")
-    plan = dataclasses.replace(plan, images=images_to_keep(settings))
     with Records(path, settings, resume) as records, user_errors():
-        evaluator = Evaluator(network, scheme.label_values, plan, strategy)
         evaluate_pairs(evaluator, scheme, settings, shard, records)
         if parts > 1:
             print(f"Records: {path}; join the {parts} parts with python -m data_util.report merge")
@@ -271,14 +272,19 @@ def evaluate_scheme(
     print(f"Report: {target}.txt\nnext: look at {target}.csv (one row per pair), or draw pairs by --figures 3")
 
 
-def images_to_keep(settings: "Settings") -> tuple[str, ...]:
+def images_to_keep(save: Sequence[str], figures: int) -> tuple[str, ...]:
     """Names of the images that are saved or drawn of a pair, each once."""
-    images = images_of(settings.save)
-    if settings.figures:
+    images = images_of(save)
+    if figures:
         from data_util.output.pair_images import FIGURE_IMAGES
 
         images += FIGURE_IMAGES
     return tuple(dict.fromkeys(images))
+
+
+def pairs_of(scheme: "Scheme", indices: Sequence[int], batch: int, affine: str) -> "tf.data.Dataset":
+    """Batches of the pairs `indices` of a scheme, each with an affine map of a kind ('none': without)."""
+    return scheme.evaluation(batch, indices, None if affine == "none" else affine)
 
 
 def evaluate_pairs(
@@ -293,7 +299,7 @@ def evaluate_pairs(
     figures = min(settings.figures, len(scheme))
     drawn = {k * len(scheme) // figures for k in range(figures)}
     indices = remaining(len(scheme), settings.batch, shard, records.done)
-    batches = scheme.evaluation(settings.batch, indices, None if settings.affine == "none" else settings.affine)
+    batches = pairs_of(scheme, indices, settings.batch, settings.affine)
     if settings.affine != "none" and not scheme.has_spacings:
         print("--affine: where the spacing of a scan is unknown, voxels of its pairs count as 1 mm", file=sys.stderr)
     if indices:

@@ -10,7 +10,7 @@ import math
 import pathlib
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -78,6 +78,7 @@ def load_model(
     rep: int = 1,
     image_size: tuple[int, int, int] | None = None,
     net_args: str | None = "",
+    meanwhile: Callable[[RecursiveCascadedNetwork], None] | None = None,
     **execution: Any,
 ) -> RecursiveCascadedNetwork:
     """A trained network from a run folder.
@@ -87,6 +88,7 @@ def load_model(
         rep: how often each deformable cascade is applied in a row.
         image_size: (X, Y, Z) to work at; None is the size that the run was trained at.
         net_args: options that override the run's, as on the command line.
+        meanwhile: as in `open_model`.
         execution: how to compute, as in `CascadeConfig.executed`.
 
     Returns:
@@ -98,15 +100,20 @@ def load_model(
     prefix = find_checkpoint(path)
     config = load_cascade_config(prefix.parent).with_net_args(net_args)
     config = config.executed(**execution).replace(rep=rep, image_size=image_size or config.image_size)
-    return open_model(prefix, config)
+    return open_model(prefix, config, meanwhile)
 
 
-def open_model(prefix: pathlib.Path, config: CascadeConfig) -> RecursiveCascadedNetwork:
+def open_model(
+    prefix: pathlib.Path,
+    config: CascadeConfig,
+    meanwhile: Callable[[RecursiveCascadedNetwork], None] | None = None,
+) -> RecursiveCascadedNetwork:
     """The network of a `CascadeConfig`, with the weights of a checkpoint.
 
     Args:
         prefix: FOLDER/model-<step>, as `find_checkpoint` gives it.
         config: its options, as `load_cascade_config` gives them, with any changes.
+        meanwhile: called with the network while its weights are read: they have no values yet. To trace it, say.
 
     Returns:
         `RecursiveCascadedNetwork`.
@@ -117,6 +124,8 @@ def open_model(prefix: pathlib.Path, config: CascadeConfig) -> RecursiveCascaded
     with CheckpointReader(prefix) as reader:
         reader.begin(_weight_names(reader))
         network = build_network(config, drawn=False)
+        if meanwhile is not None:
+            meanwhile(network)
         restore(network, reader)
     network.checkpoint = prefix
     return network

@@ -147,6 +147,15 @@ class Evaluator:
         self._run = whole_step(lambda *inputs: self.strategy.run(self._measure, args=inputs))
         self._graphs: dict[int | None, Callable[..., CascadeOutput]] = {}
 
+    def prepare(self, spec: Mapping[str, tf.TensorSpec]) -> None:
+        """Trace the graph ahead of its use, which takes no values of the weights.
+
+        Args:
+            spec: of the batches, a dataset's `element_spec`.
+        """
+        if self._replicas == 1 and not (self.plan.adaptive or self.plan.refine_steps):
+            self._run.get_concrete_function({name: spec[name] for name in spec if name not in _NOT_IN_GRAPH})
+
     def evaluate(
         self, batches: Iterable[Mapping[str, typing.Any]], images_of: Collection[int] | None = None
     ) -> Iterator[PairResult]:
@@ -291,6 +300,10 @@ class Evaluator:
             before = {f"unrefined_{name}": value for name, value in unrefined.items() if name != "similarity_before"}
             stages = [*((*earlier, unrefined) if self.plan.per_cascade else ()), {**last, **before}]
         return tuple(stages)
+
+
+# What of a batch tells which pairs it has.
+_NOT_IN_GRAPH = ("valid", "ids", "index", "affine_found")
 
 
 class _Measured(typing.NamedTuple):
