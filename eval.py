@@ -6,7 +6,7 @@ import pathlib
 import re
 import sys
 import typing
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import cli
 import devices
@@ -21,7 +21,7 @@ if typing.TYPE_CHECKING:
     from data_util.output.records import Records
     from data_util.output.settings import Settings
     from network import RecursiveCascadedNetwork
-    from network.evaluation import Evaluator
+    from network.evaluation import EvaluationPlan, Evaluator
 
 EVALUATE = pathlib.Path("evaluate")
 LONGEST_NAME = 255 - len(".shard-9999-of-9999.records.new")  # file systems allow 255 bytes
@@ -87,21 +87,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from data_util.output.settings import Settings, Value
     from data_util.store import ScanStore
     from network import checkpoints
-    from network.evaluation import EvaluationPlan, Evaluator
+    from network.evaluation import EvaluationPlan
 
     store = ScanStore(data.files)
     schemes = {name: open_scheme(data, name, paired, store) for name in reports}
     images = images_to_keep(save, args.figures)
     plan = EvaluationPlan(tuple(metrics), args.per_cascade, images, rep == "auto", args.refine, args.affine != "none")
-    evaluators = {}
-
-    def make_evaluators(network: "RecursiveCascadedNetwork") -> None:
-        for name, scheme in schemes.items():
-            evaluators[name] = Evaluator(network, scheme.label_values, plan, strategy)
-        name, scheme = next(iter(schemes.items()))
-        evaluators[name].prepare(pairs_of(scheme, [], args.batch, args.affine).element_spec)
-
-    network = load_network(args, prefix, rep, data.image_size, strategy, make_evaluators)
+    evaluators = load_evaluators(args, prefix, schemes, plan, strategy)
     for name, scheme in schemes.items():
         settings = Settings(
             report=reports[name],
@@ -111,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             paired=paired,
             pairs=len(scheme),
             batch=args.batch,
-            network=network.config.to_dict(),
+            network=evaluators[name].network.config.to_dict(),
             rep=rep,
             refine=args.refine,
             affine=args.affine,
@@ -132,21 +124,33 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise Stopped("Stopped; the finished pairs are kept: go on with the same flags and --resume") from None
 
 
-def load_network(
+def load_evaluators(
     args: argparse.Namespace,
     prefix: pathlib.Path,
-    rep: int | str,
-    image_size: tuple[int, int, int],
+    schemes: Mapping[str, "Scheme"],
+    plan: "EvaluationPlan",
     strategy: "tf.distribute.Strategy",
-    meanwhile: "Callable[[RecursiveCascadedNetwork], None]",
-) -> "RecursiveCascadedNetwork":
-    """The network of a checkpoint, as the flags say, on the devices of a strategy; `meanwhile` as in `open_model`."""
+) -> dict[str, "Evaluator"]:
+    """For each scheme by name, what evaluates the network of a checkpoint on it, as the flags say.
+
+    That of the first scheme is traced while the weights are read.
+    """
     from network import checkpoints
+    from network.evaluation import Evaluator
+
+    (first, scheme), *_ = schemes.items()
+    rep = cli.parse_rep(args.rep)
+    evaluators = {}
+
+    def make(network: "RecursiveCascadedNetwork") -> None:
+        evaluators.update({k: Evaluator(network, one.label_values, plan, strategy) for k, one in schemes.items()})
+        evaluators[first].prepare(pairs_of(scheme, [], args.batch, args.affine).element_spec)
 
     run = f"{prefix.parent}:{prefix.name.removeprefix('model-')}"
     repeats = 1 if rep == "auto" else int(rep)
     with strategy.scope():
-        return checkpoints.load_model(run, repeats, image_size, args.net_args, meanwhile, **cli.execution(args))
+        checkpoints.load_model(run, repeats, scheme.image_size, args.net_args, make, **cli.execution(args))
+    return evaluators
 
 
 def check_flags(args: argparse.Namespace) -> None:
