@@ -142,10 +142,9 @@ def measure_sdlogj(scene: Scene) -> dict[str, tf.Tensor]:
 
 def measure_similarity(scene: Scene) -> dict[str, tf.Tensor]:
     """Correlation of the images, before registration and after."""
-    return {
-        "similarity_before": _correlation(scene.fixed, scene.moving),
-        "similarity": _correlation(scene.fixed, scene.warped),
-    }
+    before = _correlation(scene.fixed, scene.moving)
+    similarity = before if scene.warped is scene.moving else _correlation(scene.fixed, scene.warped)
+    return {"similarity_before": before, "similarity": similarity}
 
 
 def _correlation(fixed: tf.Tensor, other: tf.Tensor) -> tf.Tensor:
