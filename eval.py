@@ -119,7 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             values={name: Value(**dataclasses.asdict(value)) for name, value in plan.values().items()},
         )
         try:
-            evaluate_scheme(evaluators[name], scheme, settings, shard, args.resume)
+            evaluate_scheme(evaluators.pop(name), scheme, settings, shard, args.resume)
         except KeyboardInterrupt:
             raise Stopped("Stopped; the finished pairs are kept: go on with the same flags and --resume") from None
 

@@ -125,7 +125,8 @@ def beside(fixed, moving):
 def everywhere(labels=()):
     """While this is entered, whatever network is made and traced runs on plain formulations.
 
-    Ours stay: whole graphs, the memory that is kept, the flow of the affine map and the gradient of labels.
+    Ours stay: whole graphs, the memory that is kept, the flow of the affine map, the gradient of labels, and how one
+    label is counted and landmarks are read.
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.object(losses, "_affine_losses", losses._affine_losses.__wrapped__))

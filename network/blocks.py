@@ -48,8 +48,8 @@ class KernelInitializer(keras.initializers.LecunUniform):
 class Convolution(keras.layers.Conv3D):
     """Keras's `Conv3D`, in less time where it gives few voxels or few channels, and in the gradient of images.
 
-    On a grid of 2^3 voxels or less, oneDNN's gradient of a kernel in bfloat16 is wrong: `convolve_few` does without it,
-    and what is left is computed in float32.
+    On a grid with an axis of two voxels or less, oneDNN's gradient of a kernel in bfloat16 is wrong: `convolve_few`
+    does without it, and what is left is computed in float32.
     """
 
     def convolution_op(self, inputs: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
@@ -57,7 +57,7 @@ class Convolution(keras.layers.Conv3D):
         is_plain = self.padding == "same" and self.data_format == "channels_last" and None not in size
         is_plain = is_plain and set(self.dilation_rate) == {self.groups} == {1}
         is_cubic = is_plain and self.kernel_size == (3, 3, 3) and strides in ((1, 1, 1), (2, 2, 2))
-        result = [-(-n // k) for n, k in zip(size, strides, strict=True)] if is_plain else []
+        result = [-(-(n or 3) // k) for n, k in zip(size, strides, strict=True)]
         if is_plain and is_few(result, self.filters) and is_few(size, self.filters, times=8):
             return convolve_few(inputs, kernel, strides)
         if is_cubic and inputs.shape[-1] <= few_channels.IMAGES:
@@ -65,7 +65,7 @@ class Convolution(keras.layers.Conv3D):
         is_fine = is_cubic and strides[0] == 1 and math.prod(size) >= few_channels.LEAST_VOXELS
         if is_fine and self.filters <= few_channels.RESULTS:
             return few_channels.to_few_channels(inputs, kernel)
-        if inputs.dtype == tf.bfloat16 and max(n or 3 for n in size) <= 2:
+        if inputs.dtype == tf.bfloat16 and min(result) <= 2:
             out = super().convolution_op(tf.cast(inputs, tf.float32), tf.cast(kernel, tf.float32))
             return tf.cast(out, inputs.dtype)
         return super().convolution_op(inputs, kernel)
@@ -156,8 +156,11 @@ class UpConvolution(keras.layers.Layer):
 
     def upsample(self, features: tf.Tensor, kernel: tf.Tensor, skip: tf.Tensor) -> tf.Tensor:
         """Features on the grid of the skip: [B, X, Y, Z, filters]."""
-        if is_few(features.shape[1:4], self.filters):
+        size = features.shape[1:4]
+        if is_few(size, self.filters):
             return upsample_few(features, kernel, skip.shape[1:4])
+        if features.dtype == tf.bfloat16 and min(n or 3 for n in size) <= 2:  # as in `Convolution`
+            return tf.cast(self.upsample(*(tf.cast(a, tf.float32) for a in (features, kernel)), skip), features.dtype)
         shape = tf.concat([tf.shape(skip)[:4], [self.filters]], axis=0)
         return tf.nn.conv3d_transpose(features, kernel, shape, strides=2, padding="SAME")
 

@@ -125,6 +125,7 @@ def open_model(
         reader.begin(_weight_names(reader))
         network = build_network(config, drawn=False)
         if meanwhile is not None:
+            _check_fit(reader, network)
             meanwhile(network)
         restore(network, reader)
     network.checkpoint = prefix
@@ -171,9 +172,11 @@ def restore(
         UserError: the file is damaged, or does not fit the network.
     """
     reader = checkpoint if isinstance(checkpoint, CheckpointReader) else CheckpointReader(checkpoint)
+    unused = _check_fit(reader, network, any_size)
     prefix, shapes, weights = reader.prefix, reader.shapes, network.named_weights()
     wanted = {name: tuple(weight.shape) for name, weight in weights.items()}
-    _check_fit(prefix, network.config, wanted, shapes, any_size)
+    if unused:
+        print(f"checkpoint {prefix}: unused variables {', '.join(unused)}", file=sys.stderr)
     if any(tuple(shapes[name]) != shape for name, shape in wanted.items()):
         print(
             f"checkpoint {prefix} is of another image size: the last kernels of its affine cascade are resampled",
@@ -335,14 +338,14 @@ def _adam_steps(beta2_power: float) -> int:
     return max(round(math.log(beta2_power) / math.log(_BETAS["beta2_power"])) - 1, 0)
 
 
-def _check_fit(
-    prefix: str | pathlib.Path,
-    config: CascadeConfig,
-    wanted: dict[str, tuple[int, ...]],
-    found: dict[str, list[int]],
-    any_size: bool,
-) -> None:
-    """Raise a UserError unless the file's variables are just the wanted weights and known bookkeeping."""
+def _check_fit(reader: CheckpointReader, network: RecursiveCascadedNetwork, any_size: bool = False) -> list[str]:
+    """Raise a UserError unless the file has all of the network's weights and no others.
+
+    Returns:
+        Names of the variables that are neither weights nor known bookkeeping.
+    """
+    prefix, found, config = reader.prefix, reader.shapes, network.config
+    wanted = {name: tuple(weight.shape) for name, weight in network.named_weights().items()}
     options = ", ".join(f"{name} {value}" for name, value in config.base_network_options.items())
     names = " or ".join(reversed(config.base_network_options)) or "the image size"
     what = f"{config.base_network} with {config.n_cascades} cascades ({options})"
@@ -369,8 +372,7 @@ def _check_fit(
             f"checkpoint {prefix} is not one of {what}: its variable {foreign[0]} has no place there "
             f"({len(foreign)} such in all); check -b and -n"
         )
-    if unused:
-        print(f"checkpoint {prefix}: unused variables {', '.join(unused)}", file=sys.stderr)
+    return unused
 
 
 def _other_size(prefix: str | pathlib.Path, config: CascadeConfig, shape: list[int]) -> str:

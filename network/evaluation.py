@@ -109,7 +109,7 @@ class PairResult:
 
 
 class Evaluator:
-    """Applies a network to batches and measures what a plan asks for. Its graphs are made at the first batch, and kept.
+    """Applies a network to batches and measures what a plan asks for. Its graphs are kept.
 
     A label value that no segmentation can hold (0 is the background, and above 2**31 - 1 there is none) is not
     measured. Nor is anything of a pair of which an image or the flow is not finite somewhere: all its values are NaN.
@@ -148,13 +148,15 @@ class Evaluator:
         self._graphs: dict[int | None, Callable[..., CascadeOutput]] = {}
 
     def prepare(self, spec: Mapping[str, tf.TensorSpec]) -> None:
-        """Trace the graph ahead of its use, which takes no values of the weights.
+        """Make the graph ahead of the first batch, which takes no values of the weights.
+
+        Not where there are several devices, or adaptive repeats or refinement: their graphs are made when used.
 
         Args:
             spec: of the batches, a dataset's `element_spec`.
         """
         if self._replicas == 1 and not (self.plan.adaptive or self.plan.refine_steps):
-            self._run.get_concrete_function({name: spec[name] for name in spec if name not in _NOT_IN_GRAPH})
+            self._run.get_concrete_function({name: spec[name] for name in spec if name not in _OUTSIDE})
 
     def evaluate(
         self, batches: Iterable[Mapping[str, typing.Any]], images_of: Collection[int] | None = None
@@ -178,10 +180,10 @@ class Evaluator:
     def _on_device(self, batch: dict[str, typing.Any], images_of: Collection[int] | None) -> "_Measured":
         """Register a batch and measure on it what is measured in the graph."""
         started = time.perf_counter()
-        pairs = {name: batch.pop(name).numpy() for name in ("valid", "ids", "index")}
+        pairs = {name: batch.pop(name).numpy() for name in _OUTSIDE if name in batch}
         pairs |= {name: batch[name].numpy() for name in ("fixed_spacing", "moving_spacing")}
         pairs["landmarks"] = batch["fixed_points"].shape[1]
-        found = {"affine_found": batch.pop("affine_found").numpy()} if self.plan.after_affine else {}
+        found = {"affine_found": pairs["affine_found"]} if self.plan.after_affine else {}
         counts: dict[str, np.ndarray] = {}
         if self.plan.adaptive or self.plan.refine_steps:
             output, counts = self._improved(batch)
@@ -302,8 +304,8 @@ class Evaluator:
         return tuple(stages)
 
 
-# What of a batch tells which pairs it has.
-_NOT_IN_GRAPH = ("valid", "ids", "index", "affine_found")
+# What of a batch the graph has no use for.
+_OUTSIDE = ("valid", "ids", "index", "affine_found")
 
 
 class _Measured(typing.NamedTuple):

@@ -19,7 +19,7 @@ MOST = 64
 
 
 def is_few(size: Sequence[int | None], filters: int, times: int = 1) -> bool:
-    """Whether a grid has so few voxels, no more than filters, or so many `times` that; not where an axis is None."""
+    """Whether a grid has at most 64 voxels and as many as filters, or so many `times` that; not if an axis is None."""
     return None not in size and math.prod(size) <= times * min(MOST, filters)  # type: ignore[arg-type]
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import tensorflow as tf
 
 from .kernels import volume_sum, xla_kernel
-from .spatial_transformer import read_at_points, warp
+from .spatial_transformer import interpolate, warp
 
 STEPS = 10  # of the whole volume, at most
 FEW = 0.01  # share of the voxels that is left to be improved one by one
@@ -56,7 +56,7 @@ def _of_what_is_left(parts: tuple[tf.Tensor, tf.Tensor, tf.Tensor]) -> tuple[tf.
     start = tf.cast(places, flow.dtype)
 
     def off(tried: tf.Tensor) -> tf.Tensor:
-        return tried + read_at_points(flow[None], (start + tried)[None])[0]
+        return tried + interpolate(flow[None], tf.unstack((start + tried)[None], axis=-1))[0]
 
     better, left = _iterate(
         off,

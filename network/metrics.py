@@ -57,7 +57,7 @@ def _label_counts(fixed: tf.Tensor, warped: tf.Tensor, labels: Sequence[int]) ->
     """Voxels of each label in two label maps and in both at once: three int32 [B, K]."""
     values = sorted(set(labels))
     if len(values) == 1:
-        counts = _count_of_one(fixed, warped, values[0])
+        counts = _count_of_one(fixed, warped, values[0] if values[0] >= 0 else -2)  # which no label map has
         return tuple(tf.tile(count[:, None], [1, len(labels)]) for count in counts)
     order = [values.index(label) + 1 for label in labels]
     if values[-1] >= _LONGEST_TABLE:

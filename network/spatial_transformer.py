@@ -62,16 +62,11 @@ def compose(first: tf.Tensor, second: tf.Tensor, padding: bool = False, fast: bo
 
 
 def sample_at_points(image: tf.Tensor, points: tf.Tensor) -> tf.Tensor:
-    """Values of an image (or flow) [B, X, Y, Z, C] at points [B, L, 3] in voxels, zero outside: [B, L, C]."""
-    # As with a voxel of zeros around the image, but without a copy of it: outside, a value fades over one voxel.
-    last = tf.cast([n - 1 for n in shape_of(image)[1:4]], tf.float32)
-    outside = tf.maximum(tf.maximum(-points, points - last), 0.0)
-    return read_at_points(image, points) * tf.reduce_prod(tf.maximum(1.0 - outside, 0.0), -1, keepdims=True)
+    """Values of an image (or flow) [B, X, Y, Z, C] at a few points [B, L, 3] in voxels, zero outside: [B, L, C].
 
-
-def read_at_points(image: tf.Tensor, points: tf.Tensor) -> tf.Tensor:
-    """As `sample_at_points`, but outside the edge is repeated."""
-    # `interpolate` has a few operations for each corner, which outside of a kernel take longer than so few points.
+    The corners are weighted and summed: `interpolate` has operations of its own for each, which outside of a kernel
+    take longer than a few points.
+    """
     shape = shape_of(image)
     size = shape[1:4]
     last_cell = tf.cast([_clamped(n - 2, 0, tf.int32.max) for n in size], tf.float32)
@@ -83,7 +78,11 @@ def read_at_points(image: tf.Tensor, points: tf.Tensor) -> tf.Tensor:
     places = lower[..., None, :] + corners * [_clamped(n - 1, 0, 1) for n in size]
     indices = tf.reduce_sum(places * [size[1] * size[2], size[2], 1], -1)
     flat = tf.reshape(image, [shape[0], -1, shape[4]])
-    return tf.reduce_sum(weights * tf.gather(flat, indices, axis=1, batch_dims=1), -2)
+    values = tf.reduce_sum(weights * tf.gather(flat, indices, axis=1, batch_dims=1), -2)
+    # As with a voxel of zeros around the image, but without a copy of it: outside, a value fades over one voxel.
+    outside = tf.maximum(tf.maximum(-points, points - tf.cast([n - 1 for n in size], tf.float32)), 0.0)
+    share = tf.reduce_prod(tf.maximum(1.0 - outside, 0.0), -1, keepdims=True)
+    return tf.where(share <= 0.0, 0.0, share * values)
 
 
 def pad(image: tf.Tensor) -> tf.Tensor:
@@ -232,7 +231,8 @@ def image_gradient(image: tf.Tensor, flow: tf.Tensor, upstream: tf.Tensor) -> tf
     channels, shape = image.shape[-1], shape_of(image)
     width = channels if channels < 3 else 4 * -(-channels // 4)
     upstream = tf.pad(upstream, [[0, 0]] * 4 + [[0, width - channels]])
-    slabs = [_slabs(a) for a in (*looked_at(flow), upstream)]
+    planes = _clamped(shape_of(flow)[1], 1, _PLANES)
+    slabs = [_slabs(a, planes) for a in (*looked_at(flow), upstream)]
 
     def add_slab(k: tf.Tensor, total: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         *coordinates, gradient = (tf.gather(a, k, axis=1) for a in slabs)
@@ -252,16 +252,15 @@ def image_gradient(image: tf.Tensor, flow: tf.Tensor, upstream: tf.Tensor) -> tf
     return tf.reshape(total[:, :channels], shape)
 
 
-# Planes of a slab: with fewer, the launches of a GPU add up.
+# The most planes of a slab: what is made of more leaves the processor's caches, and with fewer the loops are longer.
 _PLANES = 8
 
 
-def _slabs(volume: tf.Tensor) -> tf.Tensor:
+def _slabs(volume: tf.Tensor, planes: Any) -> tf.Tensor:
     """[B, X, ...] in slabs of planes, [B, X / planes, planes, ...], with zeros at the end of the last one."""
-    rest = -tf.shape(volume)[1] % _PLANES
-    padded = tf.pad(volume, [[0, 0], [0, rest]] + [[0, 0]] * (volume.shape.rank - 2))
+    padded = tf.pad(volume, [[0, 0], [0, -shape_of(volume)[1] % planes]] + [[0, 0]] * (volume.shape.rank - 2))
     shape = tf.shape(padded)
-    return tf.reshape(padded, tf.concat([[shape[0], shape[1] // _PLANES, _PLANES], shape[2:]], axis=0))
+    return tf.reshape(padded, tf.concat([[shape[0], shape[1] // planes, planes], shape[2:]], axis=0))
 
 
 def _recomputing(forward: Callable, flow_gradient: Callable) -> Callable:

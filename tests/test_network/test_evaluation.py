@@ -267,6 +267,15 @@ def test_a_later_evaluation_sees_changed_weights(network, batch):
     assert not np.allclose(before, changed)
 
 
+def test_a_graph_that_is_made_before_is_the_one_that_is_used(network, batch):
+    evaluator = Evaluator(network)
+    evaluator.prepare({name: tf.TensorSpec(value.shape, value.dtype) for name, value in batch.items()})
+    prepared = [result.values for result in evaluator.evaluate([batch])]
+    assert evaluator._run.experimental_get_tracing_count() == 1
+    for one, other in zip(prepared, evaluate(network, [batch], evaluator.plan.metrics), strict=True):
+        np.testing.assert_equal(one, other.values)
+
+
 def test_the_next_batch_runs_while_the_last_is_used_but_never_two_at_once():
     running, seen = threading.Lock(), []
 

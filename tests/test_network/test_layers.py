@@ -21,6 +21,7 @@ from network.blocks import (
     beside,
     convolution,
     double_to,
+    join,
     leaky_relu,
 )
 from network.config import CascadeConfig
@@ -306,6 +307,37 @@ def test_a_doubling_convolution_is_that_of_what_is_doubled_and_joined(size):
         results.append([out, *tape.gradient(out, [*inputs, *(v.value for v in layer.trainable_variables)], upstream)])
     for expected, found in zip(*results, strict=True):
         np.testing.assert_allclose(found, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(2, 2, 3), (2, 3, 3), (2, 6, 6), (4, 1, 1), (3, 3, 3)])
+@pytest.mark.parametrize("up", [False, True])
+def test_gradients_of_kernels_in_bfloat16_on_thin_grids(size, up):
+    features = noise(1, *size, 8) - 0.5
+    layer = UpConvolution(3, dtype="bfloat16") if up else convolution(3, "layer", dtype="bfloat16")
+    plain = UpConvolution(3) if up else convolution(3, "layer")
+    arguments = [features, tf.zeros((1, *(2 * n for n in size), 1))] if up else features
+    gradients = []
+    for one in (plain, layer):
+        one(arguments)
+        one.set_weights(plain.get_weights())
+        with tf.GradientTape() as tape:
+            out = tf.cast(one(arguments), tf.float32)
+        upstream = tf.cos(tf.reshape(tf.range(tf.size(out), dtype=tf.float32), out.shape))
+        gradients.append(tape.gradient(out, one.kernel.value, upstream).numpy().astype(np.float32))
+    assert np.linalg.norm(gradients[1] - gradients[0]) < 0.05 * np.linalg.norm(gradients[0])
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.1])
+def test_joined_on_a_fine_grid_as_on_a_coarse_one(slope, monkeypatch):
+    parts = [noise(2, 3, 4, 5, channels) - 0.5 for channels in (4, 5, 3)]
+    coarse = outcomes(lambda *parts: join(*parts, slope), *parts)
+    monkeypatch.setattr(blocks, "FINE", 0)
+    calls = []
+    monkeypatch.setattr(blocks, "_join", lambda *args, kernel=blocks._join: calls.append(args) or kernel(*args))
+    fine = outcomes(lambda *parts: join(*parts, slope), *parts)
+    assert len(calls) == 1
+    for one, other in zip(fine, coarse, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def outcomes(function, *inputs):

@@ -63,6 +63,22 @@ def test_overlap_of_labels_in_the_order_asked_for(high):
             np.testing.assert_allclose(jaccard[pair, k], (a & b).sum() / (a | b).sum(), rtol=1e-6)
 
 
+@pytest.mark.parametrize("label", [0, 17, 2**31 - 1])
+def test_overlap_of_a_single_label_however_often_asked_for(label):
+    fixed, warped = np.random.default_rng(4).choice([-7, 0, 17, 2**31 - 1], (2, 2, *SIZE))
+    dice, jaccard = metrics.overlap(as_map(*fixed), as_map(*warped), [label, label])
+    for pair in range(2):
+        a, b = fixed[pair] == label, warped[pair] == label
+        np.testing.assert_allclose(dice[pair], 2 * [2 * (a & b).sum() / (a.sum() + b.sum())], rtol=1e-6)
+        np.testing.assert_allclose(jaccard[pair], 2 * [(a & b).sum() / (a | b).sum()], rtol=1e-6)
+
+
+def test_a_negative_label_is_not_measured():
+    assert np.isnan(metrics.overlap(as_map(np.full(SIZE, -1)), as_map(np.full(SIZE, -1)), [-1])).all()
+    fixed = np.where(np.arange(SIZE[2]) > 2, -1, 3) + np.zeros(SIZE, int)
+    assert np.isnan(metrics.overlap(as_map(fixed), as_map(fixed), [-1])).all()
+
+
 def test_overlap_is_zero_without_common_voxels_and_unmeasured_without_segmentation():
     one, other, missing = box((0, 0, 0), (2, 2, 2)), box((4, 4, 4), (6, 6, 6)), np.full(SIZE, -1)
     dice, jaccard = metrics.overlap(as_map(one, one, missing, missing), as_map(other, missing, one, missing))

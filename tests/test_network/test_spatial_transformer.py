@@ -105,6 +105,22 @@ def test_gradients_against_finite_differences(fast):
         np.testing.assert_allclose(gradients[which], expected, atol=1e-4)
 
 
+@pytest.mark.parametrize("channels", [1, 3, 5])
+@pytest.mark.parametrize("size", [(17, 3, 4), (1, 6, 5)])
+def test_the_gradient_of_the_image_is_that_of_the_formula(channels, size):
+    rng = np.random.default_rng(channels)
+    image = tf.constant(rng.normal(size=(2, 9, 4, 5, channels)), tf.float32)
+    flow = tf.constant(rng.normal(0, 3, (2, *size, 3)), tf.float32)
+    upstream = tf.constant(rng.normal(size=(2, *size, channels)), tf.float32)
+    gradients = []
+    for fast in (True, False):
+        with tf.GradientTape() as tape:
+            tape.watch(image)
+            warped = warp(image, flow, fast=fast)
+        gradients.append(tape.gradient(warped, image, upstream))
+    np.testing.assert_allclose(*gradients, atol=1e-5)
+
+
 @BOTH
 def test_a_clamped_coordinate_has_no_gradient(fast):
     flow = np.zeros((1, *SIZE, 3), np.float32)
