@@ -160,7 +160,8 @@ class UpConvolution(keras.layers.Layer):
         if is_few(size, self.filters):
             return upsample_few(features, kernel, skip.shape[1:4])
         if features.dtype == tf.bfloat16 and min(n or 3 for n in size) <= 2:  # as in `Convolution`
-            return tf.cast(self.upsample(*(tf.cast(a, tf.float32) for a in (features, kernel)), skip), features.dtype)
+            precise = UpConvolution.upsample(self, tf.cast(features, tf.float32), tf.cast(kernel, tf.float32), skip)
+            return tf.cast(precise, features.dtype)
         shape = tf.concat([tf.shape(skip)[:4], [self.filters]], axis=0)
         return tf.nn.conv3d_transpose(features, kernel, shape, strides=2, padding="SAME")
 
