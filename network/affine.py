@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from .blocks import Encoder, beside, convolution
-from .kernels import xla_kernel
+from .kernels import shape_of, xla_kernel
 
 
 class Affine(typing.NamedTuple):
@@ -106,7 +106,7 @@ def _sum_of_products(vectors: tf.Tensor, others: tf.Tensor) -> tf.Tensor:
     are theirs.
     """
     voxels = math.gcd(vectors.shape[3], 16)
-    rows = [tf.reshape(a, [tf.shape(a)[0], -1, 3 * voxels]) for a in (vectors, others)]
+    rows = [tf.reshape(a, [shape_of(a)[0], -1, 3 * voxels]) for a in (vectors, others)]
     blocks = tf.reshape(tf.matmul(*rows, transpose_a=True), [-1, voxels, 3, voxels, 3])
     return tf.einsum("bkikj->bij", blocks)
 

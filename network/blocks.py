@@ -48,8 +48,7 @@ class KernelInitializer(keras.initializers.LecunUniform):
 class Convolution(keras.layers.Conv3D):
     """Keras's `Conv3D`, in less time where it gives few voxels or few channels, and in the gradient of images.
 
-    On a grid with an axis of two voxels or less, oneDNN's gradient of a kernel in bfloat16 is wrong: `convolve_few`
-    does without it, and what is left is computed in float32.
+    What oneDNN computes wrongly is computed in float32.
     """
 
     def convolution_op(self, inputs: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
@@ -57,7 +56,7 @@ class Convolution(keras.layers.Conv3D):
         is_plain = self.padding == "same" and self.data_format == "channels_last" and None not in size
         is_plain = is_plain and set(self.dilation_rate) == {self.groups} == {1}
         is_cubic = is_plain and self.kernel_size == (3, 3, 3) and strides in ((1, 1, 1), (2, 2, 2))
-        result = [-(-(n or 3) // k) for n, k in zip(size, strides, strict=True)]
+        result = [n and -(-n // k) for n, k in zip(size, strides, strict=True)]
         if is_plain and is_few(result, self.filters) and is_few(size, self.filters, times=8):
             return convolve_few(inputs, kernel, strides)
         if is_cubic and inputs.shape[-1] <= few_channels.IMAGES:
@@ -65,10 +64,15 @@ class Convolution(keras.layers.Conv3D):
         is_fine = is_cubic and strides[0] == 1 and math.prod(size) >= few_channels.LEAST_VOXELS
         if is_fine and self.filters <= few_channels.RESULTS:
             return few_channels.to_few_channels(inputs, kernel)
-        if inputs.dtype == tf.bfloat16 and min(result) <= 2:
+        if _is_wrong_in_bfloat16(inputs, result):
             out = super().convolution_op(tf.cast(inputs, tf.float32), tf.cast(kernel, tf.float32))
             return tf.cast(out, inputs.dtype)
         return super().convolution_op(inputs, kernel)
+
+
+def _is_wrong_in_bfloat16(features: tf.Tensor, size: Sequence[int | None]) -> bool:
+    """Whether oneDNN's gradient of a kernel is wrong: in bfloat16, where an axis of the grid has two voxels or less."""
+    return features.dtype == tf.bfloat16 and min(n or 3 for n in size) <= 2
 
 
 def convolution(
@@ -159,7 +163,7 @@ class UpConvolution(keras.layers.Layer):
         size = features.shape[1:4]
         if is_few(size, self.filters):
             return upsample_few(features, kernel, skip.shape[1:4])
-        if features.dtype == tf.bfloat16 and min(n or 3 for n in size) <= 2:  # as in `Convolution`
+        if _is_wrong_in_bfloat16(features, size):
             precise = UpConvolution.upsample(self, tf.cast(features, tf.float32), tf.cast(kernel, tf.float32), skip)
             return tf.cast(precise, features.dtype)
         shape = tf.concat([tf.shape(skip)[:4], [self.filters]], axis=0)

@@ -124,10 +124,7 @@ def open_model(
     with CheckpointReader(prefix) as reader:
         reader.begin(_weight_names(reader))
         network = build_network(config, drawn=False)
-        if meanwhile is not None:
-            _check_fit(reader, network)
-            meanwhile(network)
-        restore(network, reader)
+        restore(network, reader, meanwhile=meanwhile)
     network.checkpoint = prefix
     return network
 
@@ -157,6 +154,7 @@ def restore(
     checkpoint: str | pathlib.Path | CheckpointReader,
     optimizer: keras.optimizers.Optimizer | None = None,
     any_size: bool = False,
+    meanwhile: Callable[[RecursiveCascadedNetwork], None] | None = None,
 ) -> None:
     """Fill the network's weights, and the optimizer's state if one is given, from a checkpoint: its prefix or reader.
 
@@ -168,15 +166,15 @@ def restore(
     cascade fit any size, and these are resampled. Flows and shifts then are of as many voxels as before, which are of
     another size in mm: near enough to train on from there.
 
+    `meanwhile` is called once the checkpoint is known to fit: as in `open_model`.
+
     Raises:
         UserError: the file is damaged, or does not fit the network.
     """
     reader = checkpoint if isinstance(checkpoint, CheckpointReader) else CheckpointReader(checkpoint)
-    unused = _check_fit(reader, network, any_size)
     prefix, shapes, weights = reader.prefix, reader.shapes, network.named_weights()
     wanted = {name: tuple(weight.shape) for name, weight in weights.items()}
-    if unused:
-        print(f"checkpoint {prefix}: unused variables {', '.join(unused)}", file=sys.stderr)
+    _check_fit(prefix, network.config, wanted, shapes, any_size)
     if any(tuple(shapes[name]) != shape for name, shape in wanted.items()):
         print(
             f"checkpoint {prefix} is of another image size: the last kernels of its affine cascade are resampled",
@@ -184,6 +182,8 @@ def restore(
         )
     if optimizer is not None and "beta1_power" not in shapes:
         raise UserError(f"checkpoint {prefix} holds no optimizer state to continue with; use --clear_steps")
+    if meanwhile is not None:
+        meanwhile(network)
     for name, value in reader.read_all(weights):
         fits = tuple(value.shape) == wanted[name]
         weights[name].assign(value if fits else resampled_kernel(value.numpy(), wanted[name][:3]))
@@ -338,14 +338,14 @@ def _adam_steps(beta2_power: float) -> int:
     return max(round(math.log(beta2_power) / math.log(_BETAS["beta2_power"])) - 1, 0)
 
 
-def _check_fit(reader: CheckpointReader, network: RecursiveCascadedNetwork, any_size: bool = False) -> list[str]:
-    """Raise a UserError unless the file has all of the network's weights and no others.
-
-    Returns:
-        Names of the variables that are neither weights nor known bookkeeping.
-    """
-    prefix, found, config = reader.prefix, reader.shapes, network.config
-    wanted = {name: tuple(weight.shape) for name, weight in network.named_weights().items()}
+def _check_fit(
+    prefix: str | pathlib.Path,
+    config: CascadeConfig,
+    wanted: dict[str, tuple[int, ...]],
+    found: dict[str, list[int]],
+    any_size: bool,
+) -> None:
+    """Raise a UserError unless the file's variables are just the wanted weights and known bookkeeping."""
     options = ", ".join(f"{name} {value}" for name, value in config.base_network_options.items())
     names = " or ".join(reversed(config.base_network_options)) or "the image size"
     what = f"{config.base_network} with {config.n_cascades} cascades ({options})"
@@ -372,7 +372,8 @@ def _check_fit(reader: CheckpointReader, network: RecursiveCascadedNetwork, any_
             f"checkpoint {prefix} is not one of {what}: its variable {foreign[0]} has no place there "
             f"({len(foreign)} such in all); check -b and -n"
         )
-    return unused
+    if unused:
+        print(f"checkpoint {prefix}: unused variables {', '.join(unused)}", file=sys.stderr)
 
 
 def _other_size(prefix: str | pathlib.Path, config: CascadeConfig, shape: list[int]) -> str:

@@ -11,7 +11,7 @@ with one term for each use of the tensor: a tensor that is used more than twice 
 """
 
 import functools
-import operator
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -135,8 +135,7 @@ def shape_of(tensor: tf.Tensor) -> list[Any]:
 
 def size_of(volume: tf.Tensor) -> Any:
     """How many numbers each volume [B, ..] has: a float, or where an axis is unknown a float32 tensor."""
-    lengths = shape_of(volume)[1:]
-    product = functools.reduce(operator.mul, lengths, 1)
+    product = math.prod(shape_of(volume)[1:])
     return tf.cast(product, tf.float32) if tf.is_tensor(product) else float(product)
 
 

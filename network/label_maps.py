@@ -22,6 +22,7 @@ from .spatial_transformer import (
 # A mask of 0/255, warped linearly, counts as foreground above this value (the original's threshold).
 FOREGROUND = 128
 _VOTE = FOREGROUND / 255
+NO_LABEL = -2  # a label value that no scan has, and that is not that of a missing segmentation
 
 
 def label_map(segmentation: tf.Tensor, labels: Sequence[int] | None = None) -> tf.Tensor:

@@ -7,12 +7,12 @@ import tensorflow as tf
 
 from errors import UserError
 
+from .label_maps import NO_LABEL
 from .registry import Metric
 from .scene import PairScene, Scene
 
 # Label values of structures in a segmentation (int32): 0 is the background.
 _LABEL_RANGE = range(1, 2**31)
-_NO_LABEL = -2  # stands for any other value; no scan has it
 
 
 def measurable_labels(labels: Iterable[int] | None) -> tuple[int, ...] | None:
@@ -23,7 +23,7 @@ def measurable_labels(labels: Iterable[int] | None) -> tuple[int, ...] | None:
     """
     if labels is None:
         return None
-    return tuple(label if label in _LABEL_RANGE else _NO_LABEL for label in labels)
+    return tuple(label if label in _LABEL_RANGE else NO_LABEL for label in labels)
 
 
 def measure_in_graph(rows: Mapping[str, Metric], scene: Scene) -> dict[str, tf.Tensor]:
@@ -84,7 +84,7 @@ def measure_in_numpy(
 
 
 def _is_measurable(labels: Iterable[int] | None) -> list[bool]:
-    return [True] if labels is None else [label != _NO_LABEL for label in labels]
+    return [True] if labels is None else [label != NO_LABEL for label in labels]
 
 
 def _count(metric: str, row: Metric, name: str, labels: tuple[int, ...] | None, landmarks: int) -> int | None:

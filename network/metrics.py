@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from .kernels import fast_volume_sum, neighbours, size_of, xla_kernel
-from .label_maps import has_labels, label_numbers, warp_labels, warp_mask
+from .label_maps import NO_LABEL, has_labels, label_numbers, warp_labels, warp_mask
 from .spatial_transformer import sample_at_points
 
 # A folded voxel has a determinant of 0 or less, which has no logarithm: this value is taken instead.
@@ -57,7 +57,7 @@ def _label_counts(fixed: tf.Tensor, warped: tf.Tensor, labels: Sequence[int]) ->
     """Voxels of each label in two label maps and in both at once: three int32 [B, K]."""
     values = sorted(set(labels))
     if len(values) == 1:
-        counts = _count_of_one(fixed, warped, values[0] if values[0] >= 0 else -2)  # which no label map has
+        counts = _count_of_one(fixed, warped, values[0] if values[0] >= 0 else NO_LABEL)
         return tuple(tf.tile(count[:, None], [1, len(labels)]) for count in counts)
     order = [values.index(label) + 1 for label in labels]
     if values[-1] >= _LONGEST_TABLE:

@@ -69,11 +69,8 @@ def sample_at_points(image: tf.Tensor, points: tf.Tensor) -> tf.Tensor:
     """
     shape = shape_of(image)
     size = shape[1:4]
-    last_cell = tf.cast([_clamped(n - 2, 0, tf.int32.max) for n in size], tf.float32)
-    lower = tf.cast(tf.where(points > 0.0, tf.minimum(points, last_cell), 0.0), tf.int32)
-    fraction = points - tf.cast(lower, tf.float32)
-    fraction = tf.where(fraction >= 1.0, 1.0, tf.where(fraction < 0.0, 0.0, fraction))[..., None, :]
-    corners = tf.constant(CORNERS)
+    lower, fraction = _place_in_cell(points, [_clamped(n - 2, 0, tf.int32.max) for n in size])
+    corners, fraction = tf.constant(CORNERS), fraction[..., None, :]
     weights = tf.reduce_prod(tf.where(corners > 0, fraction, 1.0 - fraction), -1, keepdims=True)
     places = lower[..., None, :] + corners * [_clamped(n - 1, 0, 1) for n in size]
     indices = tf.reduce_sum(places * [size[1] * size[2], size[2], 1], -1)
@@ -128,13 +125,19 @@ def cells_around(coordinates: Sequence[tf.Tensor], shape: Sequence[Any]) -> Cell
     lowest = tf.reshape(image, [-1] + [1] * (len(coordinates[0].shape) - 1))
     fractions = []
     for axis, (coordinate, stride) in enumerate(zip(coordinates, strides, strict=True)):
-        last_cell = tf.cast(_clamped(shape[axis + 1] - 2, 0, tf.int32.max), tf.float32)
-        lower = tf.cast(tf.where(coordinate > 0.0, tf.minimum(coordinate, last_cell), 0.0), tf.int32)
-        fraction = coordinate - tf.cast(lower, tf.float32)
-        # Not clip_by_value: so a NaN stays, and the gradient ends at the edge.
-        fractions.append(tf.where(fraction >= 1.0, 1.0, tf.where(fraction < 0.0, 0.0, fraction)))
+        lower, fraction = _place_in_cell(coordinate, _clamped(shape[axis + 1] - 2, 0, tf.int32.max))
+        fractions.append(fraction)
         lowest += lower * stride
     return Cells(lowest, steps, tuple(fractions))
+
+
+def _place_in_cell(coordinate: tf.Tensor, last_cell: Any) -> tuple[tf.Tensor, tf.Tensor]:
+    """The lower voxel of the cell of coordinates, int32 of 0 .. `last_cell`, and how far along in it they lie."""
+    last_cell = tf.cast(last_cell, tf.float32)
+    lower = tf.cast(tf.where(coordinate > 0.0, tf.minimum(coordinate, last_cell), 0.0), tf.int32)
+    fraction = coordinate - tf.cast(lower, tf.float32)
+    # Not clip_by_value: so a NaN stays, and the gradient ends at the edge.
+    return lower, tf.where(fraction >= 1.0, 1.0, tf.where(fraction < 0.0, 0.0, fraction))
 
 
 def _lerp(low: tf.Tensor, high: tf.Tensor, fraction: tf.Tensor) -> tf.Tensor:
