@@ -57,14 +57,15 @@ def keep_memory() -> None:
 def _quickly() -> Iterator[None]:
     """Import TensorFlow in two thirds of the time.
 
-    Keras imports matplotlib for functions that draw galleries; here it finds none, and figures import it themselves.
+    Keras imports matplotlib for functions that draw galleries, and TensorFlow SciPy for its old Keras of version 1.
+    Here they find none; whoever needs these imports them later.
     The garbage collector would go through the modules' objects again and again, in the import and in every trace that
     follows; they stay for good.
     """
     if "tensorflow" in sys.modules:
         yield
         return
-    hidden: dict[str, Any] = dict.fromkeys({"matplotlib"} - sys.modules.keys())  # None: an import fails
+    hidden: dict[str, Any] = dict.fromkeys({"matplotlib", "scipy"} - sys.modules.keys())  # None: an import fails
     sys.modules.update(hidden)
     collects = gc.isenabled()
     gc.disable()

@@ -17,6 +17,7 @@ from data_util.making import anatomy, known_flows, new_set
 from network import evaluation, metrics, spatial_transformer, training
 from network.base_networks import VTN
 from network.config import CascadeConfig
+from network.label_maps import carry_labels
 from network.recursive_cascaded_networks import build_network
 
 LABELS = tuple(range(1, 57))
@@ -162,7 +163,7 @@ def _blocks_of_labels(size):
 
 def _labels(size):
     seg, flow = tf.constant(_blocks_of_labels(size)), tf.constant(_warp_inputs(size, 1)[2])
-    run = tf.function(lambda seg, flow: metrics.overlap(seg, metrics.carry_labels(seg, flow, LABELS), LABELS))
+    run = tf.function(lambda seg, flow: metrics.overlap(seg, carry_labels(seg, flow, LABELS), LABELS))
     return lambda: run(seg, flow)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from .blocks import Encoder, beside, convolution
-from .kernels import shape_of, xla_kernel
+from .kernels import own_gradient, shape_of, xla_kernel
 
 
 class Affine(typing.NamedTuple):
@@ -32,7 +32,7 @@ def affine_flow(affine: Affine, size: Sequence[int]) -> tf.Tensor:
     """
     size = tuple(size)
 
-    @tf.custom_gradient
+    @own_gradient
     def call(matrix: tf.Tensor, shift: tf.Tensor) -> Any:
         def gradient(upstream: tf.Tensor) -> list[tf.Tensor]:
             with tf.GradientTape() as tape:  # by TensorFlow's sums, which XLA's are no match for
@@ -40,7 +40,7 @@ def affine_flow(affine: Affine, size: Sequence[int]) -> tf.Tensor:
                 flow = _affine_flow(matrix, shift, size)
             return tape.gradient(flow, [matrix, shift], upstream)
 
-        return _fast_affine_flow(tf.stop_gradient(matrix), tf.stop_gradient(shift), size), gradient
+        return _fast_affine_flow(matrix, shift, size), gradient
 
     return call(*affine)
 
@@ -72,12 +72,12 @@ def compose_affine(affine: Affine, first: tf.Tensor, second: tf.Tensor) -> tf.Te
     (W + I) second(p) + first(p); float32 [B, X, Y, Z, 3]. An interpolated composition would clamp at the edge.
     """
 
-    @tf.custom_gradient
+    @own_gradient
     def call(matrix: tf.Tensor, first: tf.Tensor, second: tf.Tensor) -> Any:
         def gradient(upstream: tf.Tensor) -> list[tf.Tensor]:
             return [_sum_of_products(upstream, second), upstream, _second_gradient(matrix, upstream)]
 
-        return _compose_affine(*map(tf.stop_gradient, (matrix, first, second))), gradient
+        return _compose_affine(matrix, first, second), gradient
 
     return call(affine.matrix, first, second)
 

@@ -16,7 +16,7 @@ import tensorflow as tf
 from . import few_channels
 from .doubling import TRANSPOSED_TAPS, doubled_convolution, folded, small_kernel
 from .few_voxels import convolve_few, is_few, upsample_few
-from .kernels import xla_kernel
+from .kernels import own_gradient, shape_of, xla_kernel
 
 _UNDRAWN = contextvars.ContextVar("undrawn", default=False)
 
@@ -50,6 +50,12 @@ class Convolution(keras.layers.Conv3D):
 
     What oneDNN computes wrongly is computed in float32.
     """
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        """As Keras's, whose sum with the bias is four operations instead of one."""
+        out = self.convolution_op(inputs, tf.convert_to_tensor(self.kernel))
+        out = tf.nn.bias_add(out, self.bias) if self.use_bias else out
+        return out if self.activation is None else self.activation(out)
 
     def convolution_op(self, inputs: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
         size, strides = inputs.shape[1:4], self.strides
@@ -166,7 +172,7 @@ class UpConvolution(keras.layers.Layer):
         if _is_wrong_in_bfloat16(features, size):
             precise = UpConvolution.upsample(self, tf.cast(features, tf.float32), tf.cast(kernel, tf.float32), skip)
             return tf.cast(precise, features.dtype)
-        shape = tf.concat([tf.shape(skip)[:4], [self.filters]], axis=0)
+        shape = [*shape_of(skip)[:4], self.filters]
         return tf.nn.conv3d_transpose(features, kernel, shape, strides=2, padding="SAME")
 
     def compute_output_shape(self, input_shape: Any) -> tuple[int | None, ...]:
@@ -191,7 +197,7 @@ class FlowUpConvolution(UpConvolution):
     def upsample(self, features: tf.Tensor, kernel: tf.Tensor, skip: tf.Tensor) -> tf.Tensor:
         """The output of `UpConvolution.upsample`, with the same gradient, computed faster."""
 
-        @tf.custom_gradient
+        @own_gradient
         def call(features: tf.Tensor, kernel: tf.Tensor) -> Any:
             def gradient(upstream: tf.Tensor) -> list[tf.Tensor]:
                 with tf.GradientTape() as tape:
@@ -199,9 +205,8 @@ class FlowUpConvolution(UpConvolution):
                     out = super(FlowUpConvolution, self).upsample(features, kernel, skip)
                 return tape.gradient(out, [features, kernel], upstream)
 
-            # Where this runs eagerly, an outer tape would otherwise record and keep what follows.
-            small = small_kernel(tf.transpose(tf.stop_gradient(kernel), [0, 1, 2, 4, 3]), 3 * [TRANSPOSED_TAPS])
-            return folded(tf.stop_gradient(features), small, skip.shape[1:4]), gradient
+            small = small_kernel(tf.transpose(kernel, [0, 1, 2, 4, 3]), 3 * [TRANSPOSED_TAPS])
+            return folded(features, small, skip.shape[1:4]), gradient
 
         return call(features, kernel)
 
@@ -253,10 +258,10 @@ class Encoder(keras.layers.Layer):
 def beside(fixed: tf.Tensor, moving: tf.Tensor) -> tf.Tensor:
     """Two images [B, X, Y, Z, 1] as the channels of one, in a tenth of the time that `tf.concat` takes."""
 
-    @tf.custom_gradient
+    @own_gradient
     def call(fixed: tf.Tensor, moving: tf.Tensor) -> Any:
         # Two kernels, so that the gradient of an image that nobody asks for is never computed.
-        return _beside(tf.stop_gradient(fixed), tf.stop_gradient(moving)), lambda up: [_channel(up, k) for k in (0, 1)]
+        return _beside(fixed, moving), lambda up: [_channel(up, k) for k in (0, 1)]
 
     return call(fixed, moving)
 
@@ -279,9 +284,9 @@ def join(skip: tf.Tensor, features: tf.Tensor, flow: tf.Tensor, slope: float) ->
     if None in skip.shape[1:4] or math.prod(skip.shape[1:4]) < FINE:
         return tf.concat([skip, leaky_relu(features, slope), flow], axis=-1)
 
-    @tf.custom_gradient
+    @own_gradient
     def call(*parts: tf.Tensor) -> Any:
-        joined = _join(*map(tf.stop_gradient, parts), slope)
+        joined = _join(*parts, slope)
         return joined, lambda upstream: _part(upstream, joined, [part.shape[-1] for part in parts], slope)
 
     return call(skip, features, flow)
@@ -313,11 +318,11 @@ def _part(upstream: tf.Tensor, joined: tf.Tensor, channels: list[int], slope: fl
 def leaky_relu(x: tf.Tensor, slope: float) -> tf.Tensor:
     """max(x, slope * x) for a slope of 0..1; only its output is kept for the backward pass."""
 
-    @tf.custom_gradient
+    @own_gradient
     def call(x: tf.Tensor) -> Any:
         # The gradient needs only the sign, which output and input share. The next layer keeps the output anyway, while
         # TensorFlow's own gradient would keep the input beside it.
-        out = tf.nn.leaky_relu(tf.stop_gradient(x), slope)
+        out = tf.nn.leaky_relu(x, slope)
         return out, lambda upstream: tf.raw_ops.LeakyReluGrad(gradients=upstream, features=out, alpha=slope)
 
     return call(x)

@@ -129,7 +129,7 @@ class Pictures(keras.callbacks.Callback):
         self.pair = batch["fixed"][:1], batch["moving"][:1]
 
     def on_train_begin(self, logs: Logs = None) -> None:
-        self.network = whole_step(self.model.network)
+        self.network = whole_step(self.model.network, forward_alone=True)
 
     def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
         step = self.model.step

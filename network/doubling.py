@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from .kernels import xla_kernel
+from .kernels import own_gradient, xla_kernel
 
 # Which taps of a kernel make each of the two taps, for an odd and for an even fine voxel: [odd or even, tap, old tap].
 # Of the transposed convolution with stride 2, a voxel meets every other tap.
@@ -69,7 +69,7 @@ def doubled_convolution(features: tf.Tensor, kernel: tf.Tensor, addend: tf.Tenso
         [B, 2 x, 2 y, 2 z, F].
     """
 
-    @tf.custom_gradient
+    @own_gradient
     def call(features: tf.Tensor, small: tf.Tensor, addend: tf.Tensor) -> Any:
         def gradient(upstream: tf.Tensor) -> list[tf.Tensor]:
             # Not `Pad`: TensorFlow's graph optimiser joins that of the forward pass with its convolution, and gives up
@@ -83,9 +83,7 @@ def doubled_convolution(features: tf.Tensor, kernel: tf.Tensor, addend: tf.Tenso
             )
             return [by_features[:, 1:-1, 1:-1, 1:-1], _kernel_gradient(around, parts), upstream]
 
-        # Where this runs eagerly, an outer tape would otherwise record and keep what follows.
-        inputs = [tf.stop_gradient(a) for a in (features, small, addend)]
-        return folded(*inputs[:2], addend.shape[1:4], inputs[2]), gradient
+        return folded(features, small, addend.shape[1:4], addend), gradient
 
     return call(features, small_kernel(kernel, 3 * [NEAREST_TAPS]), addend)
 

@@ -12,6 +12,7 @@ from typing import Any
 import tensorflow as tf
 
 from .doubling import folded, interleaved, parted, small_kernel
+from .kernels import own_gradient
 
 # The most channels for which this pays, of images that are convolved and of a result, and the least voxels of a result.
 IMAGES, RESULTS, LEAST_VOXELS = 2, 3, 2**15
@@ -37,7 +38,7 @@ def to_few_channels(features: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
         [B, X, Y, Z, F].
     """
 
-    @tf.custom_gradient
+    @own_gradient
     def call(features: tf.Tensor, kernel: tf.Tensor) -> Any:
         def gradient(upstream: tf.Tensor) -> list[tf.Tensor]:
             block = _block(kernel)
@@ -56,7 +57,7 @@ def to_few_channels(features: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
             )
             return [by_features, tape.gradient(large, kernel, by_large)]
 
-        return _by_blocks(tf.stop_gradient(features), tf.stop_gradient(kernel)), gradient
+        return _by_blocks(features, kernel), gradient
 
     return call(features, tf.convert_to_tensor(kernel))
 
@@ -74,7 +75,7 @@ def of_images(images: tf.Tensor, kernel: tf.Tensor, stride: int) -> tf.Tensor:
     """
     options = {**_SAME, "strides": [1, stride, stride, stride, 1]}
 
-    @tf.custom_gradient
+    @own_gradient
     def call(images: tf.Tensor, kernel: tf.Tensor) -> Any:
         def gradient(upstream: tf.Tensor) -> list[tf.Tensor]:
             size, back = images.shape[1:4], tf.transpose(kernel, [0, 1, 2, 4, 3])
@@ -88,7 +89,7 @@ def of_images(images: tf.Tensor, kernel: tf.Tensor, stride: int) -> tf.Tensor:
             )
             return [by_images, by_kernel]
 
-        return tf.nn.conv3d(tf.stop_gradient(images), tf.stop_gradient(kernel), **options), gradient
+        return tf.nn.conv3d(images, kernel, **options), gradient
 
     return call(images, tf.convert_to_tensor(kernel))
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from .kernels import TensorFunction, compiled
+from .kernels import TensorFunction, compiled, own_gradient
 
 # The most voxels of a coarse grid on which this pays.
 MOST = 64
@@ -69,7 +69,7 @@ def _windows(features: tf.Tensor, places: np.ndarray) -> tf.Tensor:
     def read(rows: tf.Tensor, places: np.ndarray) -> tf.Tensor:
         return tf.gather(tf.pad(rows, [[0, 0], [0, 1], [0, 0]]), places, axis=1)
 
-    @tf.custom_gradient
+    @own_gradient
     def call(features: tf.Tensor) -> Any:
         def gradient(upstream: tf.Tensor) -> tf.Tensor:
             taps = tf.reshape(upstream, [-1, places.size, channels])

@@ -10,9 +10,11 @@ with one term for each use of the tensor: a tensor that is used more than twice 
 `fork`.
 """
 
+import contextlib
+import contextvars
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,10 +23,49 @@ from tensorflow.python.framework import ops
 
 TensorFunction = Callable[..., tf.Tensor]
 
-xla_kernel = functools.partial(tf.function, jit_compile=True, autograph=False)
+# Whether no gradient is taken of the graph that is being traced.
+_FORWARD_ALONE = contextvars.ContextVar("forward_alone", default=False)
 
 
-def whole_step(function: Callable[..., Any], **options: Any) -> Any:
+@contextlib.contextmanager
+def _forward_alone(holds: bool) -> Iterator[None]:
+    token = _FORWARD_ALONE.set(holds)
+    try:
+        yield
+    finally:
+        _FORWARD_ALONE.reset(token)
+
+
+def xla_kernel(function: Callable[..., Any]) -> Any:
+    """Decorate a pure function of tensors: it is compiled by XLA, once for each size, and used by all graphs."""
+
+    @functools.wraps(function)
+    def traced(*args: Any, **kwargs: Any) -> Any:
+        with _forward_alone(False):  # the next graph may take its gradient
+            return function(*args, **kwargs)
+
+    return tf.function(traced, jit_compile=True, autograph=False)
+
+
+def own_gradient(function: Callable[..., tuple[Any, Callable[..., Any]]]) -> Callable[..., Any]:
+    """Decorate a function of tensors that gives its value and its gradient, as for `tf.custom_gradient`.
+
+    An outer tape sees nothing of what the function does; else, where that runs eagerly, it would keep all intermediate
+    results. Where no gradient is taken (`whole_step`), nothing but the value is in the graph.
+    """
+
+    @tf.custom_gradient
+    def differentiable(*inputs: tf.Tensor) -> Any:
+        return function(*map(tf.stop_gradient, inputs))
+
+    @functools.wraps(function)
+    def call(*inputs: tf.Tensor) -> Any:
+        return function(*inputs)[0] if _FORWARD_ALONE.get() else differentiable(*inputs)
+
+    return call
+
+
+def whole_step(function: Callable[..., Any], forward_alone: bool = False, **options: Any) -> Any:
     """A `tf.function` of a whole step: all gradients of what it computes are taken inside of it, none by its caller.
 
     For each custom gradient in a graph, TensorFlow keeps an entry in a table of its own, and with it the graph and all
@@ -36,6 +77,7 @@ def whole_step(function: Callable[..., Any], **options: Any) -> Any:
 
     Args:
         function: the step; no tape may be watching where it is called.
+        forward_alone: it takes no gradient, and is traced in fewer operations.
         options: those of `tf.function`.
     """
     entries = getattr(ops.gradient_registry, "_registry", None)
@@ -45,7 +87,8 @@ def whole_step(function: Callable[..., Any], **options: Any) -> Any:
     def traced(*args: Any, **kwargs: Any) -> Any:
         before = set(entries)
         try:
-            return function(*args, **kwargs)
+            with _forward_alone(forward_alone):
+                return function(*args, **kwargs)
         finally:
             for name in set(entries) - before:
                 if name.startswith("CustomGradient"):
@@ -62,12 +105,11 @@ def compiled(function: TensorFunction) -> TensorFunction:
     """
     forward, backward = xla_kernel(function), xla_kernel(functools.partial(_gradient, function))
 
-    @tf.custom_gradient
-    def call(*inputs: tf.Tensor) -> Any:
-        # Where this runs eagerly, an outer tape would otherwise record inside the kernel and keep its intermediates.
-        return forward(*map(tf.stop_gradient, inputs)), lambda upstream: backward(inputs, upstream)
+    @functools.wraps(function)
+    def value_and_gradient(*inputs: tf.Tensor) -> Any:
+        return forward(*inputs), lambda upstream: backward(inputs, upstream)
 
-    return functools.wraps(function)(call)
+    return own_gradient(value_and_gradient)
 
 
 def _gradient(function: TensorFunction, inputs: Sequence[tf.Tensor], upstream: tf.Tensor) -> list[tf.Tensor]:
@@ -125,7 +167,7 @@ def neighbours(volume: tf.Tensor, offset: int) -> list[tf.Tensor]:
 
 def fast_volume_sum(volume: tf.Tensor) -> tf.Tensor:
     """`volume_sum` outside of a kernel: TensorFlow's own takes a tenth of the time of XLA's."""
-    return tf.reduce_sum(tf.reshape(volume, [shape_of(volume)[0], -1]), 1)
+    return tf.reduce_sum(volume, list(range(1, volume.shape.rank)))
 
 
 def shape_of(tensor: tf.Tensor) -> list[Any]:
@@ -157,7 +199,7 @@ def fork(value: Any, n: int) -> list[Any]:
     return [tf.nest.pack_sequence_as(value, copy) for copy in [*copies, tensors]]
 
 
-@tf.custom_gradient
+@own_gradient
 def _twice(*tensors: tf.Tensor) -> Any:
     def gradient(*upstream: tf.Tensor) -> list[tf.Tensor]:
         return _add(upstream[: len(tensors)], upstream[len(tensors) :])
@@ -183,7 +225,7 @@ def rematerialized(
         A function of the same tensors with the same results.
     """
 
-    @tf.custom_gradient
+    @own_gradient
     def call(first: tf.Tensor, *others: tf.Tensor) -> Any:
         def gradient(upstream: tf.Tensor, *_: tf.Tensor) -> list[tf.Tensor]:
             # The recomputation must wait for the gradient to arrive; otherwise all cascades would be recomputed, and
@@ -192,7 +234,7 @@ def rematerialized(
             late = first + tf.where(tf.math.is_nan(some), some, 0.0)
             return _gradient(lambda *inputs: function(*inputs)[0], [late, *others], upstream)
 
-        output, more = function(*map(tf.stop_gradient, (first, *others)))
+        output, more = function(first, *others)
         return (output, *more), gradient
 
     def unpacked(*inputs: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor]]:

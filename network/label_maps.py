@@ -8,7 +8,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from .kernels import shape_of, three_in_one_loop, xla_kernel
+from .kernels import own_gradient, shape_of, three_in_one_loop, xla_kernel
 from .spatial_transformer import (
     CORNERS,
     cells_around,
@@ -29,12 +29,17 @@ def label_map(segmentation: tf.Tensor, labels: Sequence[int] | None = None) -> t
     """Segmentation as a map of label values, int32: a 0/255 mask (`labels` None) becomes 0/1; -1 (missing) stays."""
     if labels is not None:
         return segmentation
+    return _of_mask(segmentation)
+
+
+@xla_kernel
+def _of_mask(segmentation: tf.Tensor) -> tf.Tensor:
     return tf.where(segmentation < 0, segmentation, tf.cast(segmentation > FOREGROUND, tf.int32))
 
 
 def has_labels(segmentation: tf.Tensor) -> tf.Tensor:
     """Whether each scan has a segmentation: bool [B]."""
-    return tf.reduce_any(segmentation >= 0, [1, 2, 3, 4])
+    return tf.reduce_max(segmentation, [1, 2, 3, 4]) >= 0
 
 
 def label_numbers(label_map: tf.Tensor, labels: Sequence[int]) -> tf.Tensor:
@@ -45,37 +50,27 @@ def label_numbers(label_map: tf.Tensor, labels: Sequence[int]) -> tf.Tensor:
     return tf.where(tf.gather(values, place) == label_map, place + 1, 0)
 
 
-def warp_labels(segmentation: tf.Tensor, flow: tf.Tensor, padding: bool = False) -> tf.Tensor:
-    """Label map carried along a flow: the label that a linear vote of the eight corners elects, 0 where none wins.
+def carry_labels(
+    segmentation: tf.Tensor, flow: tf.Tensor, labels: Sequence[int] | None = None, padding: bool = False
+) -> tf.Tensor:
+    """Label map (of `label_map`) of a moving segmentation warped linearly, label by label, at a threshold of 128.
 
-    The same voxels as warping the 0/255 mask of each label linearly and keeping what exceeds 128: label L wins where
-    the trilinear weights of the corners with label L sum to more than 128 / 255, and at most one label can.
+    Label L is where the mask of 0/255 of L, warped, exceeds 128: where the trilinear weights of the corners with label
+    L sum to more than 128 / 255, which at most one label can. It is found by one vote of the corners for all labels.
 
     Args:
-        segmentation: int32 [B, X, Y, Z, 1].
+        segmentation: int32 [B, X, Y, Z, 1]: a mask of 0/255 (`labels` None) or a label map; -1 everywhere if missing.
         flow: float32 [B, X, Y, Z, 3].
+        labels: None for a mask; otherwise the label values in use.
         padding: one voxel of label 0 around the image.
 
     Returns:
-        int32 [B, X, Y, Z, 1].
+        int32 [B, X, Y, Z, 1]: 0 where no label is, and -1 everywhere where missing.
     """
+    is_there = has_labels(segmentation)
     if padding:
         segmentation, flow = pad(segmentation), flow + 1.0
-    return _vote(segmentation, flow)
-
-
-def warp_mask(segmentation: tf.Tensor, flow: tf.Tensor, padding: bool = False) -> tf.Tensor:
-    """Mask of 0/255 warped linearly, as a label map: 1 where it exceeds 128, else 0.
-
-    Args:
-        segmentation, flow, padding: as in `warp_labels`; -1 is as 0.
-
-    Returns:
-        int32 [B, X, Y, Z, 1].
-    """
-    if padding:
-        segmentation, flow = pad(segmentation), flow + 1.0
-    return _above_threshold(segmentation, flow)
+    return (_above_threshold if labels is None else _vote)(segmentation, flow, is_there)
 
 
 def read_labels(segmentation: tf.Tensor, flow: tf.Tensor) -> tf.Tensor:
@@ -111,18 +106,18 @@ def label_sums(
     if padding:
         moving, flow = pad(moving), flow + 1.0
 
-    @tf.custom_gradient
+    @own_gradient
     def sums(flow: tf.Tensor) -> Any:
         def gradient(*upstream: tf.Tensor) -> tf.Tensor:
             return _label_sums_gradient(fixed, moving, flow, *upstream)
 
-        return _label_sums(fixed, moving, tf.stop_gradient(flow), labels), gradient
+        return _label_sums(fixed, moving, flow, labels), gradient
 
     return tuple(sums(flow))
 
 
 @xla_kernel
-def _vote(segmentation: tf.Tensor, flow: tf.Tensor) -> tf.Tensor:
+def _vote(segmentation: tf.Tensor, flow: tf.Tensor, is_there: tf.Tensor) -> tf.Tensor:
     cells = cells_around(looked_at(flow), shape_of(segmentation))
     flat = tf.reshape(segmentation, [-1])
     label = {corner: tf.gather(flat, cells.index_of(corner)) for corner in CORNERS}
@@ -131,13 +126,17 @@ def _vote(segmentation: tf.Tensor, flow: tf.Tensor) -> tf.Tensor:
     for candidate in label.values():
         votes = sum(tf.where(label[corner] == candidate, weight[corner], 0.0) for corner in CORNERS)
         elected = tf.where(votes > _VOTE, candidate, elected)
-    return elected[..., None]
+    return _or_missing(elected[..., None], is_there)
 
 
 @xla_kernel
-def _above_threshold(segmentation: tf.Tensor, flow: tf.Tensor) -> tf.Tensor:
+def _above_threshold(segmentation: tf.Tensor, flow: tf.Tensor, is_there: tf.Tensor) -> tf.Tensor:
     values = interpolate(tf.cast(tf.maximum(segmentation, 0), tf.float32), looked_at(flow))
-    return tf.cast(values > FOREGROUND, tf.int32)
+    return _or_missing(tf.cast(values > FOREGROUND, tf.int32), is_there)
+
+
+def _or_missing(label_map: tf.Tensor, is_there: tf.Tensor) -> tf.Tensor:
+    return tf.where(is_there[:, None, None, None, None], label_map, -1)
 
 
 @xla_kernel

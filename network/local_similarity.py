@@ -7,7 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from .kernels import compiled, shape_of, volume_sum, xla_kernel
+from .kernels import compiled, own_gradient, shape_of, volume_sum, xla_kernel
 
 # What is added to the variances of the local correlation: about one grey level of 255, squared, so that noise in a flat
 # region does not count as structure.
@@ -42,9 +42,9 @@ def _local_correlation(window: int) -> Callable[..., tf.Tensor]:
     """
     kernel = xla_kernel(functools.partial(_loss_and_gradient, window))
 
-    @tf.custom_gradient
+    @own_gradient
     def loss(*inputs: tf.Tensor) -> Any:
-        fixed, warped, *mask = map(tf.stop_gradient, inputs)
+        fixed, warped, *mask = inputs
         value, slope = kernel(fixed, warped, *mask)
 
         def gradient(upstream: tf.Tensor) -> list[tf.Tensor | None]:
@@ -211,10 +211,10 @@ def _patch_kernels(radius: int, dilation: int) -> tuple[Callable[..., tf.Tensor]
     width = 2 * radius + 1
     sums = xla_kernel(functools.partial(_window_sums, window=width))
 
-    @tf.custom_gradient
+    @own_gradient
     def mean(volumes: tf.Tensor) -> Any:
         count = _voxels_inside(volumes[0], width)
-        return sums(tf.stop_gradient(volumes)) / count, lambda upstream: sums(upstream / count)
+        return sums(volumes) / count, lambda upstream: sums(upstream / count)
 
     return squares, mean
 

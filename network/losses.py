@@ -18,6 +18,7 @@ from .kernels import (
     fork,
     neighbours,
     ordered_sum,
+    own_gradient,
     size_of,
     volume_sum,
     xla_kernel,
@@ -44,9 +45,8 @@ def correlation(fixed: tf.Tensor, warped: tf.Tensor, mask: tf.Tensor | None = No
     return _correlation(fixed, warped) if mask is None else _masked_correlation(fixed, warped, mask)
 
 
-@tf.custom_gradient
+@own_gradient
 def _correlation(fixed: tf.Tensor, warped: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], list[tf.Tensor]]]:
-    fixed, warped = tf.stop_gradient(fixed), tf.stop_gradient(warped)
     count = size_of(fixed)
     means = [_of_volumes(fast_volume_sum(image) / count) for image in (fixed, warped)]
 
@@ -208,10 +208,9 @@ def similarity_loss(config: CascadeConfig, masked: bool = False) -> TensorFuncti
     return weighted
 
 
-@tf.custom_gradient
+@own_gradient
 def smoothness_loss(flow: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
     """Half the sum of squared forward differences of a flow over 3 X Y Z (total variation, squared): float32 [B]."""
-    flow = tf.stop_gradient(flow)
     count = size_of(flow)
 
     def gradient(upstream: tf.Tensor) -> tf.Tensor:

@@ -40,14 +40,13 @@ def measure_in_graph(rows: Mapping[str, Metric], scene: Scene) -> dict[str, tf.T
         UserError: a metric gives a value that its row does not name, or one of another shape.
     """
     values = {}
+    finite = scene.is_finite, scene.is_finite[:, None]
     for metric, row in rows.items():
         for name, value in row.load()(scene).items():
             count = _count(metric, row, name, scene.labels, scene.batch["fixed_points"].shape[1])
             if value.shape.rank != (1 if count is None else 2) or (count is not None and value.shape[1] != count):
                 raise _wrong_shape(metric, row, name, tuple(value.shape)[1:])
-            measured = scene.is_finite
-            if count is not None:
-                measured = measured[:, None]
+            measured = finite[value.shape.rank - 1]
             if row.values[name].per == "label":
                 measured &= tf.constant(_is_measurable(scene.labels))
             values[name] = tf.where(measured, tf.cast(value, tf.float32), float("nan"))

@@ -3,42 +3,24 @@
 Formulas, units and empty cases of every value are in docs/metrics.md.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import tensorflow as tf
 
 from .kernels import fast_volume_sum, neighbours, size_of, xla_kernel
-from .label_maps import NO_LABEL, has_labels, label_numbers, warp_labels, warp_mask
+from .label_maps import NO_LABEL, has_labels, label_numbers
 from .spatial_transformer import sample_at_points
 
 # A folded voxel has a determinant of 0 or less, which has no logarithm: this value is taken instead.
 LEAST_DETERMINANT = 1e-9
 
 
-def carry_labels(
-    segmentation: tf.Tensor, flow: tf.Tensor, labels: Sequence[int] | None = None, padding: bool = False
-) -> tf.Tensor:
-    """Label map (of `label_map`) of a moving segmentation warped linearly, label by label, at a threshold of 128.
-
-    Args:
-        segmentation: int32 [B, X, Y, Z, 1]: a mask of 0/255 (`labels` None) or a label map; -1 everywhere if missing.
-        flow: float32 [B, X, Y, Z, 3].
-        labels: None for a mask; otherwise the label values in use.
-        padding: as in `spatial_transformer.warp`.
-
-    Returns:
-        int32 [B, X, Y, Z, 1]; -1 everywhere where missing.
-    """
-    carried = (warp_mask if labels is None else warp_labels)(segmentation, flow, padding)
-    return tf.where(has_labels(segmentation)[:, None, None, None, None], carried, -1)
-
-
 def overlap(fixed: tf.Tensor, warped: tf.Tensor, labels: Sequence[int] | None = None) -> tuple[tf.Tensor, tf.Tensor]:
     """Dice and Jaccard of two label maps.
 
     Args:
-        fixed, warped: int32 [B, X, Y, Z, 1], as of `label_maps.label_map` and `carry_labels`.
+        fixed, warped: int32 [B, X, Y, Z, 1], as of `label_maps.label_map` and `label_maps.carry_labels`.
         labels: the K label values to measure, or None for a mask (K = 1).
 
     Returns:
@@ -58,7 +40,7 @@ def _label_counts(fixed: tf.Tensor, warped: tf.Tensor, labels: Sequence[int]) ->
     values = sorted(set(labels))
     if len(values) == 1:
         counts = _count_of_one(fixed, warped, values[0] if values[0] >= 0 else NO_LABEL)
-        return tuple(tf.tile(count[:, None], [1, len(labels)]) for count in counts)
+        return tuple(count if len(labels) == 1 else tf.tile(count, [1, len(labels)]) for count in counts)
     order = [values.index(label) + 1 for label in labels]
     if values[-1] >= _LONGEST_TABLE:
         fixed, warped = label_numbers(fixed, values), label_numbers(warped, values)
@@ -78,12 +60,12 @@ def _label_counts(fixed: tf.Tensor, warped: tf.Tensor, labels: Sequence[int]) ->
 
 @xla_kernel
 def _count_of_one(fixed: tf.Tensor, warped: tf.Tensor, label: int) -> list[tf.Tensor]:
-    """Voxels of one label in two label maps and in both at once: three int32 [B].
+    """Voxels of one label in two label maps and in both at once: three int32 [B, 1].
 
     The three are added along z as parts of one number, in half the time that a count of places takes.
     """
     here, there = (tf.cast(label_map == label, tf.int64) for label_map in (fixed, warped))
-    lines = tf.reduce_sum(here + _LONGEST * there + _LONGEST**2 * here * there, [3, 4])
+    lines = tf.reduce_sum(here + _LONGEST * there + _LONGEST**2 * here * there, 3)
     parts = [lines // _LONGEST**k % _LONGEST for k in range(3)]
     return [tf.cast(tf.reduce_sum(part, [1, 2]), tf.int32) for part in parts]
 
@@ -128,7 +110,7 @@ def landmark_distances(offsets: tf.Tensor, spacing: tf.Tensor | None = None) -> 
     return tf.norm(offsets if spacing is None else offsets * spacing[:, None], axis=-1)
 
 
-def _determinant(slopes: Sequence[Sequence[tf.Tensor]]) -> tf.Tensor:
+def _determinant(slopes: Iterable[Sequence[tf.Tensor]]) -> tf.Tensor:
     """det(I + J) [...] from the slopes of the three parts of a flow, each along x, y and z."""
     (xx, xy, xz), (yx, yy, yz), (zx, zy, zz) = slopes
     xx, yy, zz = 1.0 + xx, 1.0 + yy, 1.0 + zz
@@ -160,11 +142,9 @@ def jacobian_std(flow: tf.Tensor) -> tf.Tensor:
 
 @xla_kernel
 def _forward_determinant(flow: tf.Tensor) -> tf.Tensor:
-    parts = []
-    for part in tf.unstack(flow, axis=-1):
-        here = part[:, :-1, :-1, :-1]
-        parts.append([part[:, 1:, :-1, :-1] - here, part[:, :-1, 1:, :-1] - here, part[:, :-1, :-1, 1:] - here])
-    return _determinant(parts)
+    here = flow[:, :-1, :-1, :-1]
+    slopes = flow[:, 1:, :-1, :-1] - here, flow[:, :-1, 1:, :-1] - here, flow[:, :-1, :-1, 1:] - here
+    return _determinant(zip(*(tf.unstack(slope, axis=-1) for slope in slopes), strict=True))
 
 
 @xla_kernel

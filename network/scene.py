@@ -10,7 +10,8 @@ import numpy as np
 import tensorflow as tf
 
 from . import metrics
-from .label_maps import label_map
+from .kernels import fast_volume_sum
+from .label_maps import carry_labels, label_map
 from .losses import correlation
 from .recursive_cascaded_networks import Stage
 
@@ -69,7 +70,7 @@ class Scene:
     @functools.cached_property
     def warped_seg(self) -> tf.Tensor:
         """Label map of the moving scans warped by `flow`, as `fixed_seg`."""
-        return metrics.carry_labels(self.batch["moving_seg"], self.flow, self.labels, self.padding)
+        return carry_labels(self.batch["moving_seg"], self.flow, self.labels, self.padding)
 
     @functools.cached_property
     def landmark_offsets(self) -> tf.Tensor:
@@ -79,8 +80,7 @@ class Scene:
     @functools.cached_property
     def is_finite(self) -> tf.Tensor:
         """Whether both images and the flow of a pair are finite everywhere: bool [B]. If not, nothing is measured."""
-        arrays = (self.fixed, self.moving, self.flow)
-        return tf.reduce_all([tf.reduce_all(tf.math.is_finite(array), [1, 2, 3, 4]) for array in arrays], 0)
+        return _are_finite(self.fixed, self.moving, self.flow)
 
 
 class Unregistered(Scene):
@@ -95,6 +95,16 @@ class Unregistered(Scene):
     def landmark_offsets(self) -> tf.Tensor:
         """From each moving landmark to the fixed one, float32 [B, L, 3] in voxels."""
         return self.batch["fixed_points"] - self.batch["moving_points"]
+
+    @functools.cached_property
+    def is_finite(self) -> tf.Tensor:
+        """Whether both images of a pair are finite everywhere: bool [B]."""
+        return _are_finite(self.fixed, self.moving)
+
+
+def _are_finite(*volumes: tf.Tensor) -> tf.Tensor:
+    """Whether a pair's volumes [B, ..] are finite everywhere: bool [B]. Then their sums are, and those are quick."""
+    return tf.reduce_all(tf.math.is_finite([fast_volume_sum(volume) for volume in volumes]), 0)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,7 +25,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from .kernels import shape_of, three_in_one_loop, xla_kernel
+from .kernels import own_gradient, shape_of, three_in_one_loop, xla_kernel
 
 
 def identity_grid(size: Any) -> tf.Tensor:
@@ -270,14 +270,13 @@ def _recomputing(forward: Callable, flow_gradient: Callable) -> Callable:
     """A function of image and flow, in kernels that keep these two alone for the backward pass."""
     forward, flow_gradient = xla_kernel(forward), three_in_one_loop(flow_gradient)
 
-    @tf.custom_gradient
+    @own_gradient
     def call(image: tf.Tensor, flow: tf.Tensor) -> Any:
         # Two separate kernels, so that a gradient which nobody asks for is never computed: the moving image is data.
         def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             return image_gradient(image, flow, upstream), flow_gradient(image, flow, upstream)
 
-        # Without stop_gradient, an eager tape would record the operations of the kernel and keep their results.
-        return forward(tf.stop_gradient(image), tf.stop_gradient(flow)), gradient
+        return forward(image, flow), gradient
 
     return call
 

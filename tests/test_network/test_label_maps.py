@@ -7,7 +7,7 @@ import tensorflow as tf
 from hypothesis import strategies as st
 from scipy.ndimage import map_coordinates
 
-from network.label_maps import label_numbers, label_sums, read_labels, warp_labels
+from network.label_maps import carry_labels, label_numbers, label_sums, read_labels
 from network.spatial_transformer import warp
 
 SIZE, OTHER = (7, 9, 5), (5, 8, 6)
@@ -26,7 +26,7 @@ def random_flow(rng, batch=1, amplitude=2.5):
 def test_the_vote_equals_warping_each_mask(seed, labels, padding):
     rng = np.random.default_rng(seed)
     segmentation, flow = random_labels(rng, labels), tf.constant(random_flow(rng))
-    voted = warp_labels(tf.constant(segmentation), flow, padding).numpy()
+    voted = carry_labels(tf.constant(segmentation), flow, range(1, labels + 1), padding).numpy()
     for label in range(1, labels + 1):
         mask = warp(tf.constant(np.where(segmentation == label, 255, 0).astype(np.float32)), flow, padding).numpy()
         sure = np.abs(mask - 128) > 1e-3

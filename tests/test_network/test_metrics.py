@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from network import metrics
-from network.label_maps import label_map
+from network.label_maps import carry_labels, label_map
 
 SIZE = (9, 7, 6)
 
@@ -96,11 +96,11 @@ def test_masks_become_label_maps_above_128():
 def test_labels_are_carried_from_where_the_flow_looks():
     labels = box((2, 3, 1), (4, 5, 4), 7)
     shift = flow_of(*(np.full(SIZE, v) for v in (1.0, -2.0, 0.0)))
-    carried = metrics.carry_labels(as_map(labels), shift, labels=(7,))
+    carried = carry_labels(as_map(labels), shift, labels=(7,))
     np.testing.assert_array_equal(carried[0, ..., 0], box((1, 5, 1), (3, 7, 4), 7))
-    carried = metrics.carry_labels(as_map(labels // 7 * 255), shift)
+    carried = carry_labels(as_map(labels // 7 * 255), shift)
     np.testing.assert_array_equal(carried[0, ..., 0], box((1, 5, 1), (3, 7, 4), 1))
-    assert (metrics.carry_labels(as_map(np.full(SIZE, -1)), shift).numpy() == -1).all()
+    assert (carry_labels(as_map(np.full(SIZE, -1)), shift).numpy() == -1).all()
 
 
 # Landmarks
