@@ -53,8 +53,9 @@ class Convolution(keras.layers.Conv3D):
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         """As Keras's, whose sum with the bias is four operations instead of one."""
-        out = self.convolution_op(inputs, tf.convert_to_tensor(self.kernel))
-        out = tf.nn.bias_add(out, self.bias) if self.use_bias else out
+        if not self.use_bias or self.data_format == "channels_first":
+            return super().call(inputs)
+        out = tf.nn.bias_add(self.convolution_op(inputs, tf.convert_to_tensor(self.kernel)), self.bias)
         return out if self.activation is None else self.activation(out)
 
     def convolution_op(self, inputs: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:

@@ -26,7 +26,7 @@ from . import checkpoints
 from .averaging import averaged_weights
 from .curves import Curves
 from .evaluation import EvaluationPlan, Evaluator
-from .kernels import whole_step
+from .kernels import forward_alone, whole_step
 from .selection import Selection, chosen_value
 from .training import GRADIENT, learning_rate
 
@@ -129,7 +129,7 @@ class Pictures(keras.callbacks.Callback):
         self.pair = batch["fixed"][:1], batch["moving"][:1]
 
     def on_train_begin(self, logs: Logs = None) -> None:
-        self.network = whole_step(self.model.network, forward_alone=True)
+        self.network = whole_step(forward_alone(self.model.network))
 
     def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
         step = self.model.step

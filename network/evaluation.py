@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from .affine import Affine
-from .kernels import whole_step
+from .kernels import forward_alone, whole_step
 from .measuring import measurable_labels, measure_in_graph, measure_in_numpy
 from .recursive_cascaded_networks import CascadeOutput, RecursiveCascadedNetwork, Stage, after_affine
 from .refinement import join, refine, repeat_while_better
@@ -144,7 +144,7 @@ class Evaluator:
         # Replicas of this machine, where there are several machines.
         one = self.strategy.run(lambda: tf.constant(0))
         self._replicas = len(self.strategy.experimental_local_results(one))
-        self._run = whole_step(lambda *inputs: self.strategy.run(self._measure, args=inputs), forward_alone=True)
+        self._run = whole_step(lambda *inputs: self.strategy.run(forward_alone(self._measure), args=inputs))
         self._graphs: dict[int | None, Callable[..., CascadeOutput]] = {}
 
     def prepare(self, spec: Mapping[str, tf.TensorSpec]) -> None:
@@ -244,7 +244,7 @@ class Evaluator:
             return output._replace(stages=output.stages[-1:], velocities=()) if self.plan.adaptive else output
 
         if rep not in self._graphs:
-            self._graphs[rep] = whole_step(apply, forward_alone=True)
+            self._graphs[rep] = whole_step(forward_alone(apply))
         return self._graphs[rep](*images)
 
     def _improved(self, batch: Mapping[str, tf.Tensor]) -> tuple[CascadeOutput, dict[str, np.ndarray]]:

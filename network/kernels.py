@@ -10,11 +10,10 @@ with one term for each use of the tensor: a tensor that is used more than twice 
 `fork`.
 """
 
-import contextlib
-import contextvars
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,35 +22,36 @@ from tensorflow.python.framework import ops
 
 TensorFunction = Callable[..., tf.Tensor]
 
-# Whether no gradient is taken of the graph that is being traced.
-_FORWARD_ALONE = contextvars.ContextVar("forward_alone", default=False)
+xla_kernel = functools.partial(tf.function, jit_compile=True, autograph=False)
+
+# The graphs of which no gradient is taken.
+_FORWARD_ALONE: weakref.WeakSet[tf.Graph] = weakref.WeakSet()
 
 
-@contextlib.contextmanager
-def _forward_alone(holds: bool) -> Iterator[None]:
-    token = _FORWARD_ALONE.set(holds)
-    try:
-        yield
-    finally:
-        _FORWARD_ALONE.reset(token)
+def is_forward_alone() -> bool:
+    """Whether no gradient is taken of the graph that is being traced."""
+    return ops.get_default_graph() in _FORWARD_ALONE
 
 
-def xla_kernel(function: Callable[..., Any]) -> Any:
-    """Decorate a pure function of tensors: it is compiled by XLA, once for each size, and used by all graphs."""
+def forward_alone(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function, of whose graph no gradient is taken: it is traced in fewer operations.
+
+    This holds for its own graph. What is a `tf.function` itself may be used by other graphs, too.
+    """
 
     @functools.wraps(function)
     def traced(*args: Any, **kwargs: Any) -> Any:
-        with _forward_alone(False):  # the next graph may take its gradient
-            return function(*args, **kwargs)
+        _FORWARD_ALONE.add(ops.get_default_graph())
+        return function(*args, **kwargs)
 
-    return tf.function(traced, jit_compile=True, autograph=False)
+    return traced
 
 
 def own_gradient(function: Callable[..., tuple[Any, Callable[..., Any]]]) -> Callable[..., Any]:
     """Decorate a function of tensors that gives its value and its gradient, as for `tf.custom_gradient`.
 
     An outer tape sees nothing of what the function does; else, where that runs eagerly, it would keep all intermediate
-    results. Where no gradient is taken (`whole_step`), nothing but the value is in the graph.
+    results. There are no second derivatives. In a graph of which no gradient is taken, there is the value alone.
     """
 
     @tf.custom_gradient
@@ -60,12 +60,12 @@ def own_gradient(function: Callable[..., tuple[Any, Callable[..., Any]]]) -> Cal
 
     @functools.wraps(function)
     def call(*inputs: tf.Tensor) -> Any:
-        return function(*inputs)[0] if _FORWARD_ALONE.get() else differentiable(*inputs)
+        return function(*inputs)[0] if is_forward_alone() else differentiable(*inputs)
 
     return call
 
 
-def whole_step(function: Callable[..., Any], forward_alone: bool = False, **options: Any) -> Any:
+def whole_step(function: Callable[..., Any], **options: Any) -> Any:
     """A `tf.function` of a whole step: all gradients of what it computes are taken inside of it, none by its caller.
 
     For each custom gradient in a graph, TensorFlow keeps an entry in a table of its own, and with it the graph and all
@@ -77,7 +77,6 @@ def whole_step(function: Callable[..., Any], forward_alone: bool = False, **opti
 
     Args:
         function: the step; no tape may be watching where it is called.
-        forward_alone: it takes no gradient, and is traced in fewer operations.
         options: those of `tf.function`.
     """
     entries = getattr(ops.gradient_registry, "_registry", None)
@@ -87,8 +86,7 @@ def whole_step(function: Callable[..., Any], forward_alone: bool = False, **opti
     def traced(*args: Any, **kwargs: Any) -> Any:
         before = set(entries)
         try:
-            with _forward_alone(forward_alone):
-                return function(*args, **kwargs)
+            return function(*args, **kwargs)
         finally:
             for name in set(entries) - before:
                 if name.startswith("CustomGradient"):

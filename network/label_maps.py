@@ -55,11 +55,12 @@ def carry_labels(
 ) -> tf.Tensor:
     """Label map (of `label_map`) of a moving segmentation warped linearly, label by label, at a threshold of 128.
 
-    Label L is where the mask of 0/255 of L, warped, exceeds 128: where the trilinear weights of the corners with label
-    L sum to more than 128 / 255, which at most one label can. It is found by one vote of the corners for all labels.
+    Label L is where its mask of 0/255, warped, exceeds 128: where the trilinear weights of the corners with label L sum
+    to more than 128 / 255, which at most one label can. In a label map one vote of the corners finds it for all labels.
 
     Args:
-        segmentation: int32 [B, X, Y, Z, 1]: a mask of 0/255 (`labels` None) or a label map; -1 everywhere if missing.
+        segmentation: int32 [B, X, Y, Z, 1]: a mask of 0/255 (`labels` None) or a label map; -1 everywhere if missing,
+            and as 0 elsewhere in a mask.
         flow: float32 [B, X, Y, Z, 3].
         labels: None for a mask; otherwise the label values in use.
         padding: one voxel of label 0 around the image.

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import keras
 import tensorflow as tf
 
-from .kernels import fork, rematerialized
+from .kernels import fork, forward_alone, is_forward_alone, rematerialized
 
 FlowFunction = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
@@ -34,6 +34,7 @@ class CascadeFunction:
             # Outside of training, the graph optimiser sees one function too. In training that would cost memory: a call
             # keeps its arguments to its end, and those of the backward pass are all activations.
             attributes = {} if training else {"_noinline": True}
+            apply = forward_alone(apply) if is_forward_alone() else apply
             apply = tf.function(apply, autograph=False, experimental_attributes=attributes)
         self._function = rematerialized(apply) if rematerialize else apply
 

@@ -103,7 +103,7 @@ class Unregistered(Scene):
 
 
 def _are_finite(*volumes: tf.Tensor) -> tf.Tensor:
-    """Whether a pair's volumes [B, ..] are finite everywhere: bool [B]. Then their sums are, and those are quick."""
+    """Whether a pair's volumes [B, ..] are finite everywhere, and their sums too, which tell it quickly: bool [B]."""
     return tf.reduce_all(tf.math.is_finite([fast_volume_sum(volume) for volume in volumes]), 0)
 
 

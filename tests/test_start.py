@@ -37,16 +37,17 @@ def test_messages_are_shown_when_asked(capfd, monkeypatch):
     assert capfd.readouterr().err == "I0000 chatter\n"
 
 
-def test_tensorflow_and_its_compiler_start_in_silence_and_without_matplotlib():
+def test_tensorflow_and_its_compiler_start_in_silence_and_alone():
     code = (
         "import gc, sys, devices; s = devices.devices('auto', 4); print(s.num_replicas_in_sync)\n"
-        "print('matplotlib' in sys.modules, gc.isenabled()); import matplotlib.figure"
+        "print('matplotlib' in sys.modules, 'scipy' in sys.modules, gc.isenabled())\n"
+        "import matplotlib.figure, scipy.sparse"
     )
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, env=environment, check=True, capture_output=True, text=True
     )
-    assert done.stdout == "Computing on the CPU: TensorFlow finds no GPU\n1\nFalse True\n"
+    assert done.stdout == "Computing on the CPU: TensorFlow finds no GPU\n1\nFalse False True\n"
     assert done.stderr == ""
 
 

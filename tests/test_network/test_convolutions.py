@@ -211,6 +211,8 @@ def test_a_convolution_to_few_channels_is_one(size, channels):
         ((4, 3, 2), {"dilation_rate": 2}),
         ((4, 3, 2), {"groups": 2}),
         ((4, 3, 3), {"padding": "valid"}),
+        ((4, 3, 2), {"use_bias": False}),
+        ((4, 3, 2), {"activation": "relu"}),
     ],
 )
 def test_a_convolution_is_that_of_keras(size, options):
@@ -223,7 +225,8 @@ def test_a_convolution_is_that_of_keras(size, options):
     images = noise(2, *size, channels) - 0.4
     plain.build(images.shape)
     layer.build(images.shape)
-    layer.bias.assign(tf.range(filters, dtype=tf.float32))
+    if layer.use_bias:
+        layer.bias.assign(tf.range(filters, dtype=tf.float32))
     plain.set_weights(layer.get_weights())
     for one, other in zip(outcomes(layer, images), outcomes(plain, images), strict=True):
         np.testing.assert_allclose(one, other, atol=2e-5)

@@ -1,4 +1,4 @@
-"""Sums in a fixed order: their gradients, and that TensorFlow's optimiser leaves no other in what is trained."""
+"""Sums in a fixed order, and that TensorFlow's optimiser leaves no other in training; graphs without gradients."""
 
 import contextlib
 import subprocess
@@ -12,7 +12,9 @@ from tensorflow.python.eager import context  # the one way to see a graph as the
 
 from network import refinement
 from network.config import CascadeConfig
-from network.kernels import fork, ordered_sum, three_in_one_loop
+from network.kernels import fork, forward_alone, ordered_sum, three_in_one_loop, whole_step
+from network.recursive_cascaded_networks import build_network
+from network.spatial_transformer import compose, warp
 from tests.test_network.test_training import batch_of, trainer_of
 
 
@@ -46,6 +48,43 @@ def test_three_volumes_are_channels_with_their_bits():
     parts[:, 0, 0, 0, :4] = [[np.nan, -0.0, np.inf, 1e-38], [-np.inf, np.nan, 3.0, -0.0], [-0.0, -1.0, np.nan, np.inf]]
     found = three_in_one_loop(lambda x, y, z: (y, z, x))(*map(tf.constant, parts)).numpy()
     np.testing.assert_array_equal(found.view(np.int32), np.stack(parts[[1, 2, 0]], -1).view(np.int32))
+
+
+@pytest.mark.parametrize("base_network", ["VTN", "VoxelMorph"])
+def test_a_graph_without_gradients_has_the_same_values_and_nothing_for_gradients(base_network):
+    network = build_network(CascadeConfig(base_network, 2, image_size=(16, 18, 20), channels=2))
+    images = [tf.random.stateless_uniform((2, 16, 18, 20, 1), (side, 5)) for side in (0, 1)]
+    graphs = [whole_step(step) for step in (network.call, forward_alone(network.call))]
+    values, alone = (tf.nest.flatten(graph(images)) for graph in graphs)
+    for value, other in zip(values, alone, strict=True):
+        np.testing.assert_array_equal(value, other)
+    kinds = [{op for graph in _with_calls(step.get_concrete_function(images).graph) for op in graph} for step in graphs]
+    assert {"IdentityN", "StopGradient"} <= kinds[0]
+    assert not {"IdentityN", "StopGradient"} & kinds[1]
+
+
+def _with_calls(graph):
+    """Kinds of the operations of a graph, and of each function in its library but the kernels."""
+    yield [op.type for op in graph.get_operations()]
+    for function in graph.as_graph_def().library.function:
+        if not function.attr["_XlaMustCompile"].b:
+            yield [node.op for node in function.node_def]
+
+
+def test_kernels_that_a_graph_without_gradients_traced_first_have_their_gradients():
+    size = (5, 7, 6)  # of no other test: the kernels are traced here
+    image, first, second = (tf.random.stateless_normal((2, *size, channels), (channels, 7)) for channels in (1, 3, 3))
+
+    def step(first, second, fast=True):
+        with tf.GradientTape() as tape:
+            tape.watch([first, second])
+            total = tf.reduce_sum(tf.square(warp(image, compose(first, second, fast=fast), fast=fast)))
+        return tape.gradient(total, [first, second])
+
+    whole_step(forward_alone(lambda *flows: warp(image, compose(*flows))))(first, second)
+    found, expected = whole_step(step)(first, second), step(first, second, fast=False)
+    for gradient, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(gradient, other, rtol=1e-4, atol=1e-4)
 
 
 @contextlib.contextmanager
