@@ -144,7 +144,7 @@ class Evaluator:
         # Replicas of this machine, where there are several machines.
         one = self.strategy.run(lambda: tf.constant(0))
         self._replicas = len(self.strategy.experimental_local_results(one))
-        self._run = whole_step(lambda *inputs: self.strategy.run(forward_alone(self._measure), args=inputs))
+        self._run = whole_step(forward_alone(lambda *inputs: self.strategy.run(self._measure, args=inputs)))
         self._graphs: dict[int | None, Callable[..., CascadeOutput]] = {}
 
     def prepare(self, spec: Mapping[str, tf.TensorSpec]) -> None:

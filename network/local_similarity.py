@@ -43,8 +43,7 @@ def _local_correlation(window: int) -> Callable[..., tf.Tensor]:
     kernel = xla_kernel(functools.partial(_loss_and_gradient, window))
 
     @own_gradient
-    def loss(*inputs: tf.Tensor) -> Any:
-        fixed, warped, *mask = inputs
+    def loss(fixed: tf.Tensor, warped: tf.Tensor, *mask: tf.Tensor) -> Any:
         value, slope = kernel(fixed, warped, *mask)
 
         def gradient(upstream: tf.Tensor) -> list[tf.Tensor | None]:
